@@ -1,0 +1,58 @@
+"""The activity that pays one line of an invoice."""
+
+import asyncio
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from invoice import shown
+from payments import (
+    Payment,
+    PaymentConflict,
+    PaymentDeclined,
+    PaymentGateway,
+    SimulatedGateway,
+    data_directory,
+    decline_limit,
+)
+
+
+@cache
+def gateway() -> PaymentGateway:
+    """What pays, one for the process. A real payment provider is put in here."""
+    return SimulatedGateway(data_directory(), decline_limit())
+
+
+@activity.defn
+async def process_payment(line_item: dict[str, Any]) -> str:
+    """Pays `line_item`: its `item`, `amount` and `currency`.
+
+    A line is known by the workflow and the activity id, which stay the same in every attempt and in
+    every later run for this invoice; so it is paid once, however often this runs.
+
+    Raises:
+        ApplicationError: not retryable, of type `PaymentDeclined` or `PaymentConflict`.
+        GatewayUnavailable: for Temporal to retry.
+    """
+    info = activity.info()
+    assert info.workflow_id is not None, "paid by a workflow, never on its own"
+    payment = Payment(
+        idempotency_key=f"{info.workflow_id}/{info.activity_id}",
+        invoice_id=info.workflow_id.removeprefix("invoice-"),
+        item=line_item.get("item", "Unknown"),
+        amount=Decimal(str(line_item.get("amount", "0.0"))),
+        currency=line_item.get("currency", "USD"),
+    )
+    sign = "$" if payment.currency == "USD" else f"{payment.currency} "
+    activity.logger.info(
+        "Processing payment: %s - %s%s", shown(payment.item, 200), sign, payment.amount
+    )
+    try:
+        # In a thread: a gateway may block, and the event loop carries every other invoice.
+        await asyncio.to_thread(gateway().pay, payment)
+    except (PaymentDeclined, PaymentConflict) as error:
+        raise ApplicationError(str(error), type=type(error).__name__, non_retryable=True) from error
+    return f"Processed payment for {payment.item}: {sign}{payment.amount}"

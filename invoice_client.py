@@ -1,0 +1,408 @@
+"""What can be asked of invoices, through a Temporal client: submit, decide, look, list.
+
+Plain functions without MCP. Each sends as few calls as it can and sets no limit to their time; the
+caller does (`asyncio.timeout`), but for a query, which would hang where no worker runs. Besides
+`InvoiceError` they raise what the Temporal client raises.
+"""
+
+import asyncio
+import getpass
+import platform
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import uuid4
+
+from pydantic import ValidationError
+from temporalio.api.common.v1 import Payload
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionDescription,
+    WorkflowExecutionStatus,
+    WorkflowHandle,
+    WorkflowQueryFailedError,
+)
+from temporalio.common import RawValue, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from answers import InvoiceList, InvoiceStatus, Retry, State, state_of
+from invoice import (
+    CANCELLED,
+    COMPLETED,
+    INVALID_INVOICE,
+    REJECTED,
+    Decider,
+    Invoice,
+    Progress,
+    utc,
+    workflow_id,
+)
+from workflow import TASK_QUEUE, InvoiceWorkflow
+
+Handle = WorkflowHandle[InvoiceWorkflow, str]
+
+QUERY_SECONDS = 3
+"""A running worker answers a query in milliseconds; without one there is never an answer."""
+LIST_LIMIT = 50
+SCAN_LIMIT = 1000
+"""How many invoices `list_invoices` looks at to find those of one state."""
+
+
+class InvoiceError(Exception):
+    """Why something can't be done with an invoice and what can be, in words for a person."""
+
+
+def whoami() -> str:
+    """`user@host` of this process, as the machine's login has it."""
+    try:
+        user = getpass.getuser()
+    except (ImportError, KeyError, OSError):  # no login name, as in some containers
+        user = "unknown"
+    return f"{user}@{platform.node()}"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    status: InvoiceStatus
+    started: bool
+    """False if the same invoice was in process already."""
+
+
+async def submit(client: Client, invoice: Invoice) -> Submitted:
+    """Starts the workflow of an invoice, unless one is open or the invoice is paid.
+
+    Raises:
+        InvoiceError: the id is in use by a different invoice, or the invoice is paid.
+    """
+    # Atomic where the id is new. After a closed run the ledger guards what a race could do here.
+    policy = WorkflowIDReusePolicy.REJECT_DUPLICATE
+    while True:
+        try:
+            handle, worker_polls = await asyncio.gather(
+                client.start_workflow(
+                    InvoiceWorkflow.run,
+                    _json(invoice.to_json()),
+                    id=workflow_id(invoice.id),
+                    task_queue=TASK_QUEUE,
+                    id_reuse_policy=policy,
+                    memo=Progress.of(invoice).to_memo(),
+                    static_summary=f"{invoice.id}: {invoice.summary}",
+                ),
+                _worker_polls(client),
+            )
+        except WorkflowAlreadyStartedError:
+            if found := await _submitted_before(client, invoice):
+                return Submitted(found, started=False)
+            policy = WorkflowIDReusePolicy.ALLOW_DUPLICATE
+        else:
+            status = _status_of(invoice.id, Progress.of(invoice), datetime.now(UTC))
+            status.worker_answers = worker_polls or await _ask(handle) is not None
+            return Submitted(status, started=True)
+
+
+async def _submitted_before(client: Client, invoice: Invoice) -> InvoiceStatus | None:
+    """The status of the open run for the same invoice; None if a new run may start."""
+    status, digest = await _look(client, invoice.id)
+    if status.state == "completed":
+        when = f" on {utc(status.closed_at)}" if status.closed_at else ""
+        raise InvoiceError(f"Invoice {invoice.id} was already paid{when}. Nothing was started.")
+    if not status.open:
+        return None
+    if digest != invoice.digest:
+        raise InvoiceError(
+            f"The id {invoice.id} is in use by a different invoice: {status.amounts},"
+            f" {status.status}. Nothing was changed. Use another id, or have that one rejected"
+            " first."
+        )
+    return status
+
+
+@dataclass(frozen=True)
+class Decided:
+    status: InvoiceStatus
+    earlier: bool
+    """True if it had been decided so before."""
+
+
+async def decide(
+    client: Client,
+    invoice_id: str,
+    *,
+    approve: bool,
+    reason: str | None = None,
+    run_id: str | None = None,
+) -> Decided:
+    """Sends a decision and finds out whether it is the one that stands.
+
+    Without a worker the Temporal Service keeps the decision, and `worker_answers` is False.
+
+    Args:
+        run_id: the run meant, where a person was shown its content.
+
+    Raises:
+        InvoiceError: there is no such invoice, or a decision to the other effect stands.
+    """
+    handle = _handle(client, invoice_id, run_id)
+    decider = Decider(by=whoami(), reason=reason, request=uuid4().hex)
+    signal = InvoiceWorkflow.approve_invoice if approve else InvoiceWorkflow.reject_invoice
+    try:
+        await handle.signal(signal, _json(decider.model_dump_json().encode()))
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:
+            raise
+        status = await look(client, invoice_id)  # closed; or unknown, and raises
+    else:
+        answer = await _ask(handle)
+        if isinstance(answer, Progress) and answer.submitted_at:
+            status = _status_of(invoice_id, answer, answer.submitted_at)
+        else:
+            status = await look(client, invoice_id)
+    if status.open and status.worker_answers is False:
+        return Decided(status, earlier=False)
+    mine = status.decision is not None and status.decision.request == decider.request
+    if not mine and status.state not in (("paying", "completed") if approve else ("rejected",)):
+        raise InvoiceError(_too_late(status, approve))
+    return Decided(status, earlier=not mine)
+
+
+def _too_late(status: InvoiceStatus, approve: bool) -> str:
+    verb = "approved" if approve else "rejected"
+    text = f"Invoice {status.invoice_id} can't be {verb} now. {status.in_words()}"
+    if approve:
+        return f"{text} To start anew, submit it again."
+    if status.state == "paying":
+        return (
+            f"{text} To stop it before the next line, cancel the workflow {status.workflow_id} in"
+            " the Web UI; what is paid stays paid."
+        )
+    return text
+
+
+async def look(client: Client, invoice_id: str) -> InvoiceStatus:
+    """Where the latest run for an invoice stands; from its memo if no worker answers.
+
+    Raises:
+        InvoiceError: there is no such invoice.
+    """
+    status, _ = await _look(client, invoice_id)
+    return status
+
+
+async def _look(client: Client, invoice_id: str) -> tuple[InvoiceStatus, str | None]:
+    """The status, and the digest of the content."""
+    handle = _handle(client, invoice_id)
+    try:
+        description = await handle.describe()
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message:
+            raise InvoiceError(
+                f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
+            ) from error
+        raise
+    progress = await _progress(client, description)
+    status = await _closed_or_noted(client, description, progress)
+    if status.open:
+        answer = await _ask(handle)
+        if isinstance(answer, Progress):
+            status = _status_of(invoice_id, answer, status.submitted_at)
+        elif answer is not None:
+            status.status, status.state = answer, state_of(answer)
+        status.worker_answers = answer is not None
+        status.retry = _retry(description)
+    return status, progress.digest if progress else None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a decision is about."""
+
+    invoice: Invoice
+    run_id: str
+
+
+async def content(client: Client, invoice_id: str) -> Content | None:
+    """The lines of an invoice that waits for a decision, as the workflow will pay them.
+
+    They come from the run's first event, so no worker is needed. None if there's nothing to decide:
+    no such invoice, none that waits, or one with invalid content.
+    """
+    try:
+        description = await _handle(client, invoice_id).describe()
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            return None
+        raise
+    invoice = await _invoice(client, description)
+    if invoice is None or description.status != WorkflowExecutionStatus.RUNNING:
+        return None
+    return Content(invoice, description.run_id)
+
+
+async def list_invoices(client: Client, state: State | None = None) -> InvoiceList:
+    """The newest 50 invoices, or the newest 50 of one state, from their memos.
+
+    Temporal can't search memos: for one state the newest 1,000 that may match are looked at.
+    """
+    query = "WorkflowType='InvoiceWorkflow'"
+    if state:
+        query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
+    count = asyncio.ensure_future(client.count_workflows(query))
+    invoices: list[InvoiceStatus] = []
+    total: dict[str, Decimal] = defaultdict(Decimal)
+    looked_at = 0
+    async for execution in client.list_workflows(query, limit=SCAN_LIMIT, page_size=LIST_LIMIT):
+        looked_at += 1
+        status = await _closed_or_noted(client, execution, await _progress(client, execution))
+        if state is None or status.state == state:
+            invoices.append(status)
+            if status.currency and status.total is not None:
+                total[status.currency] += status.total
+        if len(invoices) == LIST_LIMIT:
+            break
+    not_shown = max(0, (await count).count - looked_at)
+    return InvoiceList(invoices=invoices, not_shown=not_shown, total=total)
+
+
+_EXECUTION_STATUS: dict[State, list[str]] = {
+    "waiting": ["Running"],
+    "paying": ["Running"],
+    "completed": ["Completed"],
+    "rejected": ["Completed"],
+    "timed_out": ["Completed"],
+    "failed": ["Failed"],
+    "cancelled": ["Canceled"],
+    "terminated": ["Terminated", "TimedOut"],
+}
+
+
+def _handle(client: Client, invoice_id: str, run_id: str | None = None) -> Handle:
+    return client.get_workflow_handle_for(
+        InvoiceWorkflow.run, workflow_id(invoice_id), run_id=run_id
+    )
+
+
+def _json(data: bytes) -> RawValue:
+    return RawValue(Payload(metadata={"encoding": b"json/plain"}, data=data))
+
+
+async def _ask(handle: Handle) -> Progress | str | None:
+    """What a worker says, None if none answers; only the status if it is the tutorial's worker."""
+    try:
+        async with asyncio.timeout(QUERY_SECONDS):
+            try:
+                return Progress.model_validate(await handle.query(InvoiceWorkflow.get_progress))
+            except (WorkflowQueryFailedError, ValidationError):
+                return await handle.query(InvoiceWorkflow.get_status)
+    except TimeoutError:
+        return None
+    except RPCError as error:
+        if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION):
+            return None
+        raise
+
+
+async def _worker_polls(client: Client) -> bool:
+    """Whether a worker has asked for work within the last second; False is no proof of none."""
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=TASK_QUEUE),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    )
+    try:
+        queue = await client.workflow_service.describe_task_queue(request)
+    except RPCError:
+        return False
+    second_ago = datetime.now(UTC) - timedelta(seconds=1)
+    return any(poller.last_access_time.ToDatetime(UTC) > second_ago for poller in queue.pollers)
+
+
+async def _progress(client: Client, execution: WorkflowExecution) -> Progress | None:
+    """From the memo; of a run that another client started and no worker of ours saw, computed."""
+    try:
+        return Progress.model_validate(await execution.memo())
+    except ValidationError:
+        invoice = await _invoice(client, execution)
+        return Progress.of(invoice) if invoice else None
+
+
+async def _invoice(client: Client, execution: WorkflowExecution) -> Invoice | None:
+    """The content a run was started with, None if it is no invoice."""
+    handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
+    async for event in handle.fetch_history_events(page_size=1):
+        payloads = event.workflow_execution_started_event_attributes.input.payloads
+        try:
+            return Invoice.model_validate_json(payloads[0].data if payloads else b"")
+        except ValidationError:
+            break
+    return None
+
+
+def _status_of(invoice_id: str, progress: Progress, submitted_at: datetime) -> InvoiceStatus:
+    state = state_of(progress.status)
+    timeout = timedelta(days=progress.approval_timeout_days)
+    return InvoiceStatus(
+        **progress.model_dump(exclude={"submitted_at"}),
+        invoice_id=invoice_id,
+        workflow_id=workflow_id(invoice_id),
+        state=state,
+        submitted_at=submitted_at,
+        deadline=submitted_at + timeout if state == "waiting" else None,
+    )
+
+
+async def _closed_or_noted(
+    client: Client, execution: WorkflowExecution, progress: Progress | None
+) -> InvoiceStatus:
+    """The final status of a closed run, or the one last noted in the memo of an open one."""
+    invoice_id = execution.id.removeprefix("invoice-")
+    if progress:
+        status = _status_of(invoice_id, progress, execution.start_time)
+    else:
+        noted = (await execution.memo()).get("status", INVALID_INVOICE)
+        status = InvoiceStatus(
+            invoice_id=invoice_id,
+            workflow_id=execution.id,
+            state=state_of(noted),
+            status=noted,
+            submitted_at=execution.start_time,
+        )
+    if execution.status == WorkflowExecutionStatus.RUNNING:
+        return status
+    status.closed_at = execution.close_time
+    match execution.status:
+        case WorkflowExecutionStatus.COMPLETED if status.open:  # by the tutorial's worker
+            handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
+            paid = await handle.result(follow_runs=False) == "COMPLETED"
+            status.status, status.state = (
+                (COMPLETED, "completed") if paid else (REJECTED, "rejected")
+            )
+        case WorkflowExecutionStatus.FAILED if status.open:
+            status.status, status.state = "Failed", "failed"
+        case WorkflowExecutionStatus.CANCELED if status.open:
+            status.status, status.state = CANCELLED, "cancelled"
+        case WorkflowExecutionStatus.TERMINATED | WorkflowExecutionStatus.TIMED_OUT:
+            status.status, status.state = "Terminated by an operator in Temporal", "terminated"
+    if not status.open:
+        status.deadline = None
+    return status
+
+
+def _retry(description: WorkflowExecutionDescription) -> Retry | None:
+    for pending in description.raw_description.pending_activities:
+        if pending.attempt > 1:
+            scheduled = pending.HasField("next_attempt_schedule_time")
+            return Retry(
+                line=int(pending.activity_id.removeprefix("line-")),
+                attempt=pending.attempt,
+                next_attempt_at=(
+                    pending.next_attempt_schedule_time.ToDatetime(UTC) if scheduled else None
+                ),
+                last_error=pending.last_failure.message,
+            )
+    return None

@@ -1,0 +1,113 @@
+"""The worker: runs `InvoiceWorkflow` and `process_payment`, on an embedded Temporal dev server if
+no service is configured or running.
+
+    uv run worker.py
+
+Ctrl-C or SIGTERM ends it once the payment under way, if any, is finished.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sqlite3
+import sys
+from datetime import timedelta
+
+from temporalio.worker import Worker
+
+import activities
+from payments import data_directory
+from temporal_service import PORT, UI_PORT, ServiceError, service
+from workflow import TASK_QUEUE, InvoiceWorkflow
+
+log = logging.getLogger("worker")
+
+
+async def run() -> None:
+    """Runs the worker until a signal asks it to end.
+
+    Raises:
+        ServiceError: there is no Temporal Service to work for.
+        OSError, sqlite3.Error, ValueError: the data directory, the ledger or a setting is broken.
+    """
+    _end_on_signal()
+    directory = data_directory()
+    activities.gateway()
+    async with service(directory) as client:
+        address = client.service_client.config.target_host
+        log.info("Temporal Service  %s, namespace %s", address, client.namespace)
+        if address.endswith(f":{PORT}") and address.startswith(("localhost", "127.")):
+            log.info("Web UI            http://localhost:%s", UI_PORT)
+        log.info("Data and ledger   %s, payments.db", directory)
+        worker = Worker(
+            client,
+            task_queue=TASK_QUEUE,
+            workflows=[InvoiceWorkflow],
+            activities=[activities.process_payment],
+            # A payment has 30 s; one under way is waited for.
+            graceful_shutdown_timeout=timedelta(seconds=35),
+        )
+        async with worker:
+            while not worker.is_running:
+                await asyncio.sleep(0.05)
+            print("Worker started. Listening for invoice workflows...", flush=True)
+            await asyncio.Event().wait()
+
+
+def _end_on_signal() -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task
+
+    def end(*_: object) -> None:
+        # Once: a second Ctrl-C must not cut off the payment that the first one waits for.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        log.info("Ending; a payment under way is finished first.")
+        loop.call_soon_threadsafe(task.cancel)
+
+    # Not `loop.add_signal_handler`, which Windows lacks.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+
+
+class _Format(logging.Formatter):
+    """Time and message; from warnings on also the level, in colour on a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.levelno < logging.WARNING:
+            return line
+        line = f"{record.levelname.lower()}: {line}"
+        return f"\x1b[33m{line}\x1b[0m" if sys.stderr.isatty() else line
+
+
+def main() -> int:
+    """Runs the worker; returns the exit code: 0 when asked to end, 1 when something is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Format("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("temporalio.worker").setLevel(logging.WARNING)
+    code = 1
+    try:
+        asyncio.run(run())
+    except* asyncio.CancelledError:
+        code = 0
+    except* ServiceError as problems:
+        log.error("%s", problems.exceptions[0])
+    except* OSError as problems:
+        log.error("The data directory can't be used: %s.", problems.exceptions[0])
+    except* sqlite3.Error as problems:
+        log.error("The payment ledger payments.db can't be used: %s.", problems.exceptions[0])
+    except* ValueError as problems:
+        log.error("%s.", problems.exceptions[0])
+    return code
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    # Not sys.exit: the SDK's threads can abort the interpreter while it shuts down
+    # (temporalio/sdk-python issue 300), which would turn a clean end into a crash.
+    os._exit(status)
