@@ -1,7 +1,8 @@
 """The activity that pays one line of an invoice."""
 
 import asyncio
-from decimal import Decimal
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,9 @@ from payments import (
     data_directory,
     decline_limit,
 )
+
+# The worker's log has one short line for each payment.
+activity.logger.activity_info_on_message = False
 
 
 @cache
@@ -42,8 +46,8 @@ async def process_payment(line_item: dict[str, Any]) -> str:
     payment = Payment(
         idempotency_key=f"{info.workflow_id}/{info.activity_id}",
         invoice_id=info.workflow_id.removeprefix("invoice-"),
-        item=line_item.get("item", "Unknown"),
-        amount=Decimal(str(line_item.get("amount", "0.0"))),
+        item=str(line_item.get("item", "Unknown")),
+        amount=_amount(line_item.get("amount", "0.0")),
         currency=line_item.get("currency", "USD"),
     )
     sign = "$" if payment.currency == "USD" else f"{payment.currency} "
@@ -56,3 +60,16 @@ async def process_payment(line_item: dict[str, Any]) -> str:
     except (PaymentDeclined, PaymentConflict) as error:
         raise ApplicationError(str(error), type=type(error).__name__, non_retryable=True) from error
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
+
+
+def _amount(value: Any) -> Decimal:
+    """Our workflow has checked it; another one that calls this activity may not have."""
+    with suppress(InvalidOperation):
+        amount = Decimal(str(value))
+        if amount.is_finite() and amount >= 0:
+            return amount
+    raise ApplicationError(
+        f"amount: must be a number, not negative, instead of {shown(str(value))}",
+        type="InvalidInvoice",
+        non_retryable=True,
+    )

@@ -98,13 +98,13 @@ class InvoiceStatus(BaseModel):
     @property
     def paid(self) -> str:
         """How much is paid, as a sentence."""
-        if self.total is None or self.currency is None:
+        if self.total is None or self.currency is None or self.line_count is None:
             return "Nothing is paid."
         if not self.paid_lines:
-            return f"Nothing of {self.amounts} is paid."
+            return f"{self.amounts}; nothing of it is paid."
         amount = money(self.paid_amount, self.currency)
         return (
-            f"Paid: {self.paid_lines:,} of {counted(self.line_count or 0, 'line')},"
+            f"Paid: {self.paid_lines:,} of {counted(self.line_count, 'line')},"
             f" {amount} of {money(self.total, self.currency)}."
         )
 
@@ -203,12 +203,16 @@ class InvoiceList(BaseModel):
     ]
 
     def in_words(self, which: str) -> str:
+        """The answer of `list_invoices`; `which` is the state asked for, or `all`."""
+        kind = "invoice" if which == "all" else f"{which.replace('_', ' ')} invoice"
         if not self.invoices and not self.not_shown:
-            return f"No {which}."
+            return f"There are no {kind}s."
         totals = " and ".join(money(amount, code) for code, amount in self.total.items())
-        head = f"{counted(len(self.invoices), which.removesuffix('s'))}, newest first"
+        head = f"{counted(len(self.invoices), kind)}, newest first"
         lines = [f"{head}, {totals} in all:" if totals else f"{head}:"]
         lines += [f"- {invoice.in_a_line()}" for invoice in self.invoices]
         if self.not_shown:
-            lines.append(f"Not looked at: {self.not_shown:,} older ones, which may match too.")
+            lines.append(
+                f"Not looked at: {counted(self.not_shown, 'older one')} that may match too."
+            )
         return "\n".join(lines)

@@ -294,14 +294,14 @@ def utc(moment: datetime) -> str:
 
 
 def span(duration: timedelta) -> str:
-    """A duration in its two largest units: `4 days 23 h`, `5 min`, `12 s`."""
-    seconds = max(0, int(duration.total_seconds()))
-    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
-    if days:
-        return counted(days, "day") + (f" {hours} h" if hours else "")
-    if hours:
-        return f"{hours} h" + (f" {minutes} min" if minutes else "")
-    return f"{minutes} min" if minutes else f"{seconds} s"
+    """A duration, rounded to its two largest units: `4 days 23 h`, `5 h 10 min`, `12 s`."""
+    seconds = max(0, round(duration.total_seconds()))
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if hours >= 24:
+        return counted(hours // 24, "day") + (f" {hours % 24} h" if hours % 24 else "")
+    if minutes >= 60:
+        return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+    return f"{minutes} min" if seconds >= 60 else f"{seconds} s"
 
 
 # Characters that mean something to Markdown or HTML, and what stands in for them.

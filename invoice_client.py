@@ -252,7 +252,6 @@ async def list_invoices(client: Client, state: State | None = None) -> InvoiceLi
     query = "WorkflowType='InvoiceWorkflow'"
     if state:
         query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
-    count = asyncio.ensure_future(client.count_workflows(query))
     invoices: list[InvoiceStatus] = []
     total: dict[str, Decimal] = defaultdict(Decimal)
     looked_at = 0
@@ -265,7 +264,8 @@ async def list_invoices(client: Client, state: State | None = None) -> InvoiceLi
                 total[status.currency] += status.total
         if len(invoices) == LIST_LIMIT:
             break
-    not_shown = max(0, (await count).count - looked_at)
+    # Visibility lags a little behind, and the two calls may see different moments.
+    not_shown = max(0, (await client.count_workflows(query)).count - looked_at)
     return InvoiceList(invoices=invoices, not_shown=not_shown, total=total)
 
 

@@ -1,0 +1,201 @@
+"""The real parts the tests run: Temporal Services, workers and MCP servers, as processes."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from fastmcp import Client as McpClient
+from fastmcp.client.transports import StdioTransport
+from temporalio.client import Client
+
+import temporal_service
+
+ROOT = Path(__file__).parent.parent
+T = TypeVar("T")
+STARTED = "Worker started. Listening for invoice workflows..."
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def an_invoice(**fields: Any) -> dict[str, Any]:
+    """The tutorial's invoice under an id of its own, paid without pacing."""
+    return {
+        "id": f"INV-{uuid4().hex[:12]}",
+        "lines": [
+            {"item": "Web Development", "amount": "5000.00", "description": "Frontend work"},
+            {"item": "Design Services", "amount": "2000.00", "description": "UI/UX design"},
+        ],
+        "payment_interval_seconds": 0,
+        **fields,
+    }
+
+
+async def eventually(look: Callable[[], Awaitable[T | None]], bound: float = 20) -> T:
+    """What `look` gives once that is true; fails after `bound` seconds."""
+    async with asyncio.timeout(bound):
+        while not (found := await look()):
+            await asyncio.sleep(0.05)
+        return found
+
+
+def environment(address: str, **more: str) -> dict[str, str]:
+    """What a process of ours gets: as little as a host passes on, and the address."""
+    kept = {k: os.environ[k] for k in ("HOME", "PATH", "LOGNAME", "SystemRoot") if k in os.environ}
+    return {**kept, "TEMPORAL_ADDRESS": address, **more}
+
+
+class Service:
+    """A Temporal dev server of our own on free ports, with its database in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.ui_port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> Client:
+        """Starts it, or starts it again on the same database; returns a client."""
+        executable = await temporal_service.temporal_executable()
+        arguments = [
+            "--port",
+            str(self.port),
+            "--ui-port",
+            str(self.ui_port),
+            "--log-level",
+            "error",
+        ]
+        arguments += ["--db-filename", str(self.directory / "temporal.db"), "--ip", "127.0.0.1"]
+        with (self.directory / "temporal.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [executable, "server", "start-dev", *arguments], stdout=log, stderr=log
+            )
+
+        async def connected() -> Client | None:
+            try:
+                return await connect(self.address)
+            except temporal_service.ServiceError:
+                return None
+
+        return await eventually(connected, 30)
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait(10)
+
+
+async def connect(address: str, identity: str | None = None) -> Client:
+    return await temporal_service.connect(
+        {"target_host": address, "namespace": "default"}, identity=identity
+    )
+
+
+class Worker:
+    """A worker process: `worker.py`, or a script of the tests in its place."""
+
+    def __init__(self, address: str, data: Path, script: Path = ROOT / "worker.py", **env: str):
+        self.data = data
+        self.log = data / f"worker-{uuid4().hex[:6]}.log"
+        self.script = script
+        self.environment = environment(
+            address, INVOICE_DATA_DIR=str(data), PYTHONPATH=str(ROOT), **env
+        )
+        self.process: subprocess.Popen[str] | None = None
+
+    async def start(self) -> "Worker":
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, self.script],
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        line = await asyncio.to_thread(self.process.stdout.readline)  # type: ignore[union-attr]
+        assert line.strip() == STARTED, self.log.read_text()
+        return self
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self.process:
+            self.process.kill()
+            self.process.wait(10)
+
+    async def end(self, number: int = signal.SIGTERM) -> int:
+        assert self.process
+        self.process.send_signal(number)
+        return await asyncio.to_thread(self.process.wait, 45)
+
+
+def payments(data: Path) -> dict[str, tuple[str, str, str]]:
+    """The ledger: key to item, amount and currency."""
+    with closing(sqlite3.connect(data / "payments.db", timeout=10)) as ledger:
+        rows = ledger.execute("SELECT idempotency_key, item, amount, currency FROM payments")
+        return {key: (item, amount, currency) for key, item, amount, currency in rows}
+
+
+def paid(data: Path, invoice: dict[str, Any]) -> list[str]:
+    """The keys of an invoice's payments."""
+    return sorted(key for key in payments(data) if key.startswith(f"invoice-{invoice['id']}/"))
+
+
+def mcp(
+    address: str, mode: str = "legacy", log: Path | None = None, **client: Any
+) -> McpClient[Any]:
+    """A real MCP client that spawns the real server. `mode`: `legacy` or `2026-07-28`."""
+    transport = StdioTransport(
+        sys.executable,
+        [str(ROOT / "invoice_server.py")],
+        env=environment(address),
+        keep_alive=False,
+        log_file=log,
+    )
+    return McpClient(transport, mode=mode, **client)
+
+
+class Tools:
+    """Calls tools and gives their text; `Refused` if the answer is an error."""
+
+    def __init__(self, client: McpClient[Any]) -> None:
+        self.client = client
+
+    async def __call__(self, tool: str, **arguments: Any) -> str:
+        result = await self.client.call_tool(tool, arguments, raise_on_error=False)
+        text: str = result.content[0].text  # type: ignore[union-attr]
+        if result.is_error:
+            raise Refused(text)
+        return text
+
+    async def status(self, invoice: dict[str, Any]) -> dict[str, Any]:
+        """The structured content of `get_invoice_status`."""
+        result = await self.client.call_tool("get_invoice_status", {"invoice_id": invoice["id"]})
+        content: dict[str, Any] = result.structured_content  # type: ignore[assignment]
+        return content
+
+    async def until(self, invoice: dict[str, Any], *states: str) -> dict[str, Any]:
+        """The status, once it is in one of `states`."""
+
+        async def look() -> dict[str, Any] | None:
+            status = await self.status(invoice)
+            return status if status["state"] in states else None
+
+        return await eventually(look)
+
+
+class Refused(Exception):
+    """A tool answered with an error."""
