@@ -7,10 +7,11 @@ from functools import cache
 from typing import Any
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from invoice import shown
 from payments import (
+    GatewayUnavailable,
     Payment,
     PaymentConflict,
     PaymentDeclined,
@@ -38,8 +39,8 @@ async def process_payment(line_item: dict[str, Any]) -> str:
     every later run for this invoice; so it is paid once, however often this runs.
 
     Raises:
-        ApplicationError: not retryable, of type `PaymentDeclined` or `PaymentConflict`.
-        GatewayUnavailable: for Temporal to retry.
+        ApplicationError: of type `GatewayUnavailable`, for Temporal to retry; `PaymentDeclined` or
+            `PaymentConflict`, not to be retried.
     """
     info = activity.info()
     assert info.workflow_id is not None, "paid by a workflow, never on its own"
@@ -51,14 +52,21 @@ async def process_payment(line_item: dict[str, Any]) -> str:
         currency=line_item.get("currency", "USD"),
     )
     sign = "$" if payment.currency == "USD" else f"{payment.currency} "
+    what = f"{payment.invoice_id} {info.activity_id}"
     activity.logger.info(
-        "Processing payment: %s - %s%s", shown(payment.item, 200), sign, payment.amount
+        "Processing payment: %s - %s%s (%s)", shown(payment.item, 200), sign, payment.amount, what
     )
     try:
         # In a thread: a gateway may block, and the event loop carries every other invoice.
         await asyncio.to_thread(gateway().pay, payment)
-    except (PaymentDeclined, PaymentConflict) as error:
-        raise ApplicationError(str(error), type=type(error).__name__, non_retryable=True) from error
+    except (GatewayUnavailable, PaymentDeclined, PaymentConflict) as error:
+        activity.logger.warning("%s: attempt %s failed: %s", what, info.attempt, error)
+        raise ApplicationError(
+            str(error),
+            type=type(error).__name__,
+            non_retryable=not isinstance(error, GatewayUnavailable),
+            category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
+        ) from error
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
 
 

@@ -191,7 +191,7 @@ class InvoiceStatus(BaseModel):
 
 
 class InvoiceList(BaseModel):
-    """Invoices, the one submitted last first."""
+    """Invoices: open ones first, newest first; then those that are closed, the last one first."""
 
     invoices: list[InvoiceStatus]
     not_shown: Annotated[
@@ -208,7 +208,8 @@ class InvoiceList(BaseModel):
         if not self.invoices and not self.not_shown:
             return f"There are no {kind}s."
         totals = " and ".join(money(amount, code) for code, amount in self.total.items())
-        head = f"{counted(len(self.invoices), kind)}, newest first"
+        order = "open ones first, newest first" if which == "all" else "newest first"
+        head = f"{counted(len(self.invoices), kind)}, {order}"
         lines = [f"{head}, {totals} in all:" if totals else f"{head}:"]
         lines += [f"- {invoice.in_a_line()}" for invoice in self.invoices]
         if self.not_shown:

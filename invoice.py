@@ -114,7 +114,9 @@ class LineItem(BaseModel):
         Field(min_length=1, max_length=200, description="What is charged, 1 to 200 characters."),
     ]
     amount: Amount
-    description: Annotated[str | None, Field(description="Optional detail.")] = None
+    description: Annotated[
+        str | None, Field(description="Optional detail.", exclude_if=lambda text: text is None)
+    ] = None
 
 
 class Invoice(BaseModel):

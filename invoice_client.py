@@ -157,6 +157,11 @@ async def decide(
         if error.status != RPCStatusCode.NOT_FOUND:
             raise
         status = await look(client, invoice_id)  # closed; or unknown, and raises
+        if status.open:
+            raise InvoiceError(
+                f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided."
+                " Look at it before you decide on it."
+            ) from error
     else:
         answer = await _ask(handle)
         if isinstance(answer, Progress) and answer.submitted_at:
@@ -197,14 +202,7 @@ async def look(client: Client, invoice_id: str) -> InvoiceStatus:
 async def _look(client: Client, invoice_id: str) -> tuple[InvoiceStatus, str | None]:
     """The status, and the digest of the content."""
     handle = _handle(client, invoice_id)
-    try:
-        description = await handle.describe()
-    except RPCError as error:
-        if error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message:
-            raise InvoiceError(
-                f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
-            ) from error
-        raise
+    description = await _describe(client, invoice_id)
     progress = await _progress(client, description)
     status = await _closed_or_noted(client, description, progress)
     if status.open:
@@ -218,30 +216,42 @@ async def _look(client: Client, invoice_id: str) -> tuple[InvoiceStatus, str | N
     return status, progress.digest if progress else None
 
 
+async def _describe(client: Client, invoice_id: str) -> WorkflowExecutionDescription:
+    try:
+        return await _handle(client, invoice_id).describe()
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message:
+            raise InvoiceError(
+                f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
+            ) from error
+        raise
+
+
 @dataclass(frozen=True)
 class Content:
-    """What a decision is about."""
+    """One run for an invoice and what it will pay."""
 
-    invoice: Invoice
     run_id: str
+    waits: bool
+    """Whether it was still to be decided."""
+    invoice: Invoice
 
 
-async def content(client: Client, invoice_id: str) -> Content | None:
-    """The lines of an invoice that waits for a decision, as the workflow will pay them.
+async def content(client: Client, invoice_id: str) -> Content:
+    """What a person decides on, as the workflow has it: no worker is needed to see it.
 
-    They come from the run's first event, so no worker is needed. None if there's nothing to decide:
-    no such invoice, none that waits, or one with invalid content.
+    Raises:
+        InvoiceError: there is no such invoice, or its content breaks the rules.
     """
-    try:
-        description = await _handle(client, invoice_id).describe()
-    except RPCError as error:
-        if error.status == RPCStatusCode.NOT_FOUND:
-            return None
-        raise
+    description = await _describe(client, invoice_id)
     invoice = await _invoice(client, description)
-    if invoice is None or description.status != WorkflowExecutionStatus.RUNNING:
-        return None
-    return Content(invoice, description.run_id)
+    if invoice is None:
+        raise InvoiceError(
+            f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a"
+            " person. Nothing was approved; reject it."
+        )
+    status = await _closed_or_noted(client, description, await _progress(client, description))
+    return Content(description.run_id, status.state == "waiting", invoice)
 
 
 async def list_invoices(client: Client, state: State | None = None) -> InvoiceList:

@@ -141,11 +141,13 @@ async def approve_invoice(
     ask, the person is asked again here and sees the lines and the total. The first decision stands:
     a later one is told what was decided, by whom and why.
     """
+    if not _can_ask(ctx):
+        return await _decide(invoice_id, approve=True, reason=reason)
     async with temporal() as client:
         from invoice_client import content
 
-        shown_content = await content(client, invoice_id) if _can_ask(ctx) else None
-    if shown_content:
+        shown_content = await content(client, invoice_id)
+    if shown_content.waits:
         answer = await _ask_person(ctx, shown_content)
         if isinstance(answer, InputRequiredResult):
             return answer
@@ -155,8 +157,7 @@ async def approve_invoice(
                 " Nothing was changed and nothing is paid.",
                 log_level=logging.INFO,
             )
-    run_id = shown_content.run_id if shown_content else None
-    return await _decide(invoice_id, approve=True, reason=reason, run_id=run_id)
+    return await _decide(invoice_id, approve=True, reason=reason, run_id=shown_content.run_id)
 
 
 @mcp.tool(
@@ -172,7 +173,7 @@ async def reject_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolRe
     The first decision stands: a later one is told what was decided, by whom and why. A rejected
     invoice may be submitted again.
     """
-    return await _decide(invoice_id, approve=False, reason=reason, run_id=None)
+    return await _decide(invoice_id, approve=False, reason=reason)
 
 
 @mcp.tool(
@@ -216,9 +217,10 @@ async def list_invoices(
         Field(description="Which ones: waiting are those that wait for a decision."),
     ] = "all",
 ) -> ToolResult:
-    """List invoices, newest first, with status, total, age, deadline and decision; 50 at most.
+    """List invoices with status, total, age, deadline and decision: open ones first, newest first.
 
-    Says how many older ones were left out. One submitted a moment ago may still be missing.
+    Gives 50 at most and says how many older ones were left out. One submitted a moment ago may
+    still be missing.
     """
     async with temporal() as client:
         from invoice_client import list_invoices as listed
@@ -230,7 +232,7 @@ async def list_invoices(
 
 
 async def _decide(
-    invoice_id: str, *, approve: bool, reason: str | None, run_id: str | None
+    invoice_id: str, *, approve: bool, reason: str | None, run_id: str | None = None
 ) -> ToolResult:
     async with temporal() as client:
         from invoice_client import decide

@@ -73,13 +73,13 @@ def _end_on_signal() -> None:
 
 
 class _Format(logging.Formatter):
-    """Time and message; from warnings on also the level, in colour on a terminal."""
+    """Time and message; warnings and errors say so, in colour on a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
         if record.levelno < logging.WARNING:
-            return line
-        line = f"{record.levelname.lower()}: {line}"
+            return super().format(record)
+        record.levelname = record.levelname.lower()
+        line = super().format(record).replace(" ", f" {record.levelname}: ", 1)
         return f"\x1b[33m{line}\x1b[0m" if sys.stderr.isatty() else line
 
 

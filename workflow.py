@@ -63,10 +63,9 @@ class InvoiceWorkflow:
 
     invoice: Invoice
     progress: Progress
-    rows: list[str]
-    """The table of lines in the Web UI, all but the last column."""
+    rows: list[tuple[str, str]]
+    """The table of lines in the Web UI: what stands before and after the state."""
     states: list[str]
-    """That column."""
 
     def __init__(self) -> None:
         self.approved: bool | None = None
@@ -82,7 +81,7 @@ class InvoiceWorkflow:
         self.progress = Progress.of(self.invoice)
         self.progress.submitted_at = workflow.info().workflow_start_time
         self.rows = [
-            f"| {number} | {shown(line.item)} | {money(line.amount, self.invoice.currency)} |"
+            (f"| {number} | {money(line.amount, self.invoice.currency)} |", shown(line.item, 40))
             for number, line in enumerate(self.invoice.lines, start=1)
         ]
         self.states = ["" for _ in self.invoice.lines]
@@ -196,7 +195,7 @@ class InvoiceWorkflow:
     def _failed(self, number: int, error: ActivityError) -> ApplicationError:
         cause = error.cause
         reason = shown(cause.message if isinstance(cause, ApplicationError) else str(cause), 500)
-        self.states[number - 1] = f"failed: {reason}"
+        self.states[number - 1] = "failed"
         self._tell(f"{PAYMENT_FAILED}: {self.progress.current_line}: {reason}")
         kind = cause.type if isinstance(cause, ApplicationError) else None
         return ApplicationError(self.status, type=kind or "PaymentFailed", non_retryable=True)
@@ -227,12 +226,16 @@ class InvoiceWorkflow:
 
     def _details(self, more: str) -> str:
         paid = money(self.progress.paid_amount, self.invoice.currency)
-        decided = f"\n\n{self._decided()}" if self.progress.decision else ""
+        total = money(self.progress.total, self.invoice.currency)
+        until = f" {more}" if self.status == AWAITING_APPROVAL else ""
         header = (
-            f"### {self.status}{f' {more}' if more.startswith('until') else ''}\n\n"
-            f"{self.progress.paid_lines} of {self.invoice.summary} paid: {paid}{decided}\n\n"
-            "| # | Item | Amount | State |\n|--:|:--|--:|:--|\n"
+            f"### {self.status}{until}\n\n"
+            f"Paid: {self.progress.paid_lines} of {len(self.rows)} lines, {paid} of {total}"
+            f"{f'; {self._decided()}' if self.progress.decision else ''}\n\n"
+            "| # | Amount | State | Item |\n|--:|--:|:--|:--|\n"
         )
-        return header + "\n".join(
-            f"{row} {state} |" for row, state in zip(self.rows, self.states, strict=True)
+        lines = (
+            f"{before} {state} | {item} |"
+            for (before, item), state in zip(self.rows, self.states, strict=True)
         )
+        return (header + "\n".join(lines)).replace("$", "\\$")  # $...$ is mathematics there
