@@ -84,7 +84,7 @@ class InvoiceWorkflow:
             (f"| {number} | {money(line.amount, self.invoice.currency)} |", shown(line.item, 40))
             for number, line in enumerate(self.invoice.lines, start=1)
         ]
-        self.states = ["" for _ in self.invoice.lines]
+        self.states = ["unpaid" for _ in self.invoice.lines]
         workflow.logger.info("%s submitted: %s", self.invoice.id, self.invoice.summary)
         try:
             await self._wait_for_decision()
@@ -238,4 +238,5 @@ class InvoiceWorkflow:
             f"{before} {state} | {item} |"
             for (before, item), state in zip(self.rows, self.states, strict=True)
         )
-        return (header + "\n".join(lines)).replace("$", "\\$")  # $...$ is mathematics there
+        # The Web UI takes $...$ for mathematics, and cuts off the last lines of what it shows.
+        return (header + "\n".join(lines)).replace("$", "\\$") + "\n\n\N{NO-BREAK SPACE}" * 2

@@ -155,12 +155,16 @@ def paid(data: Path, invoice: dict[str, Any]) -> list[str]:
 
 
 def mcp(
-    address: str, mode: str = "legacy", log: Path | None = None, **client: Any
+    address: str,
+    mode: str = "legacy",
+    log: Path | None = None,
+    script: Path = ROOT / "invoice_server.py",
+    **client: Any,
 ) -> McpClient[Any]:
     """A real MCP client that spawns the real server. `mode`: `legacy` or `2026-07-28`."""
     transport = StdioTransport(
         sys.executable,
-        [str(ROOT / "invoice_server.py")],
+        [str(script)],
         env=environment(address),
         keep_alive=False,
         log_file=log,
