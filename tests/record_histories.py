@@ -1,0 +1,252 @@
+"""Records the history of every course an invoice can take, for `test_replay.py` to replay.
+
+    uv run tests/record_histories.py           # into tests/histories
+    uv run tests/record_histories.py NAME      # into tests/histories/NAME, beside the older ones
+
+Takes about a minute, on a Temporal Service and workers of its own.
+"""
+
+import asyncio
+import gzip
+import json
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.client import Client, WorkflowHandle
+
+import invoice_client
+from answers import InvoiceStatus
+from invoice import Invoice, workflow_id
+from support import Service, Worker, an_invoice, eventually
+from workflow import TASK_QUEUE
+
+HISTORIES = Path(__file__).parent / "histories"
+LIMIT = "9000.00"
+ONE_ABOVE = [{"item": "Domain", "amount": "9.90"}, {"item": "Server", "amount": "9000.01"}]
+DAYS = [{"item": f"Day {number}", "amount": "650.00"} for number in range(1, 501)]
+STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+CANCEL_REQUESTED = PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
+
+
+class Steps:
+    """What can happen to an invoice; its id is the name of its course."""
+
+    def __init__(self, client: Client, data: Path) -> None:
+        self.client = client
+        self.data = data
+
+    def handle(self, name: str) -> WorkflowHandle[Any, Any]:
+        return self.client.get_workflow_handle(workflow_id(name))
+
+    async def submit(self, name: str, *, wait: bool = True, **fields: Any) -> None:
+        invoice = Invoice.model_validate(an_invoice(id=name, **fields))
+        await invoice_client.submit(self.client, invoice)
+        if wait:  # or else the next step may come before the workflow waits for it
+            await self.until(name, lambda status: status.worker_answers)
+
+    async def start(self, name: str, lines: object) -> None:
+        """As the tutorial's client submits: without a memo, a currency or a pacing."""
+        invoice = {"id": name, "lines": lines}
+        await self.client.start_workflow(
+            "InvoiceWorkflow", invoice, id=workflow_id(name), task_queue=TASK_QUEUE
+        )
+
+    async def decide(self, name: str, approve: bool = True) -> None:
+        await invoice_client.decide(self.client, name, approve=approve, reason="Hours checked")
+
+    async def until(self, name: str, reached: Callable[[InvoiceStatus], object]) -> None:
+        async def look() -> bool:
+            return bool(reached(await invoice_client.look(self.client, name)))
+
+        await eventually(look, 120)
+
+    async def until_payment(self, name: str, state: PendingActivityState.ValueType) -> None:
+        async def look() -> bool:
+            description = (await self.handle(name).describe()).raw_description
+            return any(payment.state == state for payment in description.pending_activities)
+
+        await eventually(look)
+
+
+Course = Callable[[Steps, str], Awaitable[None]]
+
+
+async def approved_before_a_worker_ran(do: Steps, name: str) -> None:
+    await do.submit(name, wait=False)
+    await do.decide(name)
+
+
+def approved(**fields: Any) -> Course:
+    async def course(do: Steps, name: str) -> None:
+        await do.submit(name, **fields)
+        await do.decide(name)
+
+    return course
+
+
+async def rejected(do: Steps, name: str) -> None:
+    await do.submit(name)
+    await do.decide(name, approve=False)
+
+
+async def timed_out(do: Steps, name: str) -> None:
+    await do.submit(name, wait=False, approval_timeout_days=1 / 24 / 3600)
+
+
+async def approved_then_rejected(do: Steps, name: str) -> None:
+    await do.submit(name, payment_interval_seconds=1)
+    await do.decide(name)
+    await do.handle(name).signal("reject_invoice")
+
+
+async def tutorials_client(do: Steps, name: str) -> None:
+    await do.start(name, [{"item": "Design", "amount": 2000.00, "description": "UI/UX design"}])
+    await do.handle(name).signal("approve_invoice")
+
+
+async def invalid(do: Steps, name: str) -> None:
+    await do.start(name, lines=5)
+
+
+async def cancelled_while_waiting(do: Steps, name: str) -> None:
+    await do.submit(name)
+    await do.handle(name).cancel()
+
+
+async def cancelled_between_payments(do: Steps, name: str) -> None:
+    await do.submit(name, payment_interval_seconds=3)
+    await do.decide(name)
+    await do.until(name, lambda status: status.paid_lines == 1)
+    await do.handle(name).cancel()
+
+
+async def cancelled_during_a_payment(do: Steps, name: str) -> None:
+    await do.submit(name)
+    with closing(sqlite3.connect(do.data / "payments.db", isolation_level=None)) as ledger:
+        ledger.execute("BEGIN IMMEDIATE")  # the payment waits for the ledger
+        await do.decide(name)
+        await do.until_payment(name, STARTED)
+        await do.handle(name).cancel()
+        await do.until_payment(name, CANCEL_REQUESTED)
+
+
+async def gateway_outage(do: Steps, name: str) -> None:
+    await do.submit(name)
+    (do.data / "gateway-down").touch()
+    await do.decide(name)
+    await do.until(name, lambda status: status.retry)
+    (do.data / "gateway-down").unlink()
+
+
+async def cancelled_in_an_outage(do: Steps, name: str) -> None:
+    await do.submit(name)
+    (do.data / "gateway-down").touch()
+    await do.decide(name)
+    await do.until(name, lambda status: status.retry)
+    await do.handle(name).cancel()
+    await do.until(name, lambda status: not status.open)
+    (do.data / "gateway-down").unlink()
+
+
+WITHOUT_A_WORKER: dict[str, Course] = {"approved-before-a-worker-ran": approved_before_a_worker_ran}
+# The first run of the resubmitted one is declined too; the second is what is recorded.
+WITH_A_LIMIT = {"declined": approved(lines=ONE_ABOVE), "resubmitted": approved(lines=ONE_ABOVE)}
+TOGETHER: dict[str, Course] = {
+    "completed": approved(),
+    "paced": approved(payment_interval_seconds=1),
+    "500-lines": approved(lines=DAYS),
+    "resubmitted": approved(lines=ONE_ABOVE),
+    "rejected": rejected,
+    "timed-out": timed_out,
+    "approved-then-rejected": approved_then_rejected,
+    "tutorials-client": tutorials_client,
+    "invalid": invalid,
+    "cancelled-while-waiting": cancelled_while_waiting,
+    "cancelled-between-payments": cancelled_between_payments,
+}
+ALONE: dict[str, Course] = {
+    "cancelled-during-a-payment": cancelled_during_a_payment,
+    "gateway-outage": gateway_outage,
+    "cancelled-in-an-outage": cancelled_in_an_outage,
+}
+COURSES = WITHOUT_A_WORKER | WITH_A_LIMIT | TOGETHER | ALONE
+
+
+async def take_all(do: Steps, service: Service) -> None:
+    """Takes an invoice through each course."""
+
+    async def take(courses: dict[str, Course]) -> None:
+        await asyncio.gather(*(course(do, name) for name, course in courses.items()))
+
+    async def finish(courses: dict[str, Course]) -> None:
+        for name in courses:
+            await do.until(name, lambda status: not status.open)
+
+    await take(WITHOUT_A_WORKER)
+    async with worker(service, LIMIT):
+        await take(WITH_A_LIMIT)
+        await finish(WITH_A_LIMIT)
+    async with worker(service):
+        await take(TOGETHER)
+        await finish(WITHOUT_A_WORKER | TOGETHER)
+        for name, course in ALONE.items():
+            await take({name: course})
+            await finish({name: course})
+
+
+@asynccontextmanager
+async def worker(service: Service, limit: str = "") -> AsyncIterator[None]:
+    worker = Worker(service.address, service.directory, INVOICE_DECLINE_OVER=limit)
+    try:
+        await worker.start()
+        yield
+    finally:
+        worker.kill()
+
+
+def anonymous(value: Any) -> Any:
+    """Without what names a machine, a process or a path; none of it matters to a replay."""
+    if isinstance(value, list):
+        return [anonymous(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("kind") == "TASK_QUEUE_KIND_STICKY":
+        return {**value, "name": "sticky"}
+    machine = "identity", "stackTrace", "workerVersion", "binaryChecksum"
+    return {key: anonymous(item) for key, item in value.items() if key not in machine}
+
+
+def write(file: Path, history: dict[str, Any]) -> None:
+    text = json.dumps(history, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if len(text) < 100_000:
+        file.write_text(text, encoding="utf-8")
+    else:
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+async def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        service = Service(Path(directory))
+        try:
+            do = Steps(await service.start(), service.directory)
+            await take_all(do, service)
+            for name in COURSES:
+                history = (await do.handle(name).fetch_history()).to_json_dict()
+                write(folder / f"{name}.json", anonymous(history))
+        finally:
+            service.kill()
+
+
+if __name__ == "__main__":
+    with patch("invoice_client.whoami", return_value="approver@example.com"):
+        asyncio.run(main(HISTORIES.joinpath(*sys.argv[1:2])))
