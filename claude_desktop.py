@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -157,13 +156,14 @@ def _new_text(file: Path, wanted: dict[str, Any] | None) -> str | None:
 
 def _back_up(file: Path) -> Path:
     """A copy beside the file; earlier ones with other content stay."""
-    for number in count(1):
-        backup = file.with_name(f"{file.name}.bak{number if number > 1 else ''}")
-        if not backup.exists():
-            shutil.copy2(file, backup)
-        if backup.read_bytes() == file.read_bytes():
-            return backup
-    raise AssertionError
+    number = 1
+    backup = file.with_name(f"{file.name}.bak")
+    while backup.exists() and backup.read_bytes() != file.read_bytes():
+        number += 1
+        backup = file.with_name(f"{file.name}.bak{number}")
+    if not backup.exists():
+        shutil.copy2(file, backup)
+    return backup
 
 
 def _write(file: Path, text: str) -> None:

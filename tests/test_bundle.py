@@ -1,0 +1,95 @@
+"""The bundle that Claude Desktop installs with a double click: `npx @anthropic-ai/mcpb pack`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+import invoice_server
+import temporal_service
+from node_tools import MCPB, npx
+from support import ROOT
+
+MANIFEST: dict[str, Any] = json.loads((ROOT / "manifest.json").read_text("utf-8"))
+NO_CODE = {"LICENSE", "manifest.json", "pyproject.toml", "uv.lock"}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked bundle of a project with everything in it that must not get out."""
+    folder = tmp_path_factory.mktemp("bundle")
+    project = folder / "project"
+    project.mkdir()
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, project)
+    for private in (".env", "key.pem", "data/payments.db", "tests/test_x.py", ".venv/x.py"):
+        (project / private).parent.mkdir(exist_ok=True)
+        (project / private).write_text("private")
+    packed = npx(MCPB, "pack", project, folder / "invoice-processor.mcpb")
+    assert packed.returncode == 0, packed.stdout + packed.stderr
+    with ZipFile(folder / "invoice-processor.mcpb") as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def contents(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_manifest_is_valid() -> None:
+    validated = npx(MCPB, "validate", "manifest.json")
+    assert validated.returncode == 0, validated.stdout
+
+
+def test_bundle_has_the_modules_the_server_imports_and_no_more(bundle: Path) -> None:
+    code = (
+        "import sys, invoice_server, invoice_client, temporal_service\n"
+        "files = [getattr(module, '__file__', None) or '' for module in sys.modules.values()]\n"
+        "print(*files, sep='\\n')"
+    )
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(bundle)}
+    command = [sys.executable, "-c", code]
+    output = subprocess.check_output(command, cwd=bundle, env=environment, encoding="utf-8")
+    imported = {Path(file).name for file in output.splitlines() if Path(file).parent == bundle}
+    assert contents(bundle) == imported | NO_CODE
+
+
+def test_bundle_is_named_as_the_project_and_the_server() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert MANIFEST["name"] == project["name"] == invoice_server.mcp.name
+    assert MANIFEST["version"] == project["version"] == invoice_server.VERSION
+    assert MANIFEST["license"] == project["license"]
+    assert MANIFEST["compatibility"]["runtimes"]["python"] == project["requires-python"]
+
+
+async def test_bundle_tells_of_the_tools_there_are() -> None:
+    told = [tool["name"] for tool in MANIFEST["tools"]]
+    assert told == [tool.name for tool in await invoice_server.mcp.list_tools()]
+
+
+@pytest.mark.parametrize("fields", ["as they come", "emptied"])
+def test_fields_not_filled_in_mean_the_local_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fields: str
+) -> None:
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):  # no TOML file of this machine's
+        monkeypatch.setenv(name, str(tmp_path))
+    for name, value in MANIFEST["server"]["mcp_config"]["env"].items():
+        field = MANIFEST["user_config"][value.removeprefix("${user_config.").removesuffix("}")]
+        monkeypatch.setenv(name, field["default"] if fields == "as they come" else "")
+    assert temporal_service.connect_config() == {
+        "target_host": "localhost:7233",
+        "namespace": "default",
+    }
+
+
+def test_api_key_is_kept_as_a_secret() -> None:
+    assert MANIFEST["user_config"]["temporal_api_key"]["sensitive"] is True

@@ -1,0 +1,28 @@
+"""What models and hosts are told about the tools, held as a snapshot.
+
+After a change that is meant: `UPDATE_SNAPSHOTS=1 uv run pytest tests/test_schemas.py`.
+"""
+
+import json
+import os
+
+import pytest
+
+from conftest import ERAS
+from support import ROOT, mcp
+
+SNAPSHOT = ROOT / "tests" / "snapshots" / "tools.json"
+TOLD = {"name", "title", "description", "annotations", "input_schema", "output_schema"}
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_tools_are_told_as_in_the_snapshot(era: str) -> None:
+    async with mcp("127.0.0.1:1", era) as client:
+        tools = [
+            tool.model_dump(mode="json", by_alias=True, include=TOLD, exclude_none=True)
+            for tool in await client.list_tools()
+        ]
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        SNAPSHOT.parent.mkdir(exist_ok=True)
+        SNAPSHOT.write_text(json.dumps(tools, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    assert tools == json.loads(SNAPSHOT.read_text("utf-8")), "see this module's docstring"
