@@ -7,7 +7,7 @@ something else than the history has, the run is stuck. To change `workflow.py`:
 1. Change it and run these tests. Green: runs under way aren't affected, go ahead. (Texts, summaries
    and the content of a memo are free. Timers, activities and memo updates that are added, left out
    or put in another order are not.)
-2. Red: keep the old way for the old runs,
+2. Red: keep the old way for runs that are past this point already,
 
        if workflow.patched("what-is-new"):
            ...  # the new way

@@ -1,0 +1,238 @@
+"""From one machine to a cluster or Temporal Cloud: by `TEMPORAL_*` variables or a profile alone.
+
+The Temporal Service is behind TLS and wants a client certificate or an API key.
+"""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import ssl
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trustme
+from fastmcp import Client as McpClient
+from fastmcp.client.transports import StdioTransport
+
+import invoice_server
+from support import ROOT, Refused, Service, Tools, Worker, an_invoice, free_port, paid
+from tls_proxy import tls_proxy
+
+Settings = dict[str, str]
+"""As a TOML profile names them, but for `tls_x` in place of `tls.x`."""
+
+
+@pytest.fixture(scope="module")
+async def plain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    """The service that is behind the TLS end points; the tests' other workers don't know it."""
+    service = Service(tmp_path_factory.mktemp("service"))
+    try:
+        await service.start()
+        yield service
+    finally:
+        service.kill()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def trusting(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    file = tmp_path_factory.mktemp("authority") / "authority.pem"
+    authority.cert_pem.write_to_path(str(file))
+    return {"tls_server_ca_cert_path": str(file)}
+
+
+@pytest.fixture(scope="module")
+async def by_certificate(
+    plain: Service,
+    authority: trustme.CA,
+    trusting: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[Settings]:
+    """What a client of an end point that wants client certificates is configured with."""
+    folder = tmp_path_factory.mktemp("client")
+    certificate = authority.issue_cert("invoices@example.com")
+    certificate.cert_chain_pems[0].write_to_path(str(folder / "client.pem"))
+    certificate.private_key_pem.write_to_path(str(folder / "client.key"))
+    tls = server_side(authority)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(tls)
+    async with tls_proxy(plain.port, tls) as address:
+        yield {
+            "address": address,
+            "tls_client_cert_path": str(folder / "client.pem"),
+            "tls_client_key_path": str(folder / "client.key"),
+            **trusting,
+        }
+
+
+@pytest.fixture(scope="module")
+async def by_key(
+    plain: Service, authority: trustme.CA, trusting: Settings
+) -> AsyncIterator[Settings]:
+    """What a client of an end point that wants an API key is configured with."""
+    async with tls_proxy(plain.port, server_side(authority), "a-key") as address:
+        yield {"address": address, "api_key": "a-key", **trusting}
+
+
+def server_side(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def variables(settings: Settings, folder: Path) -> dict[str, str]:
+    return {f"TEMPORAL_{name.upper()}": value for name, value in settings.items()}
+
+
+def profile(settings: Settings, folder: Path) -> dict[str, str]:
+    file = folder / "temporal.toml"
+    lines = [f"{k.replace('tls_', 'tls.')} = {json.dumps(v)}" for k, v in settings.items()]
+    file.write_text("\n".join(["[profile.accounts]", *lines]), encoding="utf-8")
+    return {"TEMPORAL_CONFIG_FILE": str(file), "TEMPORAL_PROFILE": "accounts"}
+
+
+Configured = Callable[[Settings, Path], dict[str, str]]
+
+
+@pytest.mark.parametrize("configured", [variables, profile])
+async def test_invoice_is_paid_with_client_certificates(
+    by_certificate: Settings, configured: Configured, tmp_path: Path
+) -> None:
+    await pay(configured(by_certificate, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("configured", [variables, profile])
+async def test_invoice_is_paid_with_an_api_key(
+    by_key: Settings, configured: Configured, tmp_path: Path
+) -> None:
+    await pay(configured(by_key, tmp_path), tmp_path)
+
+
+async def pay(env: dict[str, str], data: Path) -> None:
+    """Has an invoice submitted, approved and paid by processes that know nothing but `env`."""
+    worker = Worker("", data)
+    del worker.environment["TEMPORAL_ADDRESS"]
+    worker.environment |= env
+    script = str(ROOT / "invoice_server.py")
+    server = StdioTransport(sys.executable, [script], env=env, keep_alive=False)
+    invoice = an_invoice()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(worker.start())
+            async with McpClient(server) as client:
+                tools = Tools(client)
+                await tools("process_invoice", invoice_data=invoice)
+                await tools("approve_invoice", invoice_id=invoice["id"])
+                await tools.until(invoice, "completed")
+    finally:
+        worker.kill()
+    assert len(paid(data, invoice)) == 2
+
+
+Said = Callable[[dict[str, str]], Awaitable[tuple[str, str]]]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Said:
+    """The sentence with which a worker ends, and a tool's, under a configuration that is wrong."""
+
+    async def worker() -> str:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            ROOT / "worker.py",
+            env={**os.environ, "INVOICE_DATA_DIR": str(tmp_path)},
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        try:
+            async with asyncio.timeout(15):
+                output, log = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert (process.returncode, output) == (1, b"")
+        [line] = log.decode().splitlines()
+        return line
+
+    async def tool() -> str:
+        async with McpClient(invoice_server.mcp) as client, asyncio.timeout(10):
+            with pytest.raises(Refused) as refused:
+                await Tools(client)("list_invoices")
+            return str(refused.value)
+
+    async def both(env: dict[str, str]) -> tuple[str, str]:
+        for name in filter(re.compile("TEMPORAL_").match, list(os.environ)):
+            monkeypatch.delenv(name)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(invoice_server, "_client", None)
+        return await asyncio.gather(worker(), tool())
+
+    return both
+
+
+async def test_wrong_api_key_is_named(said: Said, by_key: Settings, tmp_path: Path) -> None:
+    for sentence in await said(variables({**by_key, "api_key": "another"}, tmp_path)):
+        assert f"The Temporal Service at {by_key['address']} refuses the credentials" in sentence
+
+
+async def test_missing_client_certificate_is_no_traceback(
+    said: Said, by_certificate: Settings, tmp_path: Path
+) -> None:
+    settings = {key: value for key, value in by_certificate.items() if "client" not in key}
+    for sentence in await said(variables(settings, tmp_path)):
+        assert f"The Temporal Service at {settings['address']} " in sentence
+
+
+async def test_profile_that_is_not_in_the_file_is_named(
+    said: Said, by_key: Settings, tmp_path: Path
+) -> None:
+    for sentence in await said({**profile(by_key, tmp_path), "TEMPORAL_PROFILE": "elsewhere"}):
+        assert "Profile 'elsewhere' not found" in sentence
+
+
+async def test_missing_tls_file_is_named(
+    said: Said, by_certificate: Settings, tmp_path: Path
+) -> None:
+    missing = str(tmp_path / "missing.key")
+    settings = {**by_certificate, "tls_client_key_path": missing}
+    for sentence in await said(variables(settings, tmp_path)):
+        assert f"a TLS file that can't be read: {missing}" in sentence
+
+
+async def test_missing_configuration_file_is_named(said: Said, tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.toml")
+    for sentence in await said({"TEMPORAL_CONFIG_FILE": missing}):
+        assert f"TEMPORAL_CONFIG_FILE names {missing}" in sentence
+
+
+async def test_address_that_refuses_is_named(said: Said) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    for sentence in await said({"TEMPORAL_ADDRESS": address}):
+        assert f"The Temporal Service at {address} can't be reached" in sentence
+
+
+@pytest.mark.slow
+async def test_address_that_never_answers_is_named(said: Said) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        worker, tool = await said({"TEMPORAL_ADDRESS": address})
+    assert f"The Temporal Service at {address} can't be reached" in worker
+    assert f"The Temporal Service at {address} doesn't answer" in tool
+
+
+async def test_missing_namespace_is_named(said: Said, plain: Service) -> None:
+    env = {"TEMPORAL_ADDRESS": plain.address, "TEMPORAL_NAMESPACE": "accounts"}
+    for sentence in await said(env):
+        assert f"{plain.address} has no namespace 'accounts'" in sentence
