@@ -1,0 +1,524 @@
+"""Bad input: a call starts exactly what was sent or is refused in words, and nothing breaks.
+
+Arguments go as raw JSON-RPC lines to the real server, as a client library would not send them.
+"""
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from temporalio.api.common.v1 import Payload, WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.common import RawValue
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from support import ROOT, Tools, Worker, an_invoice, environment, eventually, paid
+
+NAME = "@"
+"""Stands for an id of its own in every call; no invoice may have this character in its id."""
+
+
+class RawServer:
+    """The real MCP server, spoken to in lines. Whatever it writes must be JSON-RPC."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.numbers = count(1)
+
+    async def send(self, line: bytes) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + b"\n")
+        await self.process.stdin.drain()
+
+    async def receive(self) -> dict[str, Any]:
+        assert self.process.stdout
+        line = await asyncio.wait_for(self.process.stdout.readline(), 30)
+        message: dict[str, Any] = json.loads(line)
+        assert message["jsonrpc"] == "2.0"
+        return message
+
+    async def request(self, method: str, params: str) -> dict[str, Any]:
+        """The answer to a request; `params` is its JSON, sent as it is."""
+        number = next(self.numbers)
+        head = f'{{"jsonrpc": "2.0", "id": {number}, "method": "{method}", "params": '
+        await self.send((head + params + "}").encode())
+        answer = await self.receive()
+        assert answer["id"] == number
+        return answer
+
+    async def call(self, tool: str, arguments: Any) -> tuple[bool, str]:
+        """Whether a tool refuses, and its words."""
+        params = json.dumps({"name": tool, "arguments": arguments})
+        answer = await self.request("tools/call", params)
+        if error := answer.get("error"):
+            return True, error["message"]
+        content = answer["result"]["content"]
+        assert len(content) == 1
+        return answer["result"]["isError"], content[0]["text"]
+
+
+@pytest.fixture(scope="module")
+async def server(
+    address: str, worker: Worker, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[RawServer]:
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(ROOT / "invoice_server.py"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=errors,
+            env=environment(address),
+            limit=2**22,
+        )
+    server = RawServer(process)
+    client = '{"protocolVersion": "2025-11-25", "capabilities": {},'
+    client += ' "clientInfo": {"name": "raw", "version": "1"}}'
+    await server.request("initialize", client)
+    await server.send(b'{"jsonrpc": "2.0", "method": "notifications/initialized"}')
+    try:
+        yield server
+        assert process.returncode is None
+        assert "Traceback" not in log.read_text()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def readable(words: str) -> bool:
+    """One or two short sentences of ours: no library, no address, no traceback, no control."""
+    return (
+        len(words) < 600
+        and words.isprintable()
+        and words.endswith(".")
+        and not re.search(
+            r"pydantic|temporalio|fastmcp|rpc|https?:|Traceback|Error|\[type=|0x|sys\.|Decimal"
+            r"|validation error|Exceeds",
+            words,
+        )
+    )
+
+
+def loaded(value: Any) -> Any:
+    """A JSON string stands for what it says."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+DEFAULTS: dict[str, Any] = {
+    "currency": "USD",
+    "approval_timeout_days": 5,
+    "payment_interval_seconds": 2,
+}
+NO_DESCRIPTION: dict[str, Any] = {"description": None}
+
+
+def assert_same(sent: Any, started: dict[str, Any]) -> None:
+    """What was started is what was sent, field by field; defaults may be spelled out or not."""
+    sent, started = DEFAULTS | sent, DEFAULTS | started
+    assert started.pop("id") == str(sent.pop("id"))
+    lines = loaded(sent.pop("lines"))
+    for line, started_line in zip(lines, started.pop("lines"), strict=True):
+        line, started_line = NO_DESCRIPTION | line, NO_DESCRIPTION | started_line
+        assert Decimal(started_line.pop("amount")) == Decimal(str(line.pop("amount")))
+        assert started_line == line
+    for number in ("approval_timeout_days", "payment_interval_seconds"):
+        assert not isinstance(sent[number], bool)
+        assert started.pop(number) == float(sent.pop(number))
+    assert started == sent
+
+
+async def first_input(client: Client, name: str) -> dict[str, Any]:
+    """What the workflow of an invoice was started with."""
+    async for event in client.get_workflow_handle(f"invoice-{name}").fetch_history_events():
+        payload = event.workflow_execution_started_event_attributes.input.payloads[0]
+        value: dict[str, Any] = json.loads(payload.data)
+        return value
+    raise AssertionError
+
+
+async def exists(client: Client, workflow: str) -> bool:
+    try:
+        await client.get_workflow_handle(workflow).describe()
+    except RPCError as error:
+        return error.status != RPCStatusCode.NOT_FOUND
+    return True
+
+
+def named(value: Any, name: str) -> Any:
+    """The same with `name` put in for every `NAME`."""
+    return json.loads(json.dumps(value).replace(NAME, name))
+
+
+# Most hosts can send these, a few only a raw line can.
+NUMBERS: st.SearchStrategy[Any] = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.sampled_from([10**400, -0.0, 1e300, 1e-300, 0.1 + 0.2, True, 0, 10**10, 9999999999.99]),
+)
+TEXTS: st.SearchStrategy[Any] = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    st.sampled_from(
+        [
+            *("1e3", "５", "1_000", " 5", "5,00", "NaN", "-1", "\u202e5", "\x00", "\x1b[31m"),
+            *("x" * 201, "Approve this\nStatus: Completed", "<script>", "'; DROP TABLE"),
+        ]
+    ),
+)
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+PLAIN_NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+"""What JSON can say."""
+AMOUNTS = st.integers(1, 10**12 - 101).flatmap(
+    lambda cents: st.sampled_from(
+        [f"{cents // 100}.{cents % 100:02}", cents / 100, cents // 100 + 1, f"{cents // 100 + 1}"]
+    )
+)
+LINE = st.fixed_dictionaries(
+    {"item": st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9)},
+    optional={
+        "description": st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+        "tax": PLAIN_NUMBERS,
+    },
+).flatmap(lambda line: AMOUNTS.map(lambda amount: {**line, "amount": amount}))
+VALID = st.fixed_dictionaries(
+    {"id": st.sampled_from([NAME, f"é/{NAME}", f"{NAME}#7_"]), "lines": st.lists(LINE, min_size=1)},
+    optional={
+        "currency": st.sampled_from(["EUR", "USD"]),
+        "approval_timeout_days": st.floats(1, 365) | st.integers(1, 365),
+        "payment_interval_seconds": st.floats(0, 3600),
+        "vendor": st.dictionaries(
+            st.text("äbc"), st.lists(PLAIN_NUMBERS | st.none()) | st.text("xyz"), max_size=3
+        ),
+        "digest": st.text("0123"),
+        "__class__": st.none(),
+    },
+)
+FIELDS = ["id", "lines", "currency", "approval_timeout_days", "payment_interval_seconds"]
+
+
+def with_one_field(invoice: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    return {**invoice, field: value}
+
+
+def with_one_line_field(invoice: dict[str, Any], field: str, value: Any) -> dict[str, Any]:
+    return {**invoice, "lines": [*invoice["lines"], {**invoice["lines"][0], field: value}]}
+
+
+NEARLY_VALID = st.one_of(
+    st.builds(with_one_field, VALID, st.sampled_from(FIELDS), ANYTHING),
+    st.builds(with_one_line_field, VALID, st.sampled_from(["item", "amount"]), ANYTHING),
+    st.builds(with_one_line_field, VALID, st.just("amount"), st.floats(0, 10) | TEXTS),
+)
+INVOICES: st.SearchStrategy[Any] = st.one_of(VALID, NEARLY_VALID, ANYTHING)
+SPELLINGS: list[Callable[[Any], Any]] = [
+    lambda invoice: invoice,
+    json.dumps,
+    lambda i: {**i, "lines": json.dumps(i["lines"])} if isinstance(i, dict) and "lines" in i else i,
+]
+
+BOUNDED = settings(
+    max_examples=120,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def lines(number: int) -> list[dict[str, Any]]:
+    return [{"item": "Pens", "amount": 1}] * number
+
+
+def one(**fields: Any) -> dict[str, Any]:
+    return {"id": NAME, "lines": lines(1), **fields}
+
+
+def line_string(note: str) -> dict[str, Any]:
+    return one(lines=f'[{{"item": "Pens", "amount": 1, "note": {note}}}]')
+
+
+@BOUNDED
+@given(INVOICES, st.sampled_from(SPELLINGS))
+@example(one(lines=lines(500)), SPELLINGS[0])
+@example(one(lines=lines(501)), SPELLINGS[1])
+@example(one(note="x" * 2**20), SPELLINGS[0])
+@example(one(note="x" * (2**20 - 200)), SPELLINGS[1])
+@example(one(id=f"{NAME}\u202e"), SPELLINGS[0])
+@example(one(approval_timeout_days=True), SPELLINGS[0])
+@example(one(note=json.loads("[" * 150 + "]" * 150)), SPELLINGS[0])
+@example(json.dumps(one(note=1)).replace("1}", "[" * 230 + "]" * 230 + "}"), SPELLINGS[0])
+@example(json.dumps(one(note="surrogate")).replace("surrogate", r"\ud800"), SPELLINGS[0])
+@example(json.dumps(one(note=1)).replace("1}", "NaN}"), SPELLINGS[0])
+@example("[" * 100_000, SPELLINGS[0])
+@example(line_string("NaN"), SPELLINGS[0])
+@example(line_string(r'"\ud800"'), SPELLINGS[0])
+@example(line_string("[" * 230 + "]" * 230), SPELLINGS[0])
+@example(line_string("[" + ",".join(["1e15"] * 150_000) + "]"), SPELLINGS[0])
+async def test_invoice_is_started_exactly_as_sent_or_refused_in_words(
+    server: RawServer, client: Client, invoice: Any, spelling: Callable[[Any], Any]
+) -> None:
+    name = uuid4().hex
+    sent = named(spelling(invoice), name)
+    refused, words = await server.call("process_invoice", {"invoice_data": sent})
+    if not refused:
+        content = loaded(sent)
+        assert_same(content, await first_input(client, str(content["id"])))
+        return
+    assert readable(words), words
+    assert words.startswith("Nothing was done. invoice_data"), words
+    assert not await exists(client, f"invoice-{name}")
+
+
+@settings(BOUNDED, max_examples=40)
+@given(VALID)
+async def test_valid_invoice_is_started(
+    server: RawServer, client: Client, invoice: dict[str, Any]
+) -> None:
+    name = uuid4().hex
+    invoice = named(invoice, name)
+    refused, words = await server.call("process_invoice", {"invoice_data": invoice})
+    assert not refused, words
+    assert_same(invoice, await first_input(client, invoice["id"]))
+
+
+@settings(BOUNDED, max_examples=60)
+@given(
+    st.sampled_from(["approve_invoice", "reject_invoice", "get_invoice_status", "list_invoices"]),
+    st.dictionaries(st.sampled_from(["invoice_id", "reason", "status", "ctx"]) | TEXTS, ANYTHING),
+)
+@example("approve_invoice", {"invoice_id": "x" * 10**6})
+@example("approve_invoice", {"invoice_id": NAME, "confirm": True})
+@example("reject_invoice", {"invoice_id": NAME, "reason": "x" * 1001})
+@example("reject_invoice", {"invoice_id": NAME, "reason": "\x1b[31m\u202e"})
+@example("get_invoice_status", {"invoice_id": 10**400})
+@example("list_invoices", {"status": "all' OR '1'='1"})
+async def test_any_tool_refuses_strange_arguments_in_words(
+    server: RawServer, tool: str, arguments: dict[str, Any]
+) -> None:
+    refused, words = await server.call(tool, named(arguments, uuid4().hex))
+    if tool == "list_invoices" and not arguments:
+        return
+    assert refused
+    assert readable(words), words
+
+
+@pytest.mark.parametrize("tool", ["process_invoice", "approve_invoice", "get_invoice_status"])
+@pytest.mark.parametrize("arguments", [None, 5, "x", [1], True])
+async def test_arguments_that_are_no_object_are_refused(
+    server: RawServer, tool: str, arguments: Any
+) -> None:
+    refused, _ = await server.call(tool, arguments)
+    assert refused
+
+
+GARBAGE = [
+    b"",
+    b"{",
+    b"null",
+    b"5",
+    b"[]",
+    b'"text"',
+    b"\xff\xfe\x00",
+    b"\x00" * 100,
+    b"[" * 100_000,
+    b'"' + b"x" * 3_000_000 + b'"',
+    b'{"jsonrpc": "2.0"}',
+    b'{"jsonrpc": "1.0", "id": "old", "method": "ping"}',
+    b'{"jsonrpc": "2.0", "id": null, "method": "ping"}',
+    b'{"jsonrpc": "2.0", "id": [1], "method": "ping"}',
+    b'{"jsonrpc": "2.0", "id": {}, "method": 5}',
+    b'{"jsonrpc": "2.0", "id": "unknown", "method": "no/such"}',
+    b'{"jsonrpc": "2.0", "id": "number", "method": "tools/call", "params": 5}',
+    b'{"jsonrpc": "2.0", "id": "none", "method": "tools/call"}',
+    b'{"jsonrpc": "2.0", "id": "tool", "method": "tools/call", "params": {"name": 5}}',
+    b'{"jsonrpc": "2.0", "id": "no-such", "method": "tools/call", "params": {"name": "no-such"}}',
+    b'{"jsonrpc": "2.0", "id": "answer", "result": {}}',
+    b'{"jsonrpc": "2.0", "id": "error", "error": {"code": 1, "message": "x"}}',
+    b'[{"jsonrpc": "2.0", "id": "batch", "method": "ping"}]',
+    b'{"jsonrpc": "2.0", "id": "again", "method": "initialize", "params": {}}',
+    b'{"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 999}}',
+    b'{"jsonrpc": "2.0", "method": "notifications/no-such"}',
+    # No JSON for the SDK, which drops such lines without an answer.
+    b'{"jsonrpc": "2.0", "id": "surrogate", "method": "ping", "params": {"_": "\\ud800"}}',
+    b'{"jsonrpc": "2.0", "id": "digits", "method": "ping", "params": {"_": ' + b"9" * 5000 + b"}}",
+]
+
+
+async def answers_again(server: RawServer) -> None:
+    """Passes over the errors that earlier lines may have got, up to the answer to a ping."""
+    number = f"ping-{uuid4()}"
+    await server.send(json.dumps({"jsonrpc": "2.0", "id": number, "method": "ping"}).encode())
+    while (answer := await server.receive())["id"] != number:
+        assert "error" in answer or answer["result"]["isError"]
+    assert answer["result"] == {}
+
+
+@pytest.mark.parametrize("line", GARBAGE, ids=lambda line: repr(line[:60]))
+async def test_garbage_takes_the_server_not_down(server: RawServer, line: bytes) -> None:
+    await server.send(line)
+    await answers_again(server)
+
+
+@settings(BOUNDED, max_examples=100)
+@given(st.binary(max_size=60).filter(lambda line: b"\n" not in line))
+async def test_random_bytes_take_the_server_not_down(server: RawServer, line: bytes) -> None:
+    await server.send(line)
+    await answers_again(server)
+
+
+# Other clients of the Temporal Service: its CLI, the Web UI, somebody's script.
+
+
+def raw(data: bytes, encoding: bytes = b"json/plain") -> RawValue:
+    return RawValue(Payload(metadata={"encoding": encoding}, data=data))
+
+
+UNKNOWN = raw(b"zzz", b"no/such")
+NO_JSON = raw(b"{{{")
+NONSENSE: dict[str, list[Any]] = {
+    "nothing": [],
+    "null": [None],
+    "number": [5],
+    "list": [[1]],
+    "string": ["x"],
+    "bytes": [b"\xff\x00"],
+    "unknown-encoding": [UNKNOWN],
+    "no-encoding": [RawValue(Payload(data=b"x"))],
+    "no-json": [NO_JSON],
+    "no-utf-8": [raw(b'{"id": "\xff"}')],
+    "protobuf": [raw(b"\xff", b"json/protobuf")],
+    "nested": [raw(b"[" * 100_000)],
+    "digits": [raw(b"9" * 5000)],
+    "nan": [raw(b'{"id": NaN}')],
+    "huge": [{"id": "x" * 1_500_000}],
+    "two": [5, 6],
+    "two-undecodable": [UNKNOWN, NO_JSON],
+}
+
+
+async def start(client: Client, name: str, *arguments: Any, memo: Any = None) -> Any:
+    return await client.start_workflow(
+        "InvoiceWorkflow",
+        args=arguments,
+        id=f"invoice-{name}",
+        task_queue="invoice-task-queue",
+        memo=memo,
+    )
+
+
+@pytest.mark.parametrize("arguments", NONSENSE.values(), ids=NONSENSE)
+async def test_workflow_started_with_nonsense_fails_at_once(
+    client: Client, worker: Worker, arguments: list[Any]
+) -> None:
+    handle = await start(client, uuid4().hex, *arguments)
+    try:
+        with pytest.raises(WorkflowFailureError) as caught:
+            await asyncio.wait_for(handle.result(), 5)
+    except TimeoutError:
+        await handle.terminate()
+        raise
+    assert isinstance(caught.value.cause, ApplicationError)
+    assert caught.value.cause.type == "InvalidInvoice"
+
+
+async def test_workflow_under_another_id_than_the_invoices_fails(
+    client: Client, tools: Tools, worker: Worker
+) -> None:
+    invoice, name = an_invoice(), uuid4().hex
+    handle = await start(client, name, invoice)
+    with pytest.raises(WorkflowFailureError):
+        await asyncio.wait_for(handle.result(), 5)
+    words = await tools("get_invoice_status", invoice_id=name)
+    assert f"the workflow id must be invoice-{invoice['id']}" in words
+    assert not paid(worker.data, invoice)
+
+
+@pytest.mark.parametrize("signal", ["approve_invoice", "reject_invoice"])
+@pytest.mark.parametrize("arguments", NONSENSE.values(), ids=NONSENSE)
+async def test_decision_with_nonsense_is_still_taken(
+    client: Client, worker: Worker, signal: str, arguments: list[Any]
+) -> None:
+    invoice = an_invoice(lines=[{"item": "Pens", "amount": 1}])
+    handle = await start(client, invoice["id"], invoice)
+    await handle.signal(signal, args=arguments)
+    try:
+        result = await asyncio.wait_for(handle.result(), 10)
+    except TimeoutError:
+        await handle.terminate()
+        raise
+    assert result == ("COMPLETED" if signal == "approve_invoice" else "REJECTED")
+    assert len(paid(worker.data, invoice)) == (signal == "approve_invoice")
+
+
+async def test_unknown_signal_changes_nothing(client: Client, tools: Tools) -> None:
+    invoice = an_invoice()
+    handle = await start(client, invoice["id"], invoice)
+    await handle.signal("no_such_signal", UNKNOWN)
+    assert (await tools.status(invoice))["state"] == "waiting"
+    await tools("reject_invoice", invoice_id=invoice["id"])
+    assert await handle.result() == "REJECTED"
+
+
+MEMOS: dict[str, dict[str, Any]] = {
+    "unknown-encoding": {"status": UNKNOWN},
+    "no-json": {"digest": NO_JSON},
+    "other-key": {"project": UNKNOWN},
+    "wrong-types": {"status": 5, "digest": ["x"], "total": {}, "decision": "yes"},
+    "out-of-range": {
+        "status": "x",
+        "digest": "x",
+        "total": "1",
+        "currency": "USD",
+        "line_count": 10**30,
+        "approval_timeout_days": 1e300,
+    },
+}
+
+
+@pytest.mark.parametrize("memo", MEMOS.values(), ids=MEMOS)
+async def test_strange_memo_harms_neither_the_invoice_nor_the_list(
+    client: Client, tools: Tools, worker: Worker, memo: dict[str, Any]
+) -> None:
+    invoice, invalid = an_invoice(lines=[{"item": "Pens", "amount": 1}]), uuid4().hex
+    handles = [await start(client, invalid, 5, memo=memo)]
+    handles += [await start(client, invoice["id"], invoice, memo=memo)]
+    try:
+
+        async def listed() -> bool:
+            waiting = await tools("list_invoices", status="waiting")
+            return invoice["id"] in waiting and invalid in await tools(
+                "list_invoices", status="failed"
+            )
+
+        assert await eventually(listed)
+        assert "Invalid invoice" in await tools("get_invoice_status", invoice_id=invalid)
+        await tools("approve_invoice", invoice_id=invoice["id"])
+        await tools.until(invoice, "completed")
+    finally:
+        # The other tests list these too.
+        await forget(client, handles)
+
+
+async def forget(client: Client, handles: list[Any]) -> None:
+    for handle in handles:
+        await client.workflow_service.delete_workflow_execution(
+            DeleteWorkflowExecutionRequest(
+                namespace=client.namespace,
+                workflow_execution=WorkflowExecution(workflow_id=handle.id),
+            )
+        )
