@@ -276,11 +276,11 @@ async def _ask_person(ctx: Context, content: "Content") -> bool | InputRequiredR
     if ctx.session.protocol_version in MODERN_PROTOCOL_VERSIONS:
         asked = json.dumps([content.invoice.id, content.run_id])
         answers = ctx.input_responses
-        if not answers or ctx.request_state != asked:
+        if not answers:
             return InputRequiredResult(
                 input_requests={"approve": ElicitRequest(params=question)}, request_state=asked
             )
-        return _clear_yes(answers.get("approve"))
+        return ctx.request_state == asked and _clear_yes(answers.get("approve"))
     try:
         async with asyncio.timeout(PERSON_SECONDS):
             return _clear_yes(await ctx.session.elicit_form(question.message, YES_OR_NO))

@@ -66,8 +66,10 @@ def _configured() -> ClientConnectConfig:
     file = os.environ.get("TEMPORAL_CONFIG_FILE")
     if file and not Path(file).is_file():  # which envconfig would pass over in silence
         raise ServiceError(f"TEMPORAL_CONFIG_FILE names {file}, which is no file.")
+    # An empty variable is an unset one: hosts pass on fields that a person left empty.
+    variables = {name: value for name, value in os.environ.items() if value}
     try:
-        config = ClientConfig.load_client_connect_config()
+        config = ClientConfig.load_client_connect_config(override_env_vars=variables)
     except OSError as error:
         raise ServiceError(
             f"The Temporal configuration names a TLS file that can't be read:"

@@ -1,0 +1,150 @@
+"""Every row of what may happen to a submission, and its races."""
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import Client
+from temporalio.service import RPCError
+
+from invoice import Invoice, workflow_id
+from invoice_client import decide, submit
+from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
+
+
+async def runs(client: Client, name: str) -> int:
+    query = f"WorkflowId='invoice-{name}'"
+    return (await client.count_workflows(query)).count
+
+
+async def test_the_same_invoice_again_changes_nothing(tools: Tools, client: Client) -> None:
+    invoice = an_invoice()
+    await tools("process_invoice", invoice_data=invoice)
+    text = await tools("process_invoice", invoice_data=invoice)
+    assert "nothing was started" in text
+    assert f"Invoice {invoice['id']} status: Awaiting approval" in text
+    assert await eventually(lambda: runs(client, invoice["id"])) == 1
+
+
+async def test_the_same_invoice_in_another_spelling_is_the_same(tools: Tools) -> None:
+    invoice = an_invoice()
+    await tools("process_invoice", invoice_data=invoice)
+    for line in invoice["lines"]:
+        line["amount"] = float(line["amount"])
+    text = await tools("process_invoice", invoice_data=json.dumps({"currency": "USD", **invoice}))
+    assert "nothing was started" in text
+
+
+async def test_another_invoice_under_the_same_id_is_refused(tools: Tools) -> None:
+    invoice = an_invoice()
+    await tools("process_invoice", invoice_data=invoice)
+    with pytest.raises(Refused, match=r"in use by a different invoice: 2 lines, \$7,000\.00"):
+        await tools("process_invoice", invoice_data={**invoice, "currency": "EUR"})
+    assert (await tools.status(invoice))["currency"] == "USD"
+
+
+async def test_a_paid_invoice_is_refused(tools: Tools, worker: Worker, client: Client) -> None:
+    invoice = an_invoice()
+    await tools("process_invoice", invoice_data=invoice)
+    await tools("approve_invoice", invoice_id=invoice["id"])
+    await tools.until(invoice, "completed")
+    with pytest.raises(Refused, match=r"already paid on 20.*Nothing was started"):
+        await tools("process_invoice", invoice_data=invoice)
+    assert await eventually(lambda: runs(client, invoice["id"])) == 1
+
+
+@pytest.mark.parametrize("end", ["rejected", "timed_out", "cancelled", "terminated"])
+async def test_an_invoice_that_ended_unpaid_may_be_submitted_again(
+    end: str, tools: Tools, client: Client, worker: Worker
+) -> None:
+    days = 1 / 86400 if end == "timed_out" else 5
+    invoice = an_invoice(approval_timeout_days=days)
+    await tools("process_invoice", invoice_data=invoice)
+    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
+    if end == "rejected":
+        await tools("reject_invoice", invoice_id=invoice["id"])
+    elif end == "cancelled":
+        await handle.cancel()
+    elif end == "terminated":
+        await handle.terminate()
+    await tools.until(invoice, end)
+    again = {**invoice, "approval_timeout_days": 5}
+    assert (await tools("process_invoice", invoice_data=again)).startswith("Started processing")
+    await tools("approve_invoice", invoice_id=invoice["id"])
+    await tools.until(invoice, "completed")
+    assert len(paid(worker.data, invoice)) == 2
+
+
+async def test_a_hundred_submissions_at_once_give_one_run(client: Client, worker: Worker) -> None:
+    invoice = Invoice.model_validate(an_invoice())
+    submitted = await asyncio.gather(*(submit(client, invoice) for _ in range(100)))
+    assert sum(one.started for one in submitted) == 1
+    assert {one.status.state for one in submitted} == {"waiting"}
+    assert await eventually(lambda: runs(client, invoice.id)) == 1
+
+
+@pytest.mark.slow  # the service takes half a minute to delete a workflow
+async def test_an_invoice_whose_run_is_deleted_is_not_paid_again(
+    client: Client, worker: Worker
+) -> None:
+    invoice = Invoice.model_validate(an_invoice())
+    handle = client.get_workflow_handle(workflow_id(invoice.id))
+
+    async def submitted_and_paid() -> None:
+        assert (await submit(client, invoice)).started
+        await decide(client, invoice.id, approve=True)
+        assert await handle.result() == "COMPLETED"
+
+    async def gone() -> bool:
+        try:
+            await handle.describe()
+        except RPCError:
+            return True
+        return False
+
+    await submitted_and_paid()
+    first = ledger_rows(worker.data, invoice.id)
+    await client.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id),
+        )
+    )
+    await eventually(gone, 120)
+    await submitted_and_paid()
+    assert ledger_rows(worker.data, invoice.id) == first
+
+
+async def test_no_content_is_paid_again_after_the_service_has_forgotten_all(
+    service: Service, tmp_path: Path
+) -> None:
+    invoice = an_invoice()
+    other = an_invoice(id=invoice["id"], lines=[{"item": "Something else", "amount": "1.00"}])
+    statuses = []
+    for content in (invoice, invoice, other):
+        await service.start()
+        worker = await Worker(service.address, tmp_path).start()
+        async with mcp(service.address) as host:
+            tools = Tools(host)
+            text = await tools("process_invoice", invoice_data=content)
+            assert text.startswith("Started processing")
+            await tools("approve_invoice", invoice_id=invoice["id"])
+            statuses.append((await tools.until(invoice, "completed", "failed"))["status"])
+        worker.kill()
+        service.kill()
+        (tmp_path / "temporal.db").unlink()
+    assert statuses[:2] == ["Completed", "Completed"]
+    assert "already paid as 'Web Development' for $5,000.00" in statuses[2]
+    assert "can't be paid as 'Something else' for $1.00" in statuses[2]
+    assert len(ledger_rows(tmp_path, invoice["id"])) == 2
+
+
+def ledger_rows(data: Path, name: str) -> list[tuple[str, ...]]:
+    with closing(sqlite3.connect(data / "payments.db", timeout=10)) as ledger:
+        query = "SELECT * FROM payments WHERE invoice_id = ? ORDER BY idempotency_key"
+        return ledger.execute(query, (name,)).fetchall()
