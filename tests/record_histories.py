@@ -3,7 +3,7 @@
     uv run tests/record_histories.py           # into tests/histories
     uv run tests/record_histories.py NAME      # into tests/histories/NAME, beside the older ones
 
-Takes about a minute, on a Temporal Service and workers of its own.
+Takes a minute or two, on a Temporal Service and workers of its own.
 """
 
 import asyncio
@@ -110,6 +110,7 @@ async def approved_then_rejected(do: Steps, name: str) -> None:
 
 async def tutorials_client(do: Steps, name: str) -> None:
     await do.start(name, [{"item": "Design", "amount": 2000.00, "description": "UI/UX design"}])
+    await do.until(name, lambda status: status.worker_answers)
     await do.handle(name).signal("approve_invoice")
 
 
