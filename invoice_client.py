@@ -47,7 +47,7 @@ from workflow import TASK_QUEUE, InvoiceWorkflow
 
 Handle = WorkflowHandle[InvoiceWorkflow, str]
 
-QUERY_SECONDS = 3
+QUERY_SECONDS = 2
 """A running worker answers a query in milliseconds; without one there is never an answer."""
 LIST_LIMIT = 50
 SCAN_LIMIT = 1000

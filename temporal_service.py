@@ -77,7 +77,8 @@ def _configured() -> ClientConnectConfig:
         ) from error
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ServiceError(f"The Temporal configuration can't be used: {reason}.") from error
+        where = f" in {file}" if file else ""
+        raise ServiceError(f"The Temporal configuration{where} can't be used: {reason}.") from error
     if "target_host" not in config and ("api_key" in config or config.get("tls")):
         raise ServiceError(
             "The Temporal configuration has an API key or TLS but no address: set TEMPORAL_ADDRESS."
@@ -106,19 +107,29 @@ async def connect(
         raise ServiceError(unreachable(config["target_host"], str(error))) from error
 
 
-def unreachable(address: str, detail: str = "") -> str:
-    """A sentence for a person about a service that doesn't answer at `address`."""
-    if any(word in detail.lower() for word in ("unauthenticated", "permission")):
+def unreachable(address: str, detail: str) -> str:
+    """A sentence for a person on why no service answers at `address`, from the SDK's words."""
+    service = f"The Temporal Service at {address}"
+    detail = detail.lower()
+    if "unauthenticated" in detail or "permission" in detail:
+        return f"{service} refuses the credentials; check TEMPORAL_API_KEY or the TLS certificate."
+    if "invalidcertificate" in detail:
         return (
-            f"The Temporal Service at {address} refuses the credentials;"
-            " check TEMPORAL_API_KEY or the TLS certificate."
+            f"{service} shows a certificate that isn't trusted here; check"
+            " TEMPORAL_TLS_SERVER_CA_CERT_PATH and TEMPORAL_TLS_SERVER_NAME."
         )
+    if "invalidcontenttype" in detail:
+        return f"{service} doesn't speak TLS; unset TEMPORAL_TLS and TEMPORAL_API_KEY."
     if address.endswith(f":{UI_PORT}"):
         return (
-            f"No Temporal Service answers at {address}: {UI_PORT} is the Web UI's port,"
-            f" the service's is {PORT}."
+            f"{service} can't be reached: {UI_PORT} is the Web UI's port, the service's is {PORT}."
         )
-    return f"The Temporal Service at {address} can't be reached."
+    if "after connection" in detail:
+        return (
+            f"{service} ends the connection; check TLS: TEMPORAL_TLS,"
+            " TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH."
+        )
+    return f"{service} can't be reached; start it, or check TEMPORAL_ADDRESS."
 
 
 def explain(client: Client, error: Exception) -> str | None:
@@ -140,8 +151,7 @@ def explain(client: Client, error: Exception) -> str | None:
         )
     if "client connect" in str(error):
         return (
-            f"{unreachable(address, str(error))} Nothing was done. Start it, or check"
-            " TEMPORAL_ADDRESS, and make the same call again."
+            f"{unreachable(address, str(error))} Nothing was done; make the same call again then."
         )
     return None
 
@@ -185,7 +195,7 @@ async def service(directory: Path) -> AsyncIterator[Client]:
         await _check_namespace(client)
         yield client
     else:
-        async with dev_server(directory, namespace=config["namespace"]):
+        async with dev_server(directory, PORT, UI_PORT, config["namespace"]):
             yield await connect(config)
 
 
@@ -201,7 +211,7 @@ async def _check_namespace(client: Client) -> None:
 
 @asynccontextmanager
 async def dev_server(
-    directory: Path, *, port: int = PORT, ui_port: int = UI_PORT, namespace: str = "default"
+    directory: Path, port: int, ui_port: int, namespace: str
 ) -> AsyncIterator[None]:
     """Runs a Temporal dev server on 127.0.0.1 while the context lasts, and again should it end.
 

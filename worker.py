@@ -17,8 +17,9 @@ from datetime import timedelta
 from temporalio.worker import Worker
 
 import activities
+import temporal_service
 from payments import data_directory
-from temporal_service import PORT, UI_PORT, ServiceError, service
+from temporal_service import ServiceError
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 log = logging.getLogger("worker")
@@ -34,11 +35,11 @@ async def run() -> None:
     _end_on_signal()
     directory = data_directory()
     activities.gateway()
-    async with service(directory) as client:
+    async with temporal_service.service(directory) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
-        if address.endswith(f":{PORT}") and address.startswith(("localhost", "127.")):
-            log.info("Web UI            http://localhost:%s", UI_PORT)
+        if address == f"localhost:{temporal_service.PORT}":
+            log.info("Web UI            http://localhost:%s", temporal_service.UI_PORT)
         log.info("Data and ledger   %s, payments.db", directory)
         worker = Worker(
             client,

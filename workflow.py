@@ -87,9 +87,8 @@ class InvoiceWorkflow:
 
     invoice: Invoice
     progress: Progress
-    rows: list[tuple[str, str]]
-    """The table of lines in the Web UI: what stands before and after the state."""
-    states: list[str]
+    rows: list[str]
+    """The table of lines in the Web UI."""
 
     def __init__(self) -> None:
         self.approved: bool | None = None
@@ -106,10 +105,8 @@ class InvoiceWorkflow:
         self.progress = Progress.of(self.invoice)
         self.progress.submitted_at = workflow.info().workflow_start_time
         self.rows = [
-            (f"| {number} | {money(line.amount, self.invoice.currency)} |", shown(line.item, 40))
-            for number, line in enumerate(self.invoice.lines, start=1)
+            self._row(number, "unpaid") for number in range(1, len(self.invoice.lines) + 1)
         ]
-        self.states = ["unpaid" for _ in self.invoice.lines]
         workflow.logger.info("%s submitted: %s", self.invoice.id, self.invoice.summary)
         try:
             await self._wait_for_decision()
@@ -191,7 +188,7 @@ class InvoiceWorkflow:
     async def _pay(self) -> None:
         for number, line in enumerate(self.invoice.lines, start=1):
             self.progress.current_line = self._label(number, line)
-            self.states[number - 1] = "next"
+            self.rows[number - 1] = self._row(number, "next")
             self._tell(PROCESSING_PAYMENTS, self._decided() if number == 1 else "")
             if interval := self.invoice.payment_interval_seconds:
                 await workflow.sleep(interval, summary=f"Pacing before line {number}")
@@ -212,7 +209,7 @@ class InvoiceWorkflow:
                 if workflow.cancellation_reason() is not None:
                     raise asyncio.CancelledError from error
                 raise self._failed(number, error) from error
-            self.states[number - 1] = "paid"
+            self.rows[number - 1] = self._row(number, "paid")
             self.progress.paid_lines += 1
             self.progress.paid_amount += line.amount
             workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
@@ -222,7 +219,7 @@ class InvoiceWorkflow:
     def _failed(self, number: int, error: ActivityError) -> ApplicationError:
         cause = error.cause
         reason = shown(cause.message if isinstance(cause, ApplicationError) else str(cause), 500)
-        self.states[number - 1] = "failed"
+        self.rows[number - 1] = self._row(number, "failed")
         self._tell(f"{PAYMENT_FAILED}: {self.progress.current_line}: {reason}")
         kind = cause.type if isinstance(cause, ApplicationError) else None
         return ApplicationError(self.status, type=kind or "PaymentFailed", non_retryable=True)
@@ -261,9 +258,11 @@ class InvoiceWorkflow:
             f"{f'; {self._decided()}' if self.progress.decision else ''}\n\n"
             "| # | Amount | State | Item |\n|--:|--:|:--|:--|\n"
         )
-        lines = (
-            f"{before} {state} | {item} |"
-            for (before, item), state in zip(self.rows, self.states, strict=True)
-        )
         # The Web UI takes $...$ for mathematics, and cuts off the last lines of what it shows.
-        return (header + "\n".join(lines)).replace("$", "\\$") + "\n\n\N{NO-BREAK SPACE}" * 2
+        table = (header + "\n".join(self.rows)).replace("$", "\\$")
+        return table + "\n\n\N{NO-BREAK SPACE}" * 2
+
+    def _row(self, number: int, state: str) -> str:
+        line = self.invoice.lines[number - 1]
+        amount = money(line.amount, self.invoice.currency)
+        return f"| {number} | {amount} | {state} | {shown(line.item, 40)} |"

@@ -1,13 +1,14 @@
 """The real parts the tests run: Temporal Services, workers and MCP servers, as processes."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,10 +109,17 @@ async def connect(address: str, identity: str | None = None) -> Client:
 class Worker:
     """A worker process: `worker.py`, or a script of the tests in its place."""
 
-    def __init__(self, address: str, data: Path, script: Path = ROOT / "worker.py", **env: str):
+    def __init__(
+        self,
+        address: str,
+        data: Path,
+        script: Path = ROOT / "worker.py",
+        arguments: Sequence[str] = (),
+        **env: str,
+    ) -> None:
         self.data = data
         self.log = data / f"worker-{uuid4().hex[:6]}.log"
-        self.script = script
+        self.command = [sys.executable, script, *arguments]
         self.environment = environment(
             address, INVOICE_DATA_DIR=str(data), PYTHONPATH=str(ROOT), **env
         )
@@ -120,7 +128,7 @@ class Worker:
     async def start(self) -> "Worker":
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, self.script],
+                self.command,
                 env=self.environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -159,17 +167,57 @@ def mcp(
     mode: str = "legacy",
     log: Path | None = None,
     script: Path = ROOT / "invoice_server.py",
+    env: dict[str, str] | None = None,
     **client: Any,
 ) -> McpClient[Any]:
     """A real MCP client that spawns the real server. `mode`: `legacy` or `2026-07-28`."""
     transport = StdioTransport(
         sys.executable,
         [str(script)],
-        env=environment(address),
+        env=environment(address, **(env or {})),
         keep_alive=False,
         log_file=log,
     )
     return McpClient(transport, mode=mode, **client)
+
+
+class Wire:
+    """The server as a host sees it: lines of JSON-RPC on its standard input and output."""
+
+    def __init__(self, address: str, **env: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, ROOT / "invoice_server.py"],
+            env=environment(address, **env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def send(self, **message: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        assert self.process.stdout
+        message: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return message
+
+    def initialize(self) -> dict[str, Any]:
+        client = {"name": "test", "version": "1"}
+        parameters = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
+        self.send(id=0, method="initialize", params=parameters)
+        answer = self.receive()
+        self.send(method="notifications/initialized")
+        return answer
+
+    def call(self, tool: str, **arguments: Any) -> None:
+        self.send(id=1, method="tools/call", params={"name": tool, "arguments": arguments})
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 class Tools:

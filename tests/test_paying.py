@@ -1,0 +1,225 @@
+"""From the approval to the end, through outages, refusals, cancellations and crashes."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client, WorkflowFailureError
+from temporalio.exceptions import ApplicationError
+
+from invoice import Invoice, workflow_id
+from invoice_client import decide, look, submit
+from support import (
+    ROOT,
+    Service,
+    Tools,
+    Wire,
+    Worker,
+    an_invoice,
+    connect,
+    eventually,
+    mcp,
+    paid,
+)
+
+TESTS = ROOT / "tests"
+
+
+async def approved(client: Client, **fields: Any) -> Invoice:
+    invoice = Invoice.model_validate(an_invoice(**fields))
+    await submit(client, invoice)
+    await decide(client, invoice.id, approve=True)
+    return invoice
+
+
+async def ended(client: Client, invoice: Invoice, *states: str, bound: float = 20) -> str:
+    """The status text, once the invoice is in one of `states`."""
+
+    async def look_for() -> str | None:
+        status = await look(client, invoice.id)
+        return status.in_words() if status.state in states else None
+
+    return await eventually(look_for, bound)
+
+
+async def exists(path: Path) -> None:
+    async def look_for() -> bool:
+        return path.exists()
+
+    await eventually(look_for)
+
+
+async def test_an_outage_is_told_and_waited_for(service: Service, tmp_path: Path) -> None:
+    client = await service.start()
+    worker = await Worker(service.address, tmp_path).start()
+    (tmp_path / "gateway-down").touch()
+    invoice = await approved(client)
+
+    async def retried() -> str | None:
+        status = await look(client, invoice.id)
+        return status.in_words() if status.retry else None
+
+    text = await eventually(retried)
+    assert "Line 1 is being retried, attempt " in text
+    assert "last error: the payment gateway is unavailable" in text
+    (tmp_path / "gateway-down").unlink()
+    await ended(client, invoice, "completed")
+    assert len(paid(tmp_path, invoice.model_dump())) == 2
+    worker.kill()
+
+
+async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
+    service: Service, tmp_path: Path
+) -> None:
+    client = await service.start()
+    lines = [{"item": f"Item {n}", "amount": f"{n}0.00"} for n in (1, 9, 2)]
+    worker = await Worker(service.address, tmp_path, INVOICE_DECLINE_OVER="50").start()
+    invoice = await approved(client, lines=lines)
+    text = await ended(client, invoice, "failed")
+    assert "Payment failed: line 2 of 3, “Item 9”, $90.00: declined" in text
+    assert "Paid: 1 of 3 lines, $10.00 of $120.00." in text
+    with pytest.raises(WorkflowFailureError) as failure:
+        await client.get_workflow_handle(workflow_id(invoice.id)).result()
+    assert isinstance(failure.value.cause, ApplicationError)
+    assert failure.value.cause.type == "PaymentDeclined"
+    first = paid(tmp_path, invoice.model_dump())
+    assert first == [f"invoice-{invoice.id}/line-1"]
+    worker.kill()
+
+    worker = await Worker(service.address, tmp_path).start()
+    assert (await submit(client, invoice)).started
+    await decide(client, invoice.id, approve=True)
+    await ended(client, invoice, "completed")
+    assert paid(tmp_path, invoice.model_dump()) == [
+        f"invoice-{invoice.id}/line-{n}" for n in (1, 2, 3)
+    ]
+    worker.kill()
+
+
+async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
+    service: Service, tmp_path: Path
+) -> None:
+    client = await service.start()
+    worker = await Worker(service.address, tmp_path, TESTS / "slow_worker.py").start()
+    invoice = await approved(client)
+    await exists(tmp_path / "paying")
+    await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
+    assert (await look(client, invoice.id)).state == "paying"
+    (tmp_path / "go-on").touch()
+    text = await ended(client, invoice, "cancelled")
+    assert "status: Cancelled. Paid: 1 of 2 lines, $5,000.00 of $7,000.00." in text
+    assert paid(tmp_path, invoice.model_dump()) == [f"invoice-{invoice.id}/line-1"]
+    worker.kill()
+
+
+async def test_cancellation_ends_the_retries_of_an_outage(service: Service, tmp_path: Path) -> None:
+    client = await service.start()
+    worker = await Worker(service.address, tmp_path).start()
+    (tmp_path / "gateway-down").touch()
+    invoice = await approved(client)
+    await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
+    text = await ended(client, invoice, "cancelled")
+    assert "nothing of it is paid" in text
+    worker.kill()
+
+
+async def test_a_waiting_invoice_can_be_cancelled(client: Client, worker: Worker) -> None:
+    invoice = Invoice.model_validate(an_invoice())
+    await submit(client, invoice)
+    await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
+    await ended(client, invoice, "cancelled")
+
+
+async def test_a_terminated_invoice_says_what_is_not_known(client: Client, worker: Worker) -> None:
+    invoice = await approved(client, payment_interval_seconds=60)
+    await client.get_workflow_handle(workflow_id(invoice.id)).terminate()
+    text = await ended(client, invoice, "terminated")
+    assert "Terminated by an operator" in text
+    assert "the payment ledger has the last word" in text
+
+
+async def test_the_end_of_the_worker_waits_for_the_payment_under_way(
+    service: Service, tmp_path: Path
+) -> None:
+    client = await service.start()
+    worker = await Worker(service.address, tmp_path, TESTS / "slow_worker.py").start()
+    invoice = await approved(client, lines=[{"item": "Hosting", "amount": "19.99"}])
+    await exists(tmp_path / "paying")
+    end = asyncio.create_task(worker.end())
+    await exists_in(worker.log, "a payment under way is finished first")
+    (tmp_path / "go-on").touch()
+    assert await end == 0
+    assert "Traceback" not in worker.log.read_text()
+    other = await Worker(service.address, tmp_path).start()
+    await ended(client, invoice, "completed")
+    assert "attempt 2" not in other.log.read_text()
+    other.kill()
+
+
+async def exists_in(file: Path, text: str) -> None:
+    async def look_for() -> bool:
+        return text in file.read_text()
+
+    await eventually(look_for)
+
+
+@pytest.mark.slow  # the payment is repeated after its 30 s
+async def test_kill_between_commit_and_completion_pays_once(
+    service: Service, tmp_path: Path
+) -> None:
+    client = await service.start()
+    crashing = await Worker(service.address, tmp_path, TESTS / "crashing_worker.py").start()
+    invoice = await approved(client)
+    await exists(tmp_path / "crashed")
+    assert crashing.process
+    await asyncio.to_thread(crashing.process.wait, 20)
+    assert paid(tmp_path, invoice.model_dump()) == [f"invoice-{invoice.id}/line-1"]
+    worker = await Worker(service.address, tmp_path).start()
+    await ended(client, invoice, "completed", bound=60)
+    assert len(paid(tmp_path, invoice.model_dump())) == 2
+    worker.kill()
+
+
+@pytest.mark.slow
+async def test_kill_of_the_service_between_payments_loses_none(
+    service: Service, tmp_path: Path
+) -> None:
+    client = await service.start()
+    worker = await Worker(service.address, tmp_path).start()
+    lines = [{"item": f"Item {n}", "amount": "1.00"} for n in range(5)]
+    invoices = [await approved(client, lines=lines, payment_interval_seconds=0.5) for _ in range(5)]
+
+    async def some_paid() -> bool:
+        return any(paid(tmp_path, invoice.model_dump()) for invoice in invoices)
+
+    await eventually(some_paid)
+    service.kill()
+    await service.start()
+    client = await connect(service.address)
+    for invoice in invoices:
+        await ended(client, invoice, "completed", bound=90)
+        assert len(paid(tmp_path, invoice.model_dump())) == 5
+    worker.kill()
+
+
+async def test_kill_of_the_mcp_server_within_a_call_loses_nothing(
+    address: str, worker: Worker, client: Client
+) -> None:
+    invoice = an_invoice()
+    wire = Wire(address)
+    wire.initialize()
+    wire.call("process_invoice", invoice_data=invoice)
+
+    async def started() -> bool:
+        count = await client.count_workflows(f"WorkflowId='invoice-{invoice['id']}'")
+        return count.count == 1
+
+    await eventually(started)
+    wire.kill()
+    async with mcp(address) as again:
+        tools = Tools(again)
+        assert "nothing was started" in await tools("process_invoice", invoice_data=invoice)
+        await tools("approve_invoice", invoice_id=invoice["id"])
+        await tools.until(invoice, "completed")
+    assert len(paid(worker.data, invoice)) == 2

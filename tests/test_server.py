@@ -1,0 +1,129 @@
+"""The MCP server as a process: only the protocol on its output, clear words on what is down."""
+
+import asyncio
+import json
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import Refused, Service, Tools, Wire, Worker, an_invoice, free_port, mcp
+
+CALLS: dict[str, dict[str, Any]] = {
+    "process_invoice": {"invoice_data": an_invoice()},
+    "approve_invoice": {"invoice_id": "INV-1"},
+    "reject_invoice": {"invoice_id": "INV-1"},
+    "get_invoice_status": {"invoice_id": "INV-1"},
+    "list_invoices": {},
+}
+
+
+def test_standard_output_is_json_rpc_from_the_first_byte(address: str, worker: Worker) -> None:
+    wire = Wire(address, TEMPORAL_LOG_LEVEL="debug", FASTMCP_LOG_LEVEL="DEBUG")
+    assert wire.initialize()["result"]["serverInfo"]["name"] == "invoice-processor"
+    invoice = an_invoice()
+    wire.call("process_invoice", invoice_data=invoice)
+    assert wire.receive()["result"]["isError"] is False
+    wire.call("approve_invoice", invoice_id=invoice["id"])
+    assert wire.receive()["id"] == 1
+    output, _ = wire.process.communicate(timeout=20)  # closes its input
+    assert [json.loads(line)["jsonrpc"] for line in output.splitlines()] == []
+    assert wire.process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_cleanly(number: int, address: str) -> None:
+    wire = Wire(address)
+    wire.initialize()
+    wire.process.send_signal(number)
+    assert wire.process.wait(10) == 0
+    assert "Traceback" not in wire.process.communicate()[1]
+
+
+async def test_each_tool_says_within_10_s_that_the_service_is_not_there() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    async with mcp(address) as host:
+        tools = Tools(host)
+        for tool, arguments in CALLS.items():
+            started = time.monotonic()
+            with pytest.raises(Refused) as refusal:
+                await tools(tool, **arguments)
+            assert time.monotonic() - started < 10
+            text = str(refusal.value)
+            assert f"The Temporal Service at {address} can't be reached" in text
+            assert not re.search(r"https?:|Traceback|rpc|tonic|\{", text)
+
+
+@pytest.mark.slow  # the client tries for some seconds before each call is given up
+async def test_the_server_recovers_when_the_service_comes_back(service: Service) -> None:
+    async with mcp(service.address) as host:
+        tools = Tools(host)
+        with pytest.raises(Refused, match="can't be reached"):
+            await tools("list_invoices")
+        await service.start()
+        assert await tools("list_invoices") == "There are no invoices."
+        service.kill()
+        calls = (tools(tool, **arguments) for tool, arguments in CALLS.items())
+        started = time.monotonic()
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - started < 10
+        for answer in answers:
+            assert isinstance(answer, Refused)
+            assert re.search(r"doesn't answer|can't be reached", str(answer))
+        await service.start()
+        assert await tools("list_invoices") == "There are no invoices."
+
+
+async def test_without_a_worker_each_tool_answers_within_5_s(service: Service) -> None:
+    await service.start()
+    invoice = an_invoice()
+    name = invoice["id"]
+    calls: dict[str, tuple[dict[str, Any], str]] = {
+        "process_invoice": ({"invoice_data": invoice}, "goes on when a worker runs"),
+        "get_invoice_status": ({"invoice_id": name}, "No worker answers now"),
+        "approve_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
+        "reject_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
+        "list_invoices": ({}, f"{name}: Awaiting approval; 2 lines, $7,000.00"),
+    }
+    async with mcp(service.address) as host:
+        tools = Tools(host)
+        for tool, (arguments, words) in calls.items():
+            started = time.monotonic()
+            assert words in await tools(tool, **arguments)
+            assert time.monotonic() - started < 5
+        status = await tools.status(invoice)
+        assert status["worker_answers"] is False
+        assert (status["state"], status["total"]) == ("waiting", "7000.00")
+
+
+async def test_an_unknown_namespace_and_an_unknown_invoice_are_told_apart(
+    address: str, tools: Tools
+) -> None:
+    for tool in ("get_invoice_status", "approve_invoice", "reject_invoice"):
+        with pytest.raises(Refused, match="There is no invoice nobody-knows-it"):
+            await tools(tool, invoice_id="nobody-knows-it")
+    async with mcp(address, env={"TEMPORAL_NAMESPACE": "elsewhere"}) as host:
+        for tool, arguments in CALLS.items():
+            with pytest.raises(Refused, match="no namespace 'elsewhere'"):
+                await Tools(host)(tool, **arguments)
+
+
+async def test_a_broken_configuration_is_told_by_the_tools(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.toml")
+    async with mcp("", env={"TEMPORAL_CONFIG_FILE": missing}) as host:
+        with pytest.raises(Refused, match=r"TEMPORAL_CONFIG_FILE names .*missing.toml"):
+            await Tools(host)("list_invoices")
+
+
+async def test_two_servers_see_one_truth(address: str, tools: Tools) -> None:
+    invoice = an_invoice()
+    async with mcp(address) as host:
+        other = Tools(host)
+        await tools("process_invoice", invoice_data=invoice)
+        await other("reject_invoice", invoice_id=invoice["id"])
+        assert (await tools.status(invoice))["state"] == "rejected"
