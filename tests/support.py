@@ -119,7 +119,7 @@ class Worker:
     ) -> None:
         self.data = data
         self.log = data / f"worker-{uuid4().hex[:6]}.log"
-        self.command = [sys.executable, script, *arguments]
+        self.command = [sys.executable, str(script), *arguments]
         self.environment = environment(
             address, INVOICE_DATA_DIR=str(data), PYTHONPATH=str(ROOT), **env
         )

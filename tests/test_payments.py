@@ -76,7 +76,7 @@ for line in range(100):
 
 
 def test_processes_share_the_ledger_without_lock_errors(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PAY_A_HUNDRED, tmp_path]
+    command = [sys.executable, "-c", PAY_A_HUNDRED, str(tmp_path)]
     payers = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
