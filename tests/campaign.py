@@ -40,6 +40,8 @@ from support import ROOT, Service, Worker, connect, environment, eventually, pay
 USERS = 12
 HOSTS = 3
 DEADLINE_SECONDS = 2
+PATIENCE_SECONDS = 600
+"""Of a user. After timeouts Temporal waits longer and longer before it tries a workflow again."""
 ACTIVITY_SECONDS = 30
 """After which Temporal tries a payment again whose worker was killed."""
 
@@ -190,7 +192,7 @@ class Campaign:
 
     async def call(self, case: Case, host: int, tool: str, **arguments: Any) -> Answer:
         """Makes a call until it has an answer that says more than that something is down."""
-        async with asyncio.timeout(180):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
                     answer = await self.hosts[host % HOSTS].call(tool, **arguments)
@@ -223,7 +225,7 @@ class Campaign:
             answer = await self.call(case, host, "get_invoice_status", invoice_id=case.name)
             return answer.content.get("state") == "rejected"
 
-        await eventually(rejected, 120)
+        await eventually(rejected, PATIENCE_SECONDS)
 
 
 def opened(answer: Answer) -> bool:
