@@ -117,7 +117,7 @@ async def _submitted_before(client: Client, invoice: Invoice) -> InvoiceStatus |
     if digest != invoice.digest:
         raise InvoiceError(
             f"The id {invoice.id} is in use by a different invoice: {status.amounts},"
-            f" {status.status}. Nothing was changed. Use another id, or have that one rejected"
+            f" {status.status}; nothing was changed. Use another id, or have that one rejected"
             " first."
         )
     return status
@@ -178,7 +178,8 @@ async def decide(
 
 def _too_late(status: InvoiceStatus, approve: bool) -> str:
     verb = "approved" if approve else "rejected"
-    text = f"Invoice {status.invoice_id} can't be {verb} now. {status.in_words()}"
+    decided = f" ({status.decided.rstrip('.')})" if status.decided else ""
+    text = f"Invoice {status.invoice_id} can't be {verb} now, status: {status.status}{decided}."
     if approve:
         return f"{text} To start anew, submit it again."
     if status.state == "paying":
@@ -186,7 +187,7 @@ def _too_late(status: InvoiceStatus, approve: bool) -> str:
             f"{text} To stop it before the next line, cancel the workflow {status.workflow_id} in"
             " the Web UI; what is paid stays paid."
         )
-    return text
+    return f"{text} {status.paid}"
 
 
 async def look(client: Client, invoice_id: str) -> InvoiceStatus:
@@ -382,7 +383,7 @@ async def _closed_or_noted(
             status=noted,
             submitted_at=execution.start_time,
         )
-    if execution.status == WorkflowExecutionStatus.RUNNING:
+    if execution.close_time is None:
         return status
     status.closed_at = execution.close_time
     match execution.status:
