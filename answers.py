@@ -191,7 +191,7 @@ class InvoiceStatus(BaseModel):
 
 
 class InvoiceList(BaseModel):
-    """Invoices: open ones first, newest first; then those that are closed, the last one first."""
+    """Invoices: open ones first, and each kind newest first."""
 
     invoices: list[InvoiceStatus]
     not_shown: Annotated[

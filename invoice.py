@@ -20,7 +20,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, from_json
 
 MAX_LINES = 500
 MAX_JSON_BYTES = 1024 * 1024
@@ -54,9 +54,13 @@ def _digits(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+_FILLERS = "\u115f\u1160\u3164\uffa0"
+"""Letters to Unicode, but blank."""
+
+
 def _invoice_id(value: str) -> str:
     def letter_or_digit(character: str) -> bool:
-        return character.isalpha() or character.isdecimal()
+        return (character.isalpha() or character.isdecimal()) and character not in _FILLERS
 
     if not letter_or_digit(value[0]) or not all(letter_or_digit(c) or c in "._/#-" for c in value):
         raise PydanticCustomError(
@@ -66,9 +70,10 @@ def _invoice_id(value: str) -> str:
 
 
 def _plain_number(value: Any) -> Any:
-    # Decimal itself would also take "1_000", " 5 " and digits of other scripts.
-    if isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        raise PydanticCustomError("amount", "must be a plain number such as 5000.00")
+    # Python would also take "1_000", " 5 ", digits of other scripts, and true for 1.
+    text = isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
+    if text or isinstance(value, bool):
+        raise PydanticCustomError("number", "must be a plain number such as 5000.00")
     return value
 
 
@@ -145,7 +150,6 @@ class Invoice(BaseModel):
     lines: Annotated[
         list[LineItem],
         Field(min_length=1, max_length=MAX_LINES, description="1 to 500 lines, paid in order."),
-        BeforeValidator(_json_string),
     ]
     currency: Annotated[
         str, Field(pattern="^[A-Z]{3}$", description="ISO 4217 code in capitals, such as EUR.")
@@ -158,23 +162,32 @@ class Invoice(BaseModel):
             allow_inf_nan=False,
             description="Days to wait for a person's decision; then the invoice is rejected.",
         ),
+        BeforeValidator(_plain_number),
     ] = 5
     payment_interval_seconds: Annotated[
         float,
         Field(ge=0, le=3600, allow_inf_nan=False, description="Seconds to pause before each line."),
+        BeforeValidator(_plain_number),
     ] = 2
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_json_of_bounded_size(cls, value: Any) -> Any:
+    def _plain_json(cls, value: Any) -> Any:
         value = _json_string(value)
+        if isinstance(value, dict) and "lines" in value:
+            value = {**value, "lines": _json_string(value["lines"])}
         try:
-            size = len(json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode())
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
+            from_json(text)  # as the workflow will, with its limits to nesting and digits
         except (ValueError, RecursionError):  # NaN, a lone surrogate, nesting without end
             raise PydanticCustomError("json", "must be plain JSON") from None
-        if size >= MAX_JSON_BYTES:
-            raise PydanticCustomError("size", "must be smaller than 1 MiB as JSON")
         return value
+
+    @model_validator(mode="after")
+    def _bounded_size(self) -> Self:
+        if len(self.to_json()) >= MAX_JSON_BYTES:
+            raise PydanticCustomError("size", "must be smaller than 1 MiB as JSON")
+        return self
 
     @property
     def total(self) -> Decimal:
@@ -223,7 +236,7 @@ class Progress(BaseModel):
     total: Decimal
     currency: str
     line_count: int
-    approval_timeout_days: float
+    approval_timeout_days: Annotated[float, Field(gt=0, le=365)]
     paid_lines: int = 0
     paid_amount: Decimal = Decimal("0.00")
     current_line: str | None = None
@@ -276,9 +289,19 @@ def _path(prefix: str, location: tuple[int | str, ...]) -> str:
 def _rule(message: str) -> str:
     message = re.sub(r"^(Decimal )?[Ii]nput should ", "must ", message)
     message = re.sub(r"^(String|List|Value) should ", "must ", message)
-    message = message.replace("dictionary or instance of Invoice", "JSON object")
-    message = message.replace("dictionary or instance of LineItem", "JSON object")
-    return message.replace("Field required", "is required")
+    for jargon, plain in _PLAIN_WORDS.items():
+        message = message.replace(jargon, plain)
+    return message
+
+
+_PLAIN_WORDS = {
+    "an integer, float, string or Decimal object": "a number",
+    "dictionary or instance of Invoice": "JSON object",
+    "dictionary or instance of LineItem": "JSON object",
+    "Field required": "is required",
+    "Missing required argument": "is required",
+    "Unexpected keyword argument": "is no argument of this tool",
+}
 
 
 def money(amount: Decimal, currency: str) -> str:
@@ -299,7 +322,7 @@ def span(duration: timedelta) -> str:
     """A duration, rounded to its two largest units: `4 days 23 h`, `5 h 10 min`, `12 s`."""
     seconds = max(0, round(duration.total_seconds()))
     minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if hours >= 24:
+    if minutes >= 24 * 60:
         return counted(hours // 24, "day") + (f" {hours % 24} h" if hours % 24 else "")
     if minutes >= 60:
         return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
@@ -307,7 +330,8 @@ def span(duration: timedelta) -> str:
 
 
 # Characters that mean something to Markdown or HTML, and what stands in for them.
-_LOOKALIKES = str.maketrans("<>[]*`~|\\&", "‹›()∗’∼¦⧵＆")
+# The quotation marks are those that stand around such a text.
+_LOOKALIKES = str.maketrans("<>[]*`~|\\&“”", '‹›()∗’∼¦⧵＆""')
 
 
 def shown(text: str, limit: int = 60) -> str:

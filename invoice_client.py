@@ -256,9 +256,10 @@ async def content(client: Client, invoice_id: str) -> Content:
 
 
 async def list_invoices(client: Client, state: State | None = None) -> InvoiceList:
-    """The newest 50 invoices, or the newest 50 of one state, from their memos.
+    """Fifty invoices, or fifty of one state, from their memos.
 
-    Temporal can't search memos: for one state the newest 1,000 that may match are looked at.
+    They are those that Temporal lists first: open ones, newest first, then the ones closed last.
+    It can't search memos: for one state, 1,000 that may match are looked at.
     """
     query = "WorkflowType='InvoiceWorkflow'"
     if state:
@@ -277,6 +278,7 @@ async def list_invoices(client: Client, state: State | None = None) -> InvoiceLi
             break
     # Visibility lags a little behind, and the two calls may see different moments.
     not_shown = max(0, (await client.count_workflows(query)).count - looked_at)
+    invoices.sort(key=lambda invoice: (invoice.open, invoice.submitted_at), reverse=True)
     return InvoiceList(invoices=invoices, not_shown=not_shown, total=total)
 
 
@@ -335,11 +337,17 @@ async def _worker_polls(client: Client) -> bool:
 
 async def _progress(client: Client, execution: WorkflowExecution) -> Progress | None:
     """From the memo; of a run that another client started and no worker of ours saw, computed."""
+    memo = await execution.memo()
     try:
-        return Progress.model_validate(await execution.memo())
+        return Progress.model_validate(memo)
     except ValidationError:
         invoice = await _invoice(client, execution)
-        return Progress.of(invoice) if invoice else None
+        if invoice is None:
+            return None
+        progress = Progress.of(invoice)
+        if isinstance(noted := memo.get("status"), str):
+            progress.status = noted
+        return progress
 
 
 async def _invoice(client: Client, execution: WorkflowExecution) -> Invoice | None:
@@ -375,7 +383,9 @@ async def _closed_or_noted(
     if progress:
         status = _status_of(invoice_id, progress, execution.start_time)
     else:
-        noted = (await execution.memo()).get("status", INVALID_INVOICE)
+        noted = (await execution.memo()).get("status")
+        if not isinstance(noted, str):
+            noted = INVALID_INVOICE
         status = InvoiceStatus(
             invoice_id=invoice_id,
             workflow_id=execution.id,

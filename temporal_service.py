@@ -12,18 +12,23 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from platformdirs import user_cache_path
+from temporalio.api.common.v1 import Payload
 from temporalio.api.namespace.v1 import NamespaceConfig
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client
+from temporalio.common import RawValue
+from temporalio.converter import DataConverter, DefaultPayloadConverter
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import (
     LogForwardingConfig,
@@ -48,6 +53,24 @@ log = logging.getLogger("temporal_service")
 
 class ServiceError(Exception):
     """What is wrong with the Temporal Service or its configuration, in words for a person."""
+
+
+class ForgivingConverter(DefaultPayloadConverter):
+    """Takes nonsense from other clients; what is sent is the same as with the SDK's own.
+
+    What can't be decoded stays raw, and of surplus arguments the first counts. Otherwise a signal
+    would be dropped, or a workflow task fail for ever.
+    """
+
+    def from_payloads(
+        self, payloads: Sequence[Payload], type_hints: list[type] | None = None
+    ) -> list[Any]:
+        if type_hints is None and len(payloads) > 1:  # not as many as the handler takes
+            return [RawValue(payloads[0])]
+        try:
+            return super().from_payloads(payloads, type_hints)
+        except (KeyError, RuntimeError):
+            return [RawValue(payload) for payload in payloads]
 
 
 def connect_config() -> ClientConnectConfig:
@@ -101,7 +124,13 @@ async def connect(
     try:
         async with asyncio.timeout(10):
             return await Client.connect(
-                **config, identity=identity, lazy=lazy, runtime=_quiet_runtime()
+                **config,
+                identity=identity,
+                lazy=lazy,
+                runtime=_quiet_runtime(),
+                data_converter=replace(
+                    DataConverter.default, payload_converter_class=ForgivingConverter
+                ),
             )
     except (RuntimeError, TimeoutError) as error:
         raise ServiceError(unreachable(config["target_host"], str(error))) from error

@@ -12,6 +12,7 @@ import os
 import signal
 import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from temporalio.worker import Worker
@@ -21,6 +22,8 @@ import temporal_service
 from payments import data_directory
 from temporal_service import ServiceError
 from workflow import TASK_QUEUE, InvoiceWorkflow
+
+PAYMENTS_AT_ONCE = 20
 
 log = logging.getLogger("worker")
 
@@ -33,6 +36,8 @@ async def run() -> None:
         OSError, sqlite3.Error, ValueError: the data directory, the ledger or a setting is broken.
     """
     _end_on_signal()
+    # A thread for each payment under way, so that none waits for one within its 30 s.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PAYMENTS_AT_ONCE))
     directory = data_directory()
     activities.gateway()
     async with temporal_service.service(directory) as client:
@@ -46,6 +51,10 @@ async def run() -> None:
             task_queue=TASK_QUEUE,
             workflows=[InvoiceWorkflow],
             activities=[activities.process_payment],
+            # More at once would not be faster, but after a restart with many open invoices each
+            # would take so long that Temporal gives it up and tries again.
+            max_concurrent_workflow_tasks=8,
+            max_concurrent_activities=PAYMENTS_AT_ONCE,
             # A payment has 30 s; one under way is waited for.
             graceful_shutdown_timeout=timedelta(seconds=35),
         )

@@ -7,11 +7,9 @@ memo updates) goes behind `workflow.patched("name-of-the-change")`; the recorded
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
@@ -59,28 +57,6 @@ PAYMENT_RETRY = RetryPolicy(
 workflow.logger.workflow_info_on_message = False
 
 
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def no_surplus(method: Method) -> Method:
-    """Treats a call with two or more arguments as one without any.
-
-    The SDK would call the method with all of them and fail the workflow task for ever.
-    """
-    if asyncio.iscoroutinefunction(method):
-
-        @wraps(method)
-        async def called(self: Any, *arguments: Any) -> Any:
-            return await method(self, *arguments if len(arguments) == 1 else ())
-    else:
-
-        @wraps(method)
-        def called(self: Any, *arguments: Any) -> Any:
-            return method(self, *arguments if len(arguments) == 1 else ())
-
-    return cast(Method, called)
-
-
 @workflow.defn
 class InvoiceWorkflow:
     """Returns `COMPLETED` or `REJECTED`; fails with `InvalidInvoice` or what stopped a payment."""
@@ -99,7 +75,6 @@ class InvoiceWorkflow:
     # Payloads come raw, here and in the signals: one that another client has encoded strangely
     # would otherwise fail this run's workflow task for ever, or drop the decision.
     @workflow.run
-    @no_surplus
     async def run(self, invoice: RawValue = NOTHING) -> str:
         self.invoice = self._validated(invoice)
         self.progress = Progress.of(self.invoice)
@@ -119,13 +94,11 @@ class InvoiceWorkflow:
         return "COMPLETED"
 
     @workflow.signal
-    @no_surplus
     def approve_invoice(self, decider: RawValue = NOTHING) -> None:
         """Takes an optional `invoice.Decider` as JSON: who decides, and why."""
         self._decide(True, decider)
 
     @workflow.signal
-    @no_surplus
     def reject_invoice(self, decider: RawValue = NOTHING) -> None:
         """Takes an optional `invoice.Decider` as JSON: who decides, and why."""
         self._decide(False, decider)
