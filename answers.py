@@ -21,6 +21,7 @@ from invoice import (
     Decision,
     counted,
     money,
+    quoted,
     shown,
     span,
     utc,
@@ -115,7 +116,7 @@ class InvoiceStatus(BaseModel):
             return ""
         verb = "Approved" if self.decision.approved else "Rejected"
         by = shown(self.decision.by, 200) if self.decision.by else "another client, name unknown"
-        reason = f", reason: “{shown(self.decision.reason, 300)}”" if self.decision.reason else ""
+        reason = f", reason: {quoted(self.decision.reason, 300)}" if self.decision.reason else ""
         return f"{verb} by {by} on {utc(self.decision.at)}{reason}."
 
     def in_words(self) -> str:

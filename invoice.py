@@ -298,6 +298,7 @@ _PLAIN_WORDS = {
     "an integer, float, string or Decimal object": "a number",
     "dictionary or instance of Invoice": "JSON object",
     "dictionary or instance of LineItem": "JSON object",
+    "match pattern '^[A-Z]{3}$'": "be three capital letters such as EUR",
     "Field required": "is required",
     "Missing required argument": "is required",
     "Unexpected keyword argument": "is no argument of this tool",
@@ -330,8 +331,7 @@ def span(duration: timedelta) -> str:
 
 
 # Characters that mean something to Markdown or HTML, and what stands in for them.
-# The quotation marks are those that stand around such a text.
-_LOOKALIKES = str.maketrans("<>[]*`~|\\&“”", '‹›()∗’∼¦⧵＆""')
+_LOOKALIKES = str.maketrans("<>[]*`~|\\&", "‹›()∗’∼¦⧵＆")
 
 
 def shown(text: str, limit: int = 60) -> str:
@@ -353,3 +353,11 @@ def shown(text: str, limit: int = 60) -> str:
         if len(clean) > limit:
             return clean[: limit - 1] + "…"
     return clean
+
+
+def quoted(text: str, limit: int = 60) -> str:
+    """The same in quotation marks, which the text itself can't end."""
+    return f"“{shown(text.translate(_STRAIGHT), limit)}”"
+
+
+_STRAIGHT = str.maketrans("“”", '""')

@@ -37,7 +37,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import Field
 
 from answers import InvoiceList, InvoiceStatus
-from invoice import Invoice, InvoiceId, broken_rules, money, shown
+from invoice import Invoice, InvoiceId, broken_rules, money, quoted
 
 # Temporal's SDK takes a quarter of a second to import, and the host waits for the first answer.
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ def _question(content: "Content") -> str:
     invoice = content.invoice
     lines = [f"Pay invoice {invoice.id}: {invoice.summary}?"]
     for number, line in enumerate(invoice.lines[:50], start=1):
-        lines.append(f"{number}. {money(line.amount, invoice.currency)} for “{shown(line.item)}”")
+        lines.append(f"{number}. {money(line.amount, invoice.currency)} for {quoted(line.item)}")
     if rest := invoice.lines[50:]:
         amount = sum((line.amount for line in rest), Decimal())
         lines.append(f"and {len(rest)} more lines, together {money(amount, invoice.currency)}")

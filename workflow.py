@@ -37,6 +37,7 @@ with workflow.unsafe.imports_passed_through():
         Progress,
         broken_rules,
         money,
+        quoted,
         shown,
         utc,
         workflow_id,
@@ -199,12 +200,12 @@ class InvoiceWorkflow:
 
     def _label(self, number: int, line: LineItem) -> str:
         amount = money(line.amount, self.invoice.currency)
-        return f"line {number} of {len(self.invoice.lines)}, “{shown(line.item)}”, {amount}"
+        return f"line {number} of {len(self.invoice.lines)}, {quoted(line.item)}, {amount}"
 
     def _decided(self) -> str:
         assert self.decision
         verb = "approved" if self.decision.approved else "rejected"
-        reason = f" (“{shown(self.decision.reason, 200)}”)" if self.decision.reason else ""
+        reason = f" ({quoted(self.decision.reason, 200)})" if self.decision.reason else ""
         return f"{verb} by {shown(self.decision.by or 'another client', 200)}{reason}"
 
     def _tell(self, status: str, more: str = "") -> None:

@@ -18,6 +18,7 @@ from invoice import (
     broken_rules,
     counted,
     money,
+    quoted,
     shown,
     span,
     utc,
@@ -333,7 +334,7 @@ def test_broken_rules_name_field_and_rule_but_no_value() -> None:
     assert rules == (
         "id: must begin with a letter or digit and go on with those or . _ / # - only;"
         " lines[0].amount: must be a plain number such as 5000.00;"
-        " currency: must match pattern '^[A-Z]{3}$'"
+        " currency: must be three capital letters such as EUR"
     )
 
 
@@ -382,8 +383,12 @@ def test_shown_text_is_cut_after_the_limit() -> None:
     assert shown("x" * 10**6, 5) == "xxxx…"
 
 
-def test_shown_text_cannot_end_the_quotation_marks_around_it() -> None:
-    assert not set(shown("Pens”, $1.00. 2. $5.00 for “Paper")) & set("“”")
+def test_quoted_text_cannot_end_the_quotation_marks_around_it() -> None:
+    assert quoted("Pens”, $1.00. “Paper") == '“Pens", $1.00. "Paper”'
+
+
+def test_what_is_shown_can_be_shown_again() -> None:
+    assert shown(quoted("Pens <b>")) == quoted("Pens <b>")
 
 
 def test_money_names_the_currency() -> None:
