@@ -323,7 +323,7 @@ async def kill_at_random(campaign: Campaign, chance: random.Random, over: asynci
     parts: list[str | int] = ["worker", "worker", "worker", "service", *range(HOSTS)]
     waves: list[list[str | int]] = [["worker"], ["service"], [0]]  # each kind, however short
     recovery = 0.0
-    while not over.is_set():
+    while waves or not over.is_set():
         # On a slow machine a start takes long: everything is up for half of the time at least.
         await asyncio.sleep(chance.uniform(0.3, 4) + recovery)
         began = time.monotonic()

@@ -1,5 +1,6 @@
 """One Temporal Service, one worker and two MCP servers for the tests that harm none of them."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -44,7 +45,11 @@ async def client(address: str) -> Client:
 @pytest.fixture(scope="session")
 async def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worker]:
     """The worker that the tests share; its `data` has the ledger."""
-    worker = Worker(address, tmp_path_factory.mktemp("data"))
+    # One ledger for all test processes, since with --temporal-address they share a task queue.
+    base = tmp_path_factory.getbasetemp()
+    data = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
+    data.mkdir(exist_ok=True)
+    worker = Worker(address, data)
     try:
         yield await worker.start()
     finally:
