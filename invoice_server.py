@@ -358,6 +358,7 @@ def main() -> None:
         stream=sys.stderr,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("fastmcp").setLevel(logging.WARNING)
     # At once: nothing here needs cleaning up, and what was asked of Temporal is safe there. Not
     # sys.exit: a thread that still reads standard input would keep the process.
     for number in (signal.SIGINT, signal.SIGTERM):
