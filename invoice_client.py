@@ -8,17 +8,17 @@ caller does (`asyncio.timeout`), but for a query, which would hang where no work
 import asyncio
 import getpass
 import platform
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from math import inf
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
 from temporalio.api.common.v1 import Payload
-from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -49,9 +49,15 @@ Handle = WorkflowHandle[InvoiceWorkflow, str]
 
 QUERY_SECONDS = 2
 """A running worker answers a query in milliseconds; without one there is never an answer."""
+RECENT_SECONDS = 10
+"""For so long after an answer it is taken for granted, when submitting, that a worker runs."""
 LIST_LIMIT = 50
 SCAN_LIMIT = 1000
 """How many invoices `list_invoices` looks at to find those of one state."""
+
+
+_last_answer: WeakKeyDictionary[Client, float] = WeakKeyDictionary()
+"""When, by the monotonic clock, a worker last answered a client."""
 
 
 class InvoiceError(Exception):
@@ -84,17 +90,14 @@ async def submit(client: Client, invoice: Invoice) -> Submitted:
     policy = WorkflowIDReusePolicy.REJECT_DUPLICATE
     while True:
         try:
-            handle, worker_polls = await asyncio.gather(
-                client.start_workflow(
-                    InvoiceWorkflow.run,
-                    _json(invoice.to_json()),
-                    id=workflow_id(invoice.id),
-                    task_queue=TASK_QUEUE,
-                    id_reuse_policy=policy,
-                    memo=Progress.of(invoice).to_memo(),
-                    static_summary=f"{invoice.id}: {invoice.summary}",
-                ),
-                _worker_polls(client),
+            handle = await client.start_workflow(
+                InvoiceWorkflow.run,
+                _json(invoice.to_json()),
+                id=workflow_id(invoice.id),
+                task_queue=TASK_QUEUE,
+                id_reuse_policy=policy,
+                memo=Progress.of(invoice).to_memo(),
+                static_summary=f"{invoice.id}: {invoice.summary}",
             )
         except WorkflowAlreadyStartedError:
             if found := await _submitted_before(client, invoice):
@@ -102,7 +105,9 @@ async def submit(client: Client, invoice: Invoice) -> Submitted:
             policy = WorkflowIDReusePolicy.ALLOW_DUPLICATE
         else:
             status = _status_of(invoice.id, Progress.of(invoice), datetime.now(UTC))
-            status.worker_answers = worker_polls or await _ask(handle) is not None
+            # Asking takes longer than starting: not again if a worker has answered just now.
+            if time.monotonic() - _last_answer.get(client, -inf) > RECENT_SECONDS:
+                status.worker_answers = await _ask(client, handle) is not None
             return Submitted(status, started=True)
 
 
@@ -163,7 +168,7 @@ async def decide(
                 " Look at it before you decide on it."
             ) from error
     else:
-        answer = await _ask(handle)
+        answer = await _ask(client, handle)
         if isinstance(answer, Progress) and answer.submitted_at:
             status = _status_of(invoice_id, answer, answer.submitted_at)
         else:
@@ -207,7 +212,7 @@ async def _look(client: Client, invoice_id: str) -> tuple[InvoiceStatus, str | N
     progress = await _progress(client, description)
     status = await _closed_or_noted(client, description, progress)
     if status.open:
-        answer = await _ask(handle)
+        answer = await _ask(client, handle)
         if isinstance(answer, Progress):
             status = _status_of(invoice_id, answer, status.submitted_at)
         elif answer is not None:
@@ -304,35 +309,23 @@ def _json(data: bytes) -> RawValue:
     return RawValue(Payload(metadata={"encoding": b"json/plain"}, data=data))
 
 
-async def _ask(handle: Handle) -> Progress | str | None:
+async def _ask(client: Client, handle: Handle) -> Progress | str | None:
     """What a worker says, None if none answers; only the status if it is the tutorial's worker."""
+    answer: Progress | str
     try:
         async with asyncio.timeout(QUERY_SECONDS):
             try:
-                return Progress.model_validate(await handle.query(InvoiceWorkflow.get_progress))
+                answer = Progress.model_validate(await handle.query(InvoiceWorkflow.get_progress))
             except (WorkflowQueryFailedError, ValidationError):
-                return await handle.query(InvoiceWorkflow.get_status)
+                answer = await handle.query(InvoiceWorkflow.get_status)
     except TimeoutError:
         return None
     except RPCError as error:
         if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION):
             return None
         raise
-
-
-async def _worker_polls(client: Client) -> bool:
-    """Whether a worker has asked for work within the last second; False is no proof of none."""
-    request = DescribeTaskQueueRequest(
-        namespace=client.namespace,
-        task_queue=TaskQueue(name=TASK_QUEUE),
-        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
-    )
-    try:
-        queue = await client.workflow_service.describe_task_queue(request)
-    except RPCError:
-        return False
-    second_ago = datetime.now(UTC) - timedelta(seconds=1)
-    return any(poller.last_access_time.ToDatetime(UTC) > second_ago for poller in queue.pollers)
+    _last_answer[client] = time.monotonic()
+    return answer
 
 
 async def _progress(client: Client, execution: WorkflowExecution) -> Progress | None:
