@@ -211,7 +211,7 @@ async def test_a_limit_that_is_no_amount_is_named(tmp_path: Path) -> None:
 async def test_an_idle_worker_ends_cleanly_every_time(
     number: int, address: str, tmp_path: Path
 ) -> None:
-    for _ in range(3):
+    for _ in range(2):
         worker = await Worker(address, tmp_path).start()
         assert await worker.end(number) == 0
         assert "Traceback" not in worker.log.read_text()
