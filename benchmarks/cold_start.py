@@ -1,0 +1,52 @@
+"""The time from spawning the MCP server to its answers of `initialize` and `tools/list`.
+
+Against a FastMCP server with one empty tool and without Temporal.
+
+    uv run benchmarks/cold_start.py [--rounds 30]
+"""
+
+import random
+from argparse import ArgumentParser
+from collections import defaultdict
+from pathlib import Path
+from time import perf_counter
+
+from common import EMPTY_SERVER, OUR_SERVER, TUTORIAL_SERVER, McpServer, ms, print_table
+
+SERVERS = {"empty": EMPTY_SERVER, "ours": OUR_SERVER, "tutorial": TUTORIAL_SERVER}
+
+
+def main(rounds: int) -> None:
+    initialized: dict[str, list[float]] = defaultdict(list)
+    listed: dict[str, list[float]] = defaultdict(list)
+    for script in SERVERS.values():
+        start_up(script)  # compiles what is not yet compiled
+    for _ in range(rounds):
+        for name in random.sample(list(SERVERS), len(SERVERS)):
+            first, second = start_up(SERVERS[name])
+            initialized[name].append(first)
+            listed[name].append(second)
+
+    def row(name: str) -> list[object]:
+        first, second = ms(initialized[name]), ms(listed[name])
+        return [name, first, first / ms(initialized["empty"]), second, second / ms(listed["empty"])]
+
+    print_table(
+        ["server", "initialize, ms", "to empty", "tools/list, ms", "to empty"], map(row, SERVERS)
+    )
+    print("\nTo reach: 1.10 for ours.")
+
+
+def start_up(script: Path) -> tuple[float, float]:
+    begin = perf_counter()
+    with McpServer(script) as server:
+        server.initialize()
+        initialized = perf_counter() - begin
+        server.request("tools/list")
+        return initialized, perf_counter() - begin
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=30)
+    main(**vars(parser.parse_args()))

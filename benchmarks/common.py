@@ -1,0 +1,130 @@
+"""What the benchmarks share: the service and workers they run on, a bare MCP client, the table.
+
+Imported before any other module of the project, since it puts their folders on the path.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from temporalio.client import Client, WorkflowHandle
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import support  # noqa: E402
+
+OUR_WORKER = ROOT / "worker.py"
+BARE_WORKER = HERE / "bare_worker.py"
+OUR_SERVER = ROOT / "invoice_server.py"
+EMPTY_SERVER = HERE / "empty_server.py"
+TUTORIAL_SERVER = ROOT / "tests" / "tutorial_server.py"
+
+
+@asynccontextmanager
+async def running(*scripts: Path) -> AsyncIterator[tuple[Client, list[support.Worker]]]:
+    """A fresh Temporal Service with a worker process for each script, and a client of it."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        service = support.Service(Path(folder))
+        workers = [support.Worker(service.address, Path(folder), script) for script in scripts]
+        try:
+            client = await service.start()
+            for worker in workers:
+                await worker.start()
+            yield client, workers
+        finally:
+            for worker in workers:
+                worker.kill()
+            service.kill()
+
+
+def address(client: Client) -> str:
+    return client.service_client.config.target_host
+
+
+async def start(
+    client: Client,
+    invoice: dict[str, Any],
+    workflow: str = "InvoiceWorkflow",
+    task_queue: str = "invoice-task-queue",
+) -> WorkflowHandle[Any, Any]:
+    """The bare call, as the tutorial makes it."""
+    return await client.start_workflow(
+        workflow, invoice, id=f"invoice-{invoice['id']}", task_queue=task_queue
+    )
+
+
+class McpServer:
+    """An MCP server process, spoken to in bare lines of JSON, so that no client's time counts."""
+
+    def __init__(self, script: Path, address: str = "") -> None:
+        self.requests = 0
+        self.process = subprocess.Popen(
+            [sys.executable, script],
+            env=support.environment(address, FASTMCP_CHECK_FOR_UPDATES="off"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def initialize(self) -> None:
+        self.request(
+            "initialize",
+            protocolVersion="2025-11-25",
+            capabilities={},
+            clientInfo={"name": "benchmark", "version": "1"},
+        )
+        self._send(method="notifications/initialized")
+
+    def call(self, tool: str, **arguments: Any) -> None:
+        result = self.request("tools/call", name=tool, arguments=arguments)
+        assert not result.get("isError"), result
+
+    def request(self, method: str, **params: Any) -> dict[str, Any]:
+        self.requests += 1
+        self._send(id=self.requests, method=method, params=params)
+        assert self.process.stdout
+        for line in self.process.stdout:
+            message = json.loads(line)
+            if message.get("id") == self.requests:
+                result: dict[str, Any] = message["result"]
+                return result
+        raise EOFError(f"The server ended instead of answering {method}.")
+
+    def _send(self, **message: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
+        self.process.stdin.flush()
+
+
+def ms(seconds: Iterable[float]) -> float:
+    """The median, in milliseconds."""
+    return median(seconds) * 1000
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """In Markdown."""
+
+    def cell(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.2f}" if value < 10 else f"{value:,.1f}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    print(f"\n| {' | '.join(header)} |")
+    print(f"|:--|{'--:|' * (len(header) - 1)}")
+    for row in rows:
+        print(f"| {' | '.join(map(cell, row))} |", flush=True)

@@ -1,0 +1,15 @@
+"""The floor of the benchmarks: a FastMCP server that does nothing."""
+
+from fastmcp import FastMCP
+
+mcp = FastMCP("empty")
+
+
+@mcp.tool
+async def nothing() -> str:
+    """Do nothing."""
+    return ""
+
+
+if __name__ == "__main__":
+    mcp.run(transport="stdio", show_banner=False)

@@ -1,0 +1,58 @@
+"""What a line costs in invoices of 10, 100 and 500 lines: time, events and bytes of history.
+
+From the approval to the end, without pacing; sizes take turns.
+
+    uv run benchmarks/line_cost.py [--rounds 5]
+"""
+
+import asyncio
+from argparse import ArgumentParser
+from collections import defaultdict
+from statistics import median
+from time import perf_counter
+
+from temporalio.client import Client
+
+from common import OUR_WORKER, print_table, running, start
+from support import an_invoice
+
+SIZES = {10: 10, 100: 1, 500: 1}
+"""Lines of an invoice; how many such invoices a round pays, one after another."""
+
+
+async def main(rounds: int) -> None:
+    costs: dict[int, list[list[float]]] = defaultdict(list)
+    async with running(OUR_WORKER) as (client, _):
+        await pay(client, 10)  # to warm up
+        for _ in range(rounds):
+            for lines, invoices in SIZES.items():
+                costs[lines] += [await pay(client, lines) for _ in range(invoices)]
+    rows: list[list[object]] = []
+    for lines in SIZES:
+        seconds, events, size = map(median, zip(*costs[lines], strict=True))
+        first = rows[0][1] if rows else seconds * 1000
+        assert isinstance(first, float)
+        rows.append([lines, seconds * 1000, seconds * 1000 / first, events, size])
+    print_table(["lines", "ms a line", "to 10 lines", "events a line", "bytes a line"], rows)
+    print("\nTo stay within: 1.2.")
+
+
+async def pay(client: Client, lines: int) -> list[float]:
+    """Seconds, events and bytes of history a line."""
+    invoice = an_invoice(
+        lines=[{"item": f"Item {n}", "amount": f"{n}.50"} for n in range(1, lines + 1)]
+    )
+    handle = await start(client, invoice)
+    await handle.query("get_status")
+    begin = perf_counter()
+    await handle.signal("approve_invoice")
+    assert await handle.result() == "COMPLETED"
+    seconds = perf_counter() - begin
+    info = (await handle.describe()).raw_description.workflow_execution_info
+    return [figure / lines for figure in (seconds, info.history_length, info.history_size_bytes)]
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    asyncio.run(main(**vars(parser.parse_args())))

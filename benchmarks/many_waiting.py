@@ -1,0 +1,93 @@
+"""10,000 waiting invoices: the worker's memory, and the time to list them and to look at one.
+
+Two services, one with 100 waiting invoices and one with all of them, are called in turn.
+
+    uv run benchmarks/many_waiting.py [--invoices 10000] [--rounds 50]
+"""
+
+import asyncio
+import random
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections import defaultdict
+from pathlib import Path
+from time import perf_counter
+
+from temporalio.client import Client
+
+from common import OUR_SERVER, OUR_WORKER, McpServer, address, ms, print_table, running
+from invoice import Invoice
+from invoice_client import submit
+from support import an_invoice
+
+FEW = 100
+
+
+async def main(invoices: int, rounds: int) -> None:
+    times: dict[tuple[str, int], list[float]] = defaultdict(list)
+    memory: list[tuple[str, float]] = []
+    async with running(OUR_WORKER) as (few, _), running(OUR_WORKER) as (many, [worker]):
+        assert worker.process
+        pid = worker.process.pid
+        ids: dict[int, list[str]] = {FEW: await submit_all(few, FEW), invoices: []}
+        for goal in sorted({0, FEW, invoices // 10, invoices // 5, invoices // 2, invoices}):
+            ids[invoices] += await submit_all(many, goal - len(ids[invoices]))
+            memory.append((f"{goal:,}", resident_mib(pid)))
+        with McpServer(OUR_SERVER, address(few)) as a, McpServer(OUR_SERVER, address(many)) as b:
+            servers = {FEW: a, invoices: b}
+            for server in servers.values():
+                server.initialize()
+                server.call("list_invoices")
+            for _ in range(rounds):
+                for count in random.sample(list(servers), 2):
+                    begin = perf_counter()
+                    servers[count].call("list_invoices", status="waiting")
+                    listed = perf_counter()
+                    servers[count].call("get_invoice_status", invoice_id=random.choice(ids[count]))
+                    times["list_invoices", count].append(listed - begin)
+                    times["get_invoice_status", count].append(perf_counter() - listed)
+        memory.append(("after the calls", resident_mib(pid)))
+    print_table(["waiting invoices", "worker's memory, MiB"], memory)
+    rows = []
+    for tool in ("list_invoices", "get_invoice_status"):
+        small, large = ms(times[tool, FEW]), ms(times[tool, invoices])
+        rows.append([tool, small, large, large / small])
+    print_table(["tool", f"ms at {FEW}", f"ms at {invoices:,}", "ratio"], rows)
+    print("\nTo stay within: 2.")
+
+
+async def submit_all(client: Client, count: int) -> list[str]:
+    """The ids of so many more invoices, once all of them wait for a decision."""
+    ids: list[str] = []
+
+    async def submit_some() -> None:
+        while len(ids) < count:
+            invoice = Invoice(**an_invoice())
+            ids.append(invoice.id)
+            submitted = await submit(client, invoice)
+            await client.get_workflow_handle(submitted.status.workflow_id).query("get_status")
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(20):
+            tasks.create_task(submit_some())
+    return ids
+
+
+def resident_mib(pid: int) -> float:
+    """The memory a process has in use."""
+    if sys.platform == "linux":
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    if sys.platform == "win32":
+        command = ["powershell", "-Command", f"(Get-Process -Id {pid}).WorkingSet64 / 1KB"]
+    else:
+        command = ["ps", "-o", "rss=", "-p", str(pid)]
+    return float(subprocess.check_output(command, text=True)) / 1024
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser()
+    parser.add_argument("--invoices", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=50)
+    asyncio.run(main(**vars(parser.parse_args())))

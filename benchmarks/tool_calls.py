@@ -1,0 +1,119 @@
+"""The time of each tool call, against the Temporal calls it can't do without.
+
+The floor is those calls by a client in this process, plus a FastMCP tool over stdio that does
+nothing. `process_invoice` is measured twice: right after other calls, when it takes for granted
+that a worker runs, and after a pause, when it asks. The second is what a person meets.
+
+    uv run benchmarks/tool_calls.py [--rounds 100]
+"""
+
+import asyncio
+import random
+from argparse import ArgumentParser
+from collections import defaultdict
+from time import perf_counter
+
+from temporalio.client import Client
+
+from common import (
+    EMPTY_SERVER,
+    OUR_SERVER,
+    OUR_WORKER,
+    TUTORIAL_SERVER,
+    McpServer,
+    address,
+    ms,
+    print_table,
+    running,
+    start,
+)
+from invoice_client import RECENT_SECONDS
+from support import an_invoice
+
+AFTER_PAUSE = "process_invoice, after a pause"
+TO_REACH = {
+    "process_invoice": "1.15",
+    AFTER_PAUSE: "1.15",
+    "approve_invoice": "1.15",
+    "reject_invoice": "1.15",
+    "get_invoice_status": "1.25",
+}
+# In these ways: the raw calls that our tool makes, those that the tutorial's tool makes, and both
+# tools themselves.
+WAYS = ["raw", "plain", "ours", "tutorial"]
+
+
+async def main(rounds: int) -> None:
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    nothing: list[float] = []
+    async with running(OUR_WORKER) as (client, _):
+        with (
+            McpServer(EMPTY_SERVER) as empty,
+            McpServer(OUR_SERVER, address(client)) as ours,
+            McpServer(TUTORIAL_SERVER, address(client)) as tutorial,
+        ):
+            servers = {"ours": ours, "tutorial": tutorial}
+            for server in (empty, ours, tutorial):
+                server.initialize()
+            for number in range(-2, rounds):
+                begin = perf_counter()
+                empty.call("nothing")
+                nothing.append(perf_counter() - begin)
+                for call in TO_REACH:
+                    if call == AFTER_PAUSE:
+                        if number % 5:  # as it takes so long
+                            continue
+                        await asyncio.sleep(RECENT_SECONDS + 1)
+                    for way in random.sample(WAYS, len(WAYS)):
+                        seconds = await measure(client, servers, call, way)
+                        if number >= 0:  # the first are to warm up
+                            times[call, way].append(seconds)
+    for name, raw in (("ours", "raw"), ("tutorial", "plain")):
+        rows = []
+        for call, goal in TO_REACH.items():
+            bare, tool = ms(times[call, raw]), ms(times[call, name])
+            ratio = tool / (bare + ms(nothing))
+            rows.append([call, bare, ms(nothing), tool, ratio, goal if name == "ours" else ""])
+        print_table(
+            [name, "raw calls, ms", "empty tool, ms", "tool, ms", "to the floor", "to reach"], rows
+        )
+
+
+async def measure(client: Client, servers: dict[str, McpServer], call: str, way: str) -> float:
+    """Makes one call, on an invoice of its own; leaves the worker with nothing to do."""
+    tool = call.partition(",")[0]
+    # Nothing is paid meanwhile, as with the two seconds that invoices have by default.
+    invoice = an_invoice(payment_interval_seconds=3600)
+    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
+    if tool != "process_invoice":
+        await start(client, invoice)
+        await handle.query("get_status")
+
+    begin = perf_counter()
+    if way in servers:
+        new = tool == "process_invoice"
+        servers[way].call(
+            tool, **({"invoice_data": invoice} if new else {"invoice_id": invoice["id"]})
+        )
+    elif tool == "process_invoice":
+        await start(client, invoice)
+    elif tool == "get_invoice_status":
+        if way == "raw":
+            await handle.describe()
+        await handle.query("get_progress" if way == "raw" else "get_status")
+    else:
+        await handle.signal(tool)
+        if way == "raw":
+            await handle.query("get_progress")
+    seconds = perf_counter() - begin
+
+    await handle.query("get_status")
+    if not (await handle.describe()).close_time:
+        await handle.terminate()
+    return seconds
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=100)
+    asyncio.run(main(**vars(parser.parse_args())))

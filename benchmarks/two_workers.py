@@ -1,0 +1,41 @@
+"""Two workers against one: whole lives of invoices a second.
+
+Two services, one with each number of workers, in batches that take turns. What it shows depends on
+the machine: where the service takes all of it, a second worker has nothing to add.
+
+    uv run benchmarks/two_workers.py [--rounds 10] [--invoices 40]
+"""
+
+import asyncio
+import random
+from argparse import ArgumentParser
+from statistics import median
+from time import perf_counter
+
+from common import OUR_WORKER, print_table, running
+from whole_lives import ours
+
+
+async def main(rounds: int, invoices: int) -> None:
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    async with running(OUR_WORKER) as (one, _), running(OUR_WORKER, OUR_WORKER) as (two, _):
+        clients = {1: one, 2: two}
+        for client in clients.values():
+            await asyncio.gather(*(ours(client) for _ in range(10)))  # to warm up
+        for _ in range(rounds):
+            for workers in random.sample(list(clients), 2):
+                begin = perf_counter()
+                await asyncio.gather(*(ours(clients[workers]) for _ in range(invoices)))
+                rates[workers].append(invoices / (perf_counter() - begin))
+    first = median(rates[1])
+    print_table(
+        ["workers", "lives a second", "to one"],
+        [[workers, median(rate), median(rate) / first] for workers, rate in rates.items()],
+    )
+
+
+if __name__ == "__main__":
+    parser = ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--invoices", type=int, default=40, help="in a batch, all at once")
+    asyncio.run(main(**vars(parser.parse_args())))
