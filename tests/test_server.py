@@ -122,10 +122,9 @@ async def test_a_broken_configuration_is_told_by_the_tools(tmp_path: Path) -> No
             await Tools(host)("list_invoices")
 
 
-async def test_two_servers_see_one_truth(address: str, tools: Tools) -> None:
+async def test_two_servers_see_one_truth(address: str, worker: Worker) -> None:
     invoice = an_invoice()
-    async with mcp(address) as host:
-        other = Tools(host)
-        await tools("process_invoice", invoice_data=invoice)
-        await other("reject_invoice", invoice_id=invoice["id"])
-        assert (await tools.status(invoice))["state"] == "rejected"
+    async with mcp(address) as host, mcp(address, "2026-07-28") as other:
+        await Tools(host)("process_invoice", invoice_data=invoice)
+        await Tools(other)("reject_invoice", invoice_id=invoice["id"])
+        assert (await Tools(host).status(invoice))["state"] == "rejected"
