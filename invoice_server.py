@@ -15,8 +15,10 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-# Plain logging: FastMCP's own wraps at 80 columns. Read when it is imported.
+# Plain logging: FastMCP's own wraps at 80 columns. Both are read when it is imported.
 os.environ.setdefault("FASTMCP_LOG_ENABLED", "false")
+# A library below FastMCP would check its own types at every start, for a fifth of a second.
+os.environ.setdefault("PY_KEY_VALUE_DISABLE_BEARTYPE", "true")
 
 import pydantic
 from fastmcp import Context, FastMCP

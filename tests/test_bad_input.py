@@ -233,7 +233,7 @@ SPELLINGS: list[Callable[[Any], Any]] = [
 ]
 
 BOUNDED = settings(
-    max_examples=120,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -284,7 +284,7 @@ async def test_invoice_is_started_exactly_as_sent_or_refused_in_words(
     assert not await exists(client, f"invoice-{name}")
 
 
-@settings(BOUNDED, max_examples=40)
+@settings(BOUNDED, max_examples=20)
 @given(VALID)
 async def test_valid_invoice_is_started(
     server: RawServer, client: Client, invoice: dict[str, Any]
@@ -296,7 +296,7 @@ async def test_valid_invoice_is_started(
     assert_same(invoice, await first_input(client, invoice["id"]))
 
 
-@settings(BOUNDED, max_examples=60)
+@settings(BOUNDED, max_examples=30)
 @given(
     st.sampled_from(["approve_invoice", "reject_invoice", "get_invoice_status", "list_invoices"]),
     st.dictionaries(st.sampled_from(["invoice_id", "reason", "status", "ctx"]) | TEXTS, ANYTHING),
@@ -374,7 +374,7 @@ async def test_garbage_takes_the_server_not_down(server: RawServer, line: bytes)
     await answers_again(server)
 
 
-@settings(BOUNDED, max_examples=100)
+@settings(BOUNDED, max_examples=50)
 @given(st.binary(max_size=60).filter(lambda line: b"\n" not in line))
 async def test_random_bytes_take_the_server_not_down(server: RawServer, line: bytes) -> None:
     await server.send(line)
