@@ -73,3 +73,8 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
     finally:
         service.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Those that wait long come first, so that the others fill the time.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
