@@ -90,6 +90,7 @@ class InvoiceWorkflow:
                 return "REJECTED"
             await self._pay()
         except asyncio.CancelledError:
+            self.rows = [row.replace("| next |", "| stopped |") for row in self.rows]
             self._tell(CANCELLED)
             raise
         return "COMPLETED"
