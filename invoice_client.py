@@ -88,6 +88,7 @@ async def submit(client: Client, invoice: Invoice) -> Submitted:
     """
     # Atomic where the id is new. After a closed run the ledger guards what a race could do here.
     policy = WorkflowIDReusePolicy.REJECT_DUPLICATE
+    progress = Progress.of(invoice)
     while True:
         try:
             handle = await client.start_workflow(
@@ -96,7 +97,7 @@ async def submit(client: Client, invoice: Invoice) -> Submitted:
                 id=workflow_id(invoice.id),
                 task_queue=TASK_QUEUE,
                 id_reuse_policy=policy,
-                memo=Progress.of(invoice).to_memo(),
+                memo=progress.to_memo(),
                 static_summary=f"{invoice.id}: {invoice.summary}",
             )
         except WorkflowAlreadyStartedError:
@@ -104,7 +105,7 @@ async def submit(client: Client, invoice: Invoice) -> Submitted:
                 return Submitted(found, started=False)
             policy = WorkflowIDReusePolicy.ALLOW_DUPLICATE
         else:
-            status = _status_of(invoice.id, Progress.of(invoice), datetime.now(UTC))
+            status = _status_of(invoice.id, progress, datetime.now(UTC))
             # Asking takes longer than starting: not again if a worker has answered just now.
             if time.monotonic() - _last_answer.get(client, -inf) > RECENT_SECONDS:
                 status.worker_answers = await _ask(client, handle) is not None
