@@ -9,7 +9,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
-from invoice import shown
+from invoices.wording import currency_sign, sanitized
 from payments import (
     GatewayUnavailable,
     Payment,
@@ -17,9 +17,9 @@ from payments import (
     PaymentDeclined,
     PaymentGateway,
     SimulatedGateway,
-    data_directory,
     decline_limit,
 )
+from startup import data_directory
 
 # The worker's log has one short line for each payment.
 activity.logger.activity_info_on_message = False
@@ -51,10 +51,14 @@ async def process_payment(line_item: dict[str, Any]) -> str:
         amount=_amount(line_item.get("amount", "0.0")),
         currency=line_item.get("currency", "USD"),
     )
-    sign = "$" if payment.currency == "USD" else f"{payment.currency} "
+    sign = currency_sign(payment.currency)
     what = f"{payment.invoice_id} {info.activity_id}"
     activity.logger.info(
-        "Processing payment: %s - %s%s (%s)", shown(payment.item, 200), sign, payment.amount, what
+        "Processing payment: %s - %s%s (%s)",
+        sanitized(payment.item, 200),
+        sign,
+        payment.amount,
+        what,
     )
     try:
         # In a thread: a gateway may block, and the event loop carries every other invoice.
@@ -77,7 +81,7 @@ def _amount(value: Any) -> Decimal:
         if amount.is_finite() and amount >= 0:
             return amount
     raise ApplicationError(
-        f"amount: must be a number, not negative, instead of {shown(str(value))}",
+        f"amount: must be a number, not negative, instead of {sanitized(str(value))}",
         type="InvalidInvoice",
         non_retryable=True,
     )

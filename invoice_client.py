@@ -1,6 +1,6 @@
-"""What can be asked of invoices, through a Temporal client: submit, decide, look, list.
+"""What can be asked of invoices, without MCP: submit, decide, get the status, list.
 
-Plain functions without MCP. Each sends as few calls as it can and sets no limit to their time; the
+Each call of `InvoiceClient` sends as few requests as it can and sets no limit to their time; the
 caller does (`asyncio.timeout`), but for a query, which would hang where no worker runs. Besides
 `InvoiceError` they raise what the Temporal client raises.
 """
@@ -15,10 +15,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import inf
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from pydantic import ValidationError
-from temporalio.api.common.v1 import Payload
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -27,22 +25,25 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryFailedError,
 )
-from temporalio.common import RawValue, WorkflowIDReusePolicy
+from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from answers import InvoiceList, InvoiceStatus, Retry, State, state_of
-from invoice import (
+from invoices.answers import InvoiceList, InvoiceStatus, Retry
+from invoices.invoice import Invoice, invoice_id_of, workflow_id
+from invoices.status import (
     CANCELLED,
     COMPLETED,
     INVALID_INVOICE,
     REJECTED,
-    Decider,
-    Invoice,
+    DecisionDetails,
     Progress,
-    utc,
-    workflow_id,
+    RunProgress,
+    State,
+    state_of_text,
 )
+from invoices.wording import format_utc
+from temporal_service.payloads import json_payload
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 Handle = WorkflowHandle[InvoiceWorkflow, str]
@@ -54,10 +55,6 @@ RECENT_SECONDS = 10
 LIST_LIMIT = 50
 SCAN_LIMIT = 1000
 """How many invoices `list_invoices` looks at to find those of one state."""
-
-
-_last_answer: WeakKeyDictionary[Client, float] = WeakKeyDictionary()
-"""When, by the monotonic clock, a worker last answered a client."""
 
 
 class InvoiceError(Exception):
@@ -80,106 +77,290 @@ class Submitted:
     """False if the same invoice was in process already."""
 
 
-async def submit(client: Client, invoice: Invoice) -> Submitted:
-    """Starts the workflow of an invoice, unless one is open or the invoice is paid.
-
-    Raises:
-        InvoiceError: the id is in use by a different invoice, or the invoice is paid.
-    """
-    # Atomic where the id is new. After a closed run the ledger guards what a race could do here.
-    policy = WorkflowIDReusePolicy.REJECT_DUPLICATE
-    progress = Progress.of(invoice)
-    while True:
-        try:
-            handle = await client.start_workflow(
-                InvoiceWorkflow.run,
-                _json(invoice.to_json()),
-                id=workflow_id(invoice.id),
-                task_queue=TASK_QUEUE,
-                id_reuse_policy=policy,
-                memo=progress.to_memo(),
-                static_summary=f"{invoice.id}: {invoice.summary}",
-            )
-        except WorkflowAlreadyStartedError:
-            if found := await _submitted_before(client, invoice):
-                return Submitted(found, started=False)
-            policy = WorkflowIDReusePolicy.ALLOW_DUPLICATE
-        else:
-            status = _status_of(invoice.id, progress, datetime.now(UTC))
-            # Asking takes longer than starting: not again if a worker has answered just now.
-            if time.monotonic() - _last_answer.get(client, -inf) > RECENT_SECONDS:
-                status.worker_answers = await _ask(client, handle) is not None
-            return Submitted(status, started=True)
-
-
-async def _submitted_before(client: Client, invoice: Invoice) -> InvoiceStatus | None:
-    """The status of the open run for the same invoice; None if a new run may start."""
-    status, digest = await _look(client, invoice.id)
-    if status.state == "completed":
-        when = f" on {utc(status.closed_at)}" if status.closed_at else ""
-        raise InvoiceError(f"Invoice {invoice.id} was already paid{when}. Nothing was started.")
-    if not status.open:
-        return None
-    if digest != invoice.digest:
-        raise InvoiceError(
-            f"The id {invoice.id} is in use by a different invoice: {status.amounts},"
-            f" {status.status}; nothing was changed. Use another id, or have that one rejected"
-            " first."
-        )
-    return status
-
-
 @dataclass(frozen=True)
 class Decided:
     status: InvoiceStatus
-    earlier: bool
+    already_decided: bool
     """True if it had been decided so before."""
 
 
-async def decide(
-    client: Client,
-    invoice_id: str,
-    *,
-    approve: bool,
-    reason: str | None = None,
-    run_id: str | None = None,
-) -> Decided:
-    """Sends a decision and finds out whether it is the one that stands.
+@dataclass(frozen=True)
+class InvoiceRun:
+    """One run for an invoice and what it will pay."""
 
-    Without a worker the Temporal Service keeps the decision, and `worker_answers` is False.
+    run_id: str
+    awaiting_decision: bool
+    invoice: Invoice
 
-    Args:
-        run_id: the run meant, where a person was shown its content.
 
-    Raises:
-        InvoiceError: there is no such invoice, or a decision to the other effect stands.
-    """
-    handle = _handle(client, invoice_id, run_id)
-    decider = Decider(by=whoami(), reason=reason, request=uuid4().hex)
-    signal = InvoiceWorkflow.approve_invoice if approve else InvoiceWorkflow.reject_invoice
-    try:
-        await handle.signal(signal, _json(decider.model_dump_json().encode()))
-    except RPCError as error:
-        if error.status != RPCStatusCode.NOT_FOUND:
-            raise
-        status = await look(client, invoice_id)  # closed; or unknown, and raises
-        if status.open:
+class InvoiceClient:
+    """The invoices of one Temporal namespace."""
+
+    def __init__(self, temporal_client: Client) -> None:
+        self.temporal = temporal_client
+        self._last_worker_answer = -inf
+        """By the monotonic clock."""
+
+    async def submit(self, invoice: Invoice) -> Submitted:
+        """Starts the workflow of an invoice, unless one is open or the invoice is paid.
+
+        Raises:
+            InvoiceError: the id is in use by a different invoice, or the invoice is paid.
+        """
+        # Atomic where the id is new. After a closed run the ledger guards what a race could do.
+        policy = WorkflowIDReusePolicy.REJECT_DUPLICATE
+        progress = RunProgress.of(invoice)
+        while True:
+            try:
+                handle = await self.temporal.start_workflow(
+                    InvoiceWorkflow.run,
+                    json_payload(invoice.to_json()),
+                    id=workflow_id(invoice.id),
+                    task_queue=TASK_QUEUE,
+                    id_reuse_policy=policy,
+                    memo=progress.to_memo(),
+                    static_summary=f"{invoice.id}: {invoice.summary}",
+                )
+            except WorkflowAlreadyStartedError:
+                if found := await self._open_run_of_the_same(invoice):
+                    return Submitted(found, started=False)
+                policy = WorkflowIDReusePolicy.ALLOW_DUPLICATE
+            else:
+                status = _status(invoice.id, progress, datetime.now(UTC))
+                # Asking takes longer than starting: not again if a worker has answered just now.
+                if time.monotonic() - self._last_worker_answer > RECENT_SECONDS:
+                    status.worker_answers = await self._query_worker(handle) is not None
+                return Submitted(status, started=True)
+
+    async def _open_run_of_the_same(self, invoice: Invoice) -> InvoiceStatus | None:
+        """The status of the open run for the same invoice; None if a new run may start."""
+        status, digest = await self._status_and_digest(invoice.id)
+        if status.state == "completed":
+            when = f" on {format_utc(status.closed_at)}" if status.closed_at else ""
+            raise InvoiceError(f"Invoice {invoice.id} was already paid{when}. Nothing was started.")
+        if not status.is_open:
+            return None
+        if digest != invoice.digest:
             raise InvoiceError(
-                f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided."
-                " Look at it before you decide on it."
-            ) from error
-    else:
-        answer = await _ask(client, handle)
-        if isinstance(answer, Progress) and answer.submitted_at:
-            status = _status_of(invoice_id, answer, answer.submitted_at)
+                f"The id {invoice.id} is in use by a different invoice: {status.amounts},"
+                f" {status.status}; nothing was changed. Use another id, or have that one rejected"
+                " first."
+            )
+        return status
+
+    async def decide(
+        self,
+        invoice_id: str,
+        *,
+        approve: bool,
+        reason: str | None = None,
+        run_id: str | None = None,
+    ) -> Decided:
+        """Sends a decision and finds out whether it is the one that stands.
+
+        Without a worker the Temporal Service keeps the decision, and `worker_answers` is False.
+
+        Args:
+            run_id: the run meant, where a person was shown its content.
+
+        Raises:
+            InvoiceError: there is no such invoice, or a decision to the other effect stands.
+        """
+        handle = self._handle(invoice_id, run_id)
+        details = DecisionDetails(by=whoami(), reason=reason, request=uuid4().hex)
+        signal = InvoiceWorkflow.approve_invoice if approve else InvoiceWorkflow.reject_invoice
+        try:
+            await handle.signal(signal, json_payload(details.model_dump_json().encode()))
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            status = await self.get_status(invoice_id)  # closed; or unknown, and raises
+            if status.is_open:
+                raise InvoiceError(
+                    f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided."
+                    " Look at it before you decide on it."
+                ) from error
         else:
-            status = await look(client, invoice_id)
-    if status.open and status.worker_answers is False:
-        return Decided(status, earlier=False)
-    mine = status.decision is not None and status.decision.request == decider.request
-    if not mine and status.state not in (("paying", "completed") if approve else ("rejected",)):
-        raise InvoiceError(_too_late(status, approve))
-    return Decided(status, earlier=not mine)
+            answer = await self._query_worker(handle)
+            if isinstance(answer, RunProgress) and answer.submitted_at:
+                status = _status(invoice_id, answer, answer.submitted_at)
+            else:
+                status = await self.get_status(invoice_id)
+        if status.is_open and status.worker_answers is False:
+            return Decided(status, already_decided=False)
+        mine = status.decision is not None and status.decision.request == details.request
+        if not mine and status.state not in (("paying", "completed") if approve else ("rejected",)):
+            raise InvoiceError(_too_late(status, approve))
+        return Decided(status, already_decided=not mine)
+
+    async def get_status(self, invoice_id: str) -> InvoiceStatus:
+        """Where the latest run for an invoice stands; from its memo if no worker answers.
+
+        Raises:
+            InvoiceError: there is no such invoice.
+        """
+        status, _ = await self._status_and_digest(invoice_id)
+        return status
+
+    async def _status_and_digest(self, invoice_id: str) -> tuple[InvoiceStatus, str | None]:
+        # At the same time, since most invoices that are asked about are open.
+        query = asyncio.create_task(self._query_worker(self._handle(invoice_id)))
+        try:
+            description = await self._describe(invoice_id)
+            progress = await self._noted_progress(description)
+            status = await self._status_without_worker(description, progress)
+            if status.is_open:
+                answer = await query
+                if isinstance(answer, RunProgress):
+                    status = _status(invoice_id, answer, status.submitted_at)
+                elif answer is not None:
+                    status.status, status.state = answer, state_of_text(answer)
+                status.worker_answers = answer is not None
+                status.retry = _retry(description)
+            return status, progress.digest if progress else None
+        finally:
+            query.cancel()
+
+    async def _describe(self, invoice_id: str) -> WorkflowExecutionDescription:
+        try:
+            return await self._handle(invoice_id).describe()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message:
+                raise InvoiceError(
+                    f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
+                ) from error
+            raise
+
+    async def invoice_for_approval(self, invoice_id: str) -> InvoiceRun:
+        """What a person decides on, as the workflow has it: no worker is needed to see it.
+
+        Raises:
+            InvoiceError: there is no such invoice, or its content breaks the rules.
+        """
+        description = await self._describe(invoice_id)
+        invoice = await self._invoice(description)
+        if invoice is None:
+            raise InvoiceError(
+                f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a"
+                " person. Nothing was approved; reject it."
+            )
+        progress = await self._noted_progress(description)
+        status = await self._status_without_worker(description, progress)
+        return InvoiceRun(description.run_id, status.state == "waiting", invoice)
+
+    async def list_invoices(self, state: State | None = None) -> InvoiceList:
+        """Fifty invoices, or fifty of one state, from their memos.
+
+        They are those that Temporal lists first: open ones, newest first, then the ones closed
+        last. It can't search memos: for one state, 1,000 that may match are looked at.
+        """
+        query = "WorkflowType='InvoiceWorkflow'"
+        if state:
+            query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
+        invoices: list[InvoiceStatus] = []
+        total: dict[str, Decimal] = defaultdict(Decimal)
+        looked_at = 0
+        executions = self.temporal.list_workflows(query, limit=SCAN_LIMIT, page_size=LIST_LIMIT)
+        async for execution in executions:
+            looked_at += 1
+            progress = await self._noted_progress(execution)
+            status = await self._status_without_worker(execution, progress)
+            if state is None or status.state == state:
+                invoices.append(status)
+                if status.currency and status.total is not None:
+                    total[status.currency] += status.total
+            if len(invoices) == LIST_LIMIT:
+                break
+        # Visibility lags a little behind, and the two calls may see different moments.
+        not_shown = max(0, (await self.temporal.count_workflows(query)).count - looked_at)
+        invoices.sort(key=lambda invoice: (invoice.is_open, invoice.submitted_at), reverse=True)
+        return InvoiceList(invoices=invoices, not_shown=not_shown, total=total)
+
+    def _handle(self, invoice_id: str, run_id: str | None = None) -> Handle:
+        return self.temporal.get_workflow_handle_for(
+            InvoiceWorkflow.run, workflow_id(invoice_id), run_id=run_id
+        )
+
+    async def _query_worker(self, handle: Handle) -> RunProgress | str | None:
+        """What a worker says, None if none answers; only the status if it's the tutorial's."""
+        answer: RunProgress | str
+        try:
+            async with asyncio.timeout(QUERY_SECONDS):
+                try:
+                    progress = await handle.query(InvoiceWorkflow.get_progress)
+                    answer = RunProgress.model_validate(progress)
+                except (WorkflowQueryFailedError, ValidationError):
+                    answer = await handle.query(InvoiceWorkflow.get_status)
+        except TimeoutError:
+            return None
+        except RPCError as error:
+            if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION):
+                return None
+            raise
+        self._last_worker_answer = time.monotonic()
+        return answer
+
+    async def _noted_progress(self, execution: WorkflowExecution) -> RunProgress | None:
+        """From the memo; of a run that no client and no worker of ours saw, from its content."""
+        memo = await execution.memo()
+        try:
+            return RunProgress.model_validate(memo)
+        except ValidationError:
+            invoice = await self._invoice(execution)
+            if invoice is None:
+                return None
+            progress = RunProgress.of(invoice)
+            if isinstance(noted := memo.get("status"), str):
+                progress.status, progress.state = noted, state_of_text(noted)
+            return progress
+
+    async def _invoice(self, execution: WorkflowExecution) -> Invoice | None:
+        """The content a run was started with, None if it is no invoice."""
+        handle = self.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
+        async for event in handle.fetch_history_events(page_size=1):
+            payloads = event.workflow_execution_started_event_attributes.input.payloads
+            try:
+                return Invoice.model_validate_json(payloads[0].data if payloads else b"")
+            except ValidationError:
+                break
+        return None
+
+    async def _status_without_worker(
+        self, execution: WorkflowExecution, progress: RunProgress | None
+    ) -> InvoiceStatus:
+        """The final status of a closed run, or the one last noted in the memo of an open one."""
+        if progress:
+            status = _status(invoice_id_of(execution.id), progress, execution.start_time)
+        else:
+            noted = (await execution.memo()).get("status")
+            if not isinstance(noted, str):
+                noted = INVALID_INVOICE
+            status = InvoiceStatus(
+                invoice_id=invoice_id_of(execution.id),
+                workflow_id=execution.id,
+                state=state_of_text(noted),
+                status=noted,
+                submitted_at=execution.start_time,
+            )
+        if execution.close_time is None:
+            return status
+        status.closed_at = execution.close_time
+        match execution.status:
+            case WorkflowExecutionStatus.COMPLETED if status.is_open:  # by the tutorial's worker
+                handle = self.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
+                paid = await handle.result(follow_runs=False) == "COMPLETED"
+                status.status, status.state = (
+                    (COMPLETED, "completed") if paid else (REJECTED, "rejected")
+                )
+            case WorkflowExecutionStatus.FAILED if status.is_open:
+                status.status, status.state = "Failed", "failed"
+            case WorkflowExecutionStatus.CANCELED if status.is_open:
+                status.status, status.state = CANCELLED, "cancelled"
+            case WorkflowExecutionStatus.TERMINATED | WorkflowExecutionStatus.TIMED_OUT:
+                status.status, status.state = "Terminated by an operator in Temporal", "terminated"
+        if not status.is_open:
+            status.deadline = None
+        return status
 
 
 def _too_late(status: InvoiceStatus, approve: bool) -> str:
@@ -196,98 +377,6 @@ def _too_late(status: InvoiceStatus, approve: bool) -> str:
     return f"{text} {status.paid}"
 
 
-async def look(client: Client, invoice_id: str) -> InvoiceStatus:
-    """Where the latest run for an invoice stands; from its memo if no worker answers.
-
-    Raises:
-        InvoiceError: there is no such invoice.
-    """
-    status, _ = await _look(client, invoice_id)
-    return status
-
-
-async def _look(client: Client, invoice_id: str) -> tuple[InvoiceStatus, str | None]:
-    """The status, and the digest of the content."""
-    handle = _handle(client, invoice_id)
-    description = await _describe(client, invoice_id)
-    progress = await _progress(client, description)
-    status = await _closed_or_noted(client, description, progress)
-    if status.open:
-        answer = await _ask(client, handle)
-        if isinstance(answer, Progress):
-            status = _status_of(invoice_id, answer, status.submitted_at)
-        elif answer is not None:
-            status.status, status.state = answer, state_of(answer)
-        status.worker_answers = answer is not None
-        status.retry = _retry(description)
-    return status, progress.digest if progress else None
-
-
-async def _describe(client: Client, invoice_id: str) -> WorkflowExecutionDescription:
-    try:
-        return await _handle(client, invoice_id).describe()
-    except RPCError as error:
-        if error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message:
-            raise InvoiceError(
-                f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
-            ) from error
-        raise
-
-
-@dataclass(frozen=True)
-class Content:
-    """One run for an invoice and what it will pay."""
-
-    run_id: str
-    waits: bool
-    """Whether it was still to be decided."""
-    invoice: Invoice
-
-
-async def content(client: Client, invoice_id: str) -> Content:
-    """What a person decides on, as the workflow has it: no worker is needed to see it.
-
-    Raises:
-        InvoiceError: there is no such invoice, or its content breaks the rules.
-    """
-    description = await _describe(client, invoice_id)
-    invoice = await _invoice(client, description)
-    if invoice is None:
-        raise InvoiceError(
-            f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a"
-            " person. Nothing was approved; reject it."
-        )
-    status = await _closed_or_noted(client, description, await _progress(client, description))
-    return Content(description.run_id, status.state == "waiting", invoice)
-
-
-async def list_invoices(client: Client, state: State | None = None) -> InvoiceList:
-    """Fifty invoices, or fifty of one state, from their memos.
-
-    They are those that Temporal lists first: open ones, newest first, then the ones closed last.
-    It can't search memos: for one state, 1,000 that may match are looked at.
-    """
-    query = "WorkflowType='InvoiceWorkflow'"
-    if state:
-        query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
-    invoices: list[InvoiceStatus] = []
-    total: dict[str, Decimal] = defaultdict(Decimal)
-    looked_at = 0
-    async for execution in client.list_workflows(query, limit=SCAN_LIMIT, page_size=LIST_LIMIT):
-        looked_at += 1
-        status = await _closed_or_noted(client, execution, await _progress(client, execution))
-        if state is None or status.state == state:
-            invoices.append(status)
-            if status.currency and status.total is not None:
-                total[status.currency] += status.total
-        if len(invoices) == LIST_LIMIT:
-            break
-    # Visibility lags a little behind, and the two calls may see different moments.
-    not_shown = max(0, (await client.count_workflows(query)).count - looked_at)
-    invoices.sort(key=lambda invoice: (invoice.open, invoice.submitted_at), reverse=True)
-    return InvoiceList(invoices=invoices, not_shown=not_shown, total=total)
-
-
 _EXECUTION_STATUS: dict[State, list[str]] = {
     "waiting": ["Running"],
     "paying": ["Running"],
@@ -300,112 +389,15 @@ _EXECUTION_STATUS: dict[State, list[str]] = {
 }
 
 
-def _handle(client: Client, invoice_id: str, run_id: str | None = None) -> Handle:
-    return client.get_workflow_handle_for(
-        InvoiceWorkflow.run, workflow_id(invoice_id), run_id=run_id
-    )
-
-
-def _json(data: bytes) -> RawValue:
-    return RawValue(Payload(metadata={"encoding": b"json/plain"}, data=data))
-
-
-async def _ask(client: Client, handle: Handle) -> Progress | str | None:
-    """What a worker says, None if none answers; only the status if it is the tutorial's worker."""
-    answer: Progress | str
-    try:
-        async with asyncio.timeout(QUERY_SECONDS):
-            try:
-                answer = Progress.model_validate(await handle.query(InvoiceWorkflow.get_progress))
-            except (WorkflowQueryFailedError, ValidationError):
-                answer = await handle.query(InvoiceWorkflow.get_status)
-    except TimeoutError:
-        return None
-    except RPCError as error:
-        if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION):
-            return None
-        raise
-    _last_answer[client] = time.monotonic()
-    return answer
-
-
-async def _progress(client: Client, execution: WorkflowExecution) -> Progress | None:
-    """From the memo; of a run that another client started and no worker of ours saw, computed."""
-    memo = await execution.memo()
-    try:
-        return Progress.model_validate(memo)
-    except ValidationError:
-        invoice = await _invoice(client, execution)
-        if invoice is None:
-            return None
-        progress = Progress.of(invoice)
-        if isinstance(noted := memo.get("status"), str):
-            progress.status = noted
-        return progress
-
-
-async def _invoice(client: Client, execution: WorkflowExecution) -> Invoice | None:
-    """The content a run was started with, None if it is no invoice."""
-    handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
-    async for event in handle.fetch_history_events(page_size=1):
-        payloads = event.workflow_execution_started_event_attributes.input.payloads
-        try:
-            return Invoice.model_validate_json(payloads[0].data if payloads else b"")
-        except ValidationError:
-            break
-    return None
-
-
-def _status_of(invoice_id: str, progress: Progress, submitted_at: datetime) -> InvoiceStatus:
-    state = state_of(progress.status)
+def _status(invoice_id: str, progress: RunProgress, submitted_at: datetime) -> InvoiceStatus:
     timeout = timedelta(days=progress.approval_timeout_days)
     return InvoiceStatus(
-        **progress.model_dump(exclude={"submitted_at"}),
+        **progress.model_dump(include=set(Progress.model_fields)),
         invoice_id=invoice_id,
         workflow_id=workflow_id(invoice_id),
-        state=state,
         submitted_at=submitted_at,
-        deadline=submitted_at + timeout if state == "waiting" else None,
+        deadline=submitted_at + timeout if progress.state == "waiting" else None,
     )
-
-
-async def _closed_or_noted(
-    client: Client, execution: WorkflowExecution, progress: Progress | None
-) -> InvoiceStatus:
-    """The final status of a closed run, or the one last noted in the memo of an open one."""
-    invoice_id = execution.id.removeprefix("invoice-")
-    if progress:
-        status = _status_of(invoice_id, progress, execution.start_time)
-    else:
-        noted = (await execution.memo()).get("status")
-        if not isinstance(noted, str):
-            noted = INVALID_INVOICE
-        status = InvoiceStatus(
-            invoice_id=invoice_id,
-            workflow_id=execution.id,
-            state=state_of(noted),
-            status=noted,
-            submitted_at=execution.start_time,
-        )
-    if execution.close_time is None:
-        return status
-    status.closed_at = execution.close_time
-    match execution.status:
-        case WorkflowExecutionStatus.COMPLETED if status.open:  # by the tutorial's worker
-            handle = client.get_workflow_handle(execution.id, run_id=execution.run_id)
-            paid = await handle.result(follow_runs=False) == "COMPLETED"
-            status.status, status.state = (
-                (COMPLETED, "completed") if paid else (REJECTED, "rejected")
-            )
-        case WorkflowExecutionStatus.FAILED if status.open:
-            status.status, status.state = "Failed", "failed"
-        case WorkflowExecutionStatus.CANCELED if status.open:
-            status.status, status.state = CANCELLED, "cancelled"
-        case WorkflowExecutionStatus.TERMINATED | WorkflowExecutionStatus.TIMED_OUT:
-            status.status, status.state = "Terminated by an operator in Temporal", "terminated"
-    if not status.open:
-        status.deadline = None
-    return status
 
 
 def _retry(description: WorkflowExecutionDescription) -> Retry | None:

@@ -5,15 +5,13 @@ Service and connects with the first call that needs it.
 """
 
 import asyncio
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 # Plain logging: FastMCP's own wraps at 80 columns. Both are read when it is imported.
 os.environ.setdefault("FASTMCP_LOG_ENABLED", "false")
@@ -26,32 +24,23 @@ from fastmcp.exceptions import ToolError
 from fastmcp.exceptions import ValidationError as ArgumentError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
-from mcp import MCPError
-from mcp_types import (
-    CallToolRequestParams,
-    ElicitRequest,
-    ElicitRequestFormParams,
-    ElicitResult,
-    InputRequiredResult,
-    ToolAnnotations,
-)
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from mcp_types import CallToolRequestParams, InputRequiredResult, ToolAnnotations
 from pydantic import Field
 
-from answers import InvoiceList, InvoiceStatus
-from invoice import Invoice, InvoiceId, broken_rules, money, quoted
+from approval.elicitation import ask_person, supports_elicitation
+from invoices.answers import InvoiceList, InvoiceStatus
+from invoices.invoice import Invoice, InvoiceId
+from invoices.status import State
+from invoices.wording import describe_validation_errors
+from startup import StartupError
 
 # Temporal's SDK takes a quarter of a second to import, and the host waits for the first answer.
 if TYPE_CHECKING:
-    from temporalio.client import Client
-
-    from invoice_client import Content
+    from invoice_client import InvoiceClient
 
 VERSION = "1.0.0"
 TOOL_SECONDS = 8
 """For what a tool asks of Temporal; hosts give up a call at about 60 s, people long before."""
-PERSON_SECONDS = 50
-"""For the person's answer, where the host asks within the call."""
 
 log = logging.getLogger("invoice_server")
 
@@ -69,7 +58,7 @@ class ReadableErrors(Middleware):
         except ArgumentError as error:
             if not isinstance(error.__cause__, pydantic.ValidationError):
                 raise
-            rules = broken_rules(error.__cause__)
+            rules = describe_validation_errors(error.__cause__)
             raise ToolError(f"Nothing was done. {rules}.", log_level=logging.INFO) from error
 
 
@@ -113,13 +102,11 @@ async def process_invoice(invoice_data: Invoice) -> ToolResult:
     Args:
         invoice_data: The invoice: an object with id and lines.
     """
-    async with temporal() as client:
-        from invoice_client import submit
-
-        submitted = await submit(client, invoice_data)
+    async with invoices() as client:
+        submitted = await client.submit(invoice_data)
     status = submitted.status
     if not submitted.started:
-        return _answer(f"Already in process; nothing was started. {status.in_words()}", status)
+        return _answer(f"Already in process; nothing was started. {status.to_text()}", status)
     return _answer(
         f"Started processing invoice {status.invoice_id}. Workflow ID: {status.workflow_id}."
         f" {status.details}",
@@ -143,14 +130,12 @@ async def approve_invoice(
     ask, the person is asked again here and sees the lines and the total. The first decision stands:
     a later one is told what was decided, by whom and why.
     """
-    if not _can_ask(ctx):
+    if not supports_elicitation(ctx):
         return await _decide(invoice_id, approve=True, reason=reason)
-    async with temporal() as client:
-        from invoice_client import content
-
-        shown_content = await content(client, invoice_id)
-    if shown_content.waits:
-        answer = await _ask_person(ctx, shown_content)
+    async with invoices() as client:
+        run = await client.invoice_for_approval(invoice_id)
+    if run.awaiting_decision:
+        answer = await ask_person(ctx, run.invoice, run.run_id)
         if isinstance(answer, InputRequiredResult):
             return answer
         if not answer:
@@ -159,7 +144,7 @@ async def approve_invoice(
                 " Nothing was changed and nothing is paid.",
                 log_level=logging.INFO,
             )
-    return await _decide(invoice_id, approve=True, reason=reason, run_id=shown_content.run_id)
+    return await _decide(invoice_id, approve=True, reason=reason, run_id=run.run_id)
 
 
 @mcp.tool(
@@ -189,11 +174,9 @@ async def get_invoice_status(invoice_id: InvoiceId) -> ToolResult:
     """Look at an invoice: its status, what is paid, the deadline, who decided and why, and what is
     being tried again and why. Works without a worker too, from what was last noted.
     """
-    async with temporal() as client:
-        from invoice_client import look
-
-        status = await look(client, invoice_id)
-    return _answer(status.in_words(), status)
+    async with invoices() as client:
+        status = await client.get_status(invoice_id)
+    return _answer(status.to_text(), status)
 
 
 @mcp.tool(
@@ -205,17 +188,7 @@ async def get_invoice_status(invoice_id: InvoiceId) -> ToolResult:
 )
 async def list_invoices(
     status: Annotated[
-        Literal[
-            "all",
-            "waiting",
-            "paying",
-            "completed",
-            "rejected",
-            "timed_out",
-            "failed",
-            "cancelled",
-            "terminated",
-        ],
+        Literal["all", State],
         Field(description="Which ones: waiting are those that wait for a decision."),
     ] = "all",
 ) -> ToolResult:
@@ -224,111 +197,43 @@ async def list_invoices(
     Gives 50 at most and says how many older ones were left out. One submitted a moment ago may
     still be missing.
     """
-    async with temporal() as client:
-        from invoice_client import list_invoices as listed
-
-        invoices = await listed(client, None if status == "all" else status)
+    async with invoices() as client:
+        found = await client.list_invoices(None if status == "all" else status)
     return ToolResult(
-        content=invoices.in_words(status), structured_content=invoices.model_dump(mode="json")
+        content=found.to_text(status), structured_content=found.model_dump(mode="json")
     )
 
 
 async def _decide(
     invoice_id: str, *, approve: bool, reason: str | None, run_id: str | None = None
 ) -> ToolResult:
-    async with temporal() as client:
-        from invoice_client import decide
-
-        decided = await decide(client, invoice_id, approve=approve, reason=reason, run_id=run_id)
+    async with invoices() as client:
+        decided = await client.decide(invoice_id, approve=approve, reason=reason, run_id=run_id)
     status = decided.status
     noun, verb = ("approval", "approved") if approve else ("rejection", "rejected")
-    if not status.open and decided.earlier:
-        return _answer(f"Already {verb}; nothing was changed. {status.in_words()}", status)
+    if not status.is_open and decided.already_decided:
+        return _answer(f"Already {verb}; nothing was changed. {status.to_text()}", status)
     sent = f"Sent {noun} signal for invoice {invoice_id}."
-    if status.open and status.worker_answers is False:
+    if status.is_open and status.worker_answers is False:
         return _answer(
             f"{sent} No worker answers now: the decision is kept and takes effect when a worker"
             " runs, unless an earlier one is waiting too.",
             status,
         )
-    if decided.earlier:
+    if decided.already_decided:
         sent += f" It was {verb} already, and that decision stands."
-    return _answer(f"{sent} {status.in_words()}", status)
+    return _answer(f"{sent} {status.to_text()}", status)
 
 
 def _answer(words: str, status: InvoiceStatus) -> ToolResult:
     return ToolResult(content=words, structured_content=status.model_dump(mode="json"))
 
 
-def _can_ask(ctx: Context) -> bool:
-    """Whether the host can put a question to the person (elicitation by form)."""
-    capabilities = ctx.session.client_capabilities
-    elicitation = capabilities.elicitation if capabilities else None
-    return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
-
-
-async def _ask_person(ctx: Context, content: "Content") -> bool | InputRequiredResult:
-    """Whether the person says yes to paying exactly this; False on anything but a clear yes.
-
-    The handshake era of MCP asks within the call. The era from 2026-07-28 on ends the call with the
-    question, and the host repeats it with the answer and with `request_state`, sealed by the SDK:
-    so only an answer to the question about this very run counts.
-    """
-    question = ElicitRequestFormParams(message=_question(content), requested_schema=YES_OR_NO)
-    if ctx.session.protocol_version in MODERN_PROTOCOL_VERSIONS:
-        asked = json.dumps([content.invoice.id, content.run_id])
-        answers = ctx.input_responses
-        if not answers:
-            return InputRequiredResult(
-                input_requests={"approve": ElicitRequest(params=question)}, request_state=asked
-            )
-        return ctx.request_state == asked and _clear_yes(answers.get("approve"))
-    try:
-        async with asyncio.timeout(PERSON_SECONDS):
-            return _clear_yes(await ctx.session.elicit_form(question.message, YES_OR_NO))
-    except (TimeoutError, MCPError, pydantic.ValidationError) as error:
-        log.info("No usable answer about invoice %s: %r", content.invoice.id, error)
-        return False
-
-
-YES_OR_NO: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "approve": {
-            "type": "boolean",
-            "title": "Pay this invoice",
-            "description": "Yes pays every line. Payments can't be undone.",
-        }
-    },
-    "required": ["approve"],
-}
-
-
-def _clear_yes(answer: object) -> bool:
-    return (
-        isinstance(answer, ElicitResult)
-        and answer.action == "accept"
-        and answer.content is not None
-        and answer.content.get("approve") is True
-    )
-
-
-def _question(content: "Content") -> str:
-    invoice = content.invoice
-    lines = [f"Pay invoice {invoice.id}: {invoice.summary}?"]
-    for number, line in enumerate(invoice.lines[:50], start=1):
-        lines.append(f"{number}. {money(line.amount, invoice.currency)} for {quoted(line.item)}")
-    if rest := invoice.lines[50:]:
-        amount = sum((line.amount for line in rest), Decimal())
-        lines.append(f"and {len(rest)} more lines, together {money(amount, invoice.currency)}")
-    return "\n".join(lines)
-
-
-_client: "Client | None" = None
+_client: "InvoiceClient | None" = None
 
 
 @asynccontextmanager
-async def temporal() -> AsyncIterator["Client"]:
+async def invoices() -> AsyncIterator["InvoiceClient"]:
     """The process's one client, made with the first call; and what goes wrong with it, in words.
 
     Raises:
@@ -337,18 +242,19 @@ async def temporal() -> AsyncIterator["Client"]:
     global _client
     from temporalio.service import RPCError
 
-    from invoice_client import InvoiceError, whoami
-    from temporal_service import ServiceError, connect, connect_config, explain
+    from invoice_client import InvoiceClient, InvoiceError, whoami
+    from temporal_service.connection import connect, connect_config, describe_rpc_error
 
     try:
         if _client is None:
-            _client = await connect(connect_config(), identity=whoami(), lazy=True)
+            temporal_client = await connect(connect_config(), identity=whoami(), lazy=True)
+            _client = InvoiceClient(temporal_client)
         async with asyncio.timeout(TOOL_SECONDS):
             yield _client
-    except (InvoiceError, ServiceError) as error:
+    except (InvoiceError, StartupError) as error:
         raise ToolError(str(error), log_level=logging.INFO) from error
     except (RPCError, RuntimeError, TimeoutError) as error:
-        if not _client or not (reason := explain(_client, error)):
+        if not _client or not (reason := describe_rpc_error(_client.temporal, error)):
             raise
         raise ToolError(reason, log_level=logging.WARNING) from error
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from invoice import money
+from invoices.wording import format_money
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Payment:
     currency: str
 
     def __str__(self) -> str:
-        return f"{self.item!r} for {money(self.amount, self.currency)}"
+        return f"{self.item!r} for {format_money(self.amount, self.currency)}"
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,6 @@ class PaymentGateway(Protocol):
     """
 
     def pay(self, payment: Payment) -> Confirmation: ...
-
-
-def data_directory() -> Path:
-    """`INVOICE_DATA_DIR`, by default `data` beside the code; made private to the user if missing.
-
-    Raises:
-        OSError: it can't be made, or isn't a directory.
-    """
-    configured = os.environ.get("INVOICE_DATA_DIR")
-    directory = Path(configured) if configured else Path(__file__).parent / "data"
-    directory = directory.expanduser().resolve()
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
 
 
 def decline_limit() -> Decimal | None:
@@ -163,7 +150,7 @@ class SimulatedGateway:
 
     def _pay_now(self, payment: Payment) -> Confirmation:
         if self._decline_over is not None and payment.amount > self._decline_over:
-            limit = money(self._decline_over, payment.currency)
+            limit = format_money(self._decline_over, payment.currency)
             raise PaymentDeclined(f"declined: above the limit of {limit}")
         confirmation = Confirmation(f"simulated-{uuid4()}", datetime.now(UTC))
         self._connection.execute(

@@ -18,9 +18,9 @@ from datetime import timedelta
 from temporalio.worker import Worker
 
 import activities
-import temporal_service
-from payments import data_directory
-from temporal_service import ServiceError
+from startup import StartupError, data_directory
+from temporal_service import connection
+from temporal_service.dev_server import connect_or_start
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
@@ -32,7 +32,7 @@ async def run() -> None:
     """Runs the worker until a signal asks it to end.
 
     Raises:
-        ServiceError: there is no Temporal Service to work for.
+        StartupError: there is no Temporal Service to work for.
         OSError, sqlite3.Error, ValueError: the data directory, the ledger or a setting is broken.
     """
     _end_on_signal()
@@ -40,11 +40,11 @@ async def run() -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PAYMENTS_AT_ONCE))
     directory = data_directory()
     activities.gateway()
-    async with temporal_service.service(directory) as client:
+    async with connect_or_start(directory) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
-        if address == f"localhost:{temporal_service.PORT}":
-            log.info("Web UI            http://localhost:%s", temporal_service.UI_PORT)
+        if address == f"localhost:{connection.PORT}":
+            log.info("Web UI            http://localhost:%s", connection.UI_PORT)
         log.info("Data and ledger   %s, payments.db", directory)
         worker = Worker(
             client,
@@ -104,10 +104,8 @@ def main() -> int:
         asyncio.run(run())
     except* asyncio.CancelledError:
         code = 0
-    except* ServiceError as problems:
+    except* StartupError as problems:
         log.error("%s", problems.exceptions[0])
-    except* OSError as problems:
-        log.error("The data directory can't be used: %s.", problems.exceptions[0])
     except* sqlite3.Error as problems:
         log.error("The payment ledger payments.db can't be used: %s.", problems.exceptions[0])
     except* ValueError as problems:

@@ -17,8 +17,8 @@ from time import perf_counter
 from temporalio.client import Client
 
 from common import OUR_SERVER, OUR_WORKER, McpServer, address, ms, print_table, running
-from invoice import Invoice
-from invoice_client import submit
+from invoice_client import InvoiceClient
+from invoices.invoice import Invoice
 from support import an_invoice
 
 FEW = 100
@@ -65,7 +65,7 @@ async def submit_all(client: Client, count: int) -> list[str]:
         while len(ids) < count:
             invoice = Invoice(**an_invoice())
             ids.append(invoice.id)
-            submitted = await submit(client, invoice)
+            submitted = await InvoiceClient(client).submit(invoice)
             await client.get_workflow_handle(submitted.status.workflow_id).query("get_status")
 
     async with asyncio.TaskGroup() as tasks:

@@ -17,8 +17,8 @@ from time import perf_counter
 from temporalio.client import Client
 
 from common import BARE_WORKER, OUR_WORKER, print_table, running, start
-from invoice import Invoice
-from invoice_client import decide, submit
+from invoice_client import InvoiceClient
+from invoices.invoice import Invoice
 from support import an_invoice
 
 
@@ -36,8 +36,8 @@ async def ours(client: Client) -> None:
 
 async def ours_by_tools(client: Client) -> None:
     invoice = Invoice(**an_invoice())
-    submitted = await submit(client, invoice)
-    await decide(client, invoice.id, approve=True)
+    submitted = await InvoiceClient(client).submit(invoice)
+    await InvoiceClient(client).decide(invoice.id, approve=True)
     handle = client.get_workflow_handle(submitted.status.workflow_id)
     assert await handle.result() == "COMPLETED"
 

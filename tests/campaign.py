@@ -33,8 +33,10 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
 
 import activities
 import worker
-from invoice import APPROVAL_TIMEOUT, COMPLETED, REJECTED, Invoice, workflow_id
-from payments import Confirmation, Payment, SimulatedGateway, data_directory
+from invoices.invoice import Invoice, workflow_id
+from invoices.status import APPROVAL_TIMEOUT, COMPLETED, REJECTED
+from payments import Confirmation, Payment, SimulatedGateway
+from startup import data_directory
 from support import ROOT, Service, Worker, connect, environment, eventually, payments
 
 USERS = 12

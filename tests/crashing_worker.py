@@ -6,7 +6,8 @@ from pathlib import Path
 
 import activities
 import worker
-from payments import Confirmation, Payment, SimulatedGateway, data_directory
+from payments import Confirmation, Payment, SimulatedGateway
+from startup import data_directory
 
 
 class CrashingGateway(SimulatedGateway):

@@ -3,9 +3,9 @@
 import os
 import sys
 
-import temporal_service
 import worker
+from temporal_service import connection
 
 if __name__ == "__main__":
-    temporal_service.PORT, temporal_service.UI_PORT = map(int, sys.argv[1:])
+    connection.PORT, connection.UI_PORT = map(int, sys.argv[1:])
     os._exit(worker.main())

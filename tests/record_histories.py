@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
 
-import invoice_client
-from answers import InvoiceStatus
-from invoice import Invoice, workflow_id
+from invoice_client import InvoiceClient
+from invoices.answers import InvoiceStatus
+from invoices.invoice import Invoice, workflow_id
 from support import Service, Worker, an_invoice, eventually
 from workflow import TASK_QUEUE
 
@@ -49,7 +49,7 @@ class Steps:
 
     async def submit(self, name: str, *, wait: bool = True, **fields: Any) -> None:
         invoice = Invoice.model_validate(an_invoice(id=name, **fields))
-        await invoice_client.submit(self.client, invoice)
+        await InvoiceClient(self.client).submit(invoice)
         if wait:  # or else the next step may come before the workflow waits for it
             await self.until(name, lambda status: status.worker_answers)
 
@@ -61,11 +61,11 @@ class Steps:
         )
 
     async def decide(self, name: str, approve: bool = True) -> None:
-        await invoice_client.decide(self.client, name, approve=approve, reason="Hours checked")
+        await InvoiceClient(self.client).decide(name, approve=approve, reason="Hours checked")
 
     async def until(self, name: str, reached: Callable[[InvoiceStatus], object]) -> None:
         async def look() -> bool:
-            return bool(reached(await invoice_client.look(self.client, name)))
+            return bool(reached(await InvoiceClient(self.client).get_status(name)))
 
         await eventually(look, 120)
 
@@ -154,7 +154,7 @@ async def cancelled_in_an_outage(do: Steps, name: str) -> None:
     await do.decide(name)
     await do.until(name, lambda status: status.retry)
     await do.handle(name).cancel()
-    await do.until(name, lambda status: not status.open)
+    await do.until(name, lambda status: not status.is_open)
     (do.data / "gateway-down").unlink()
 
 
@@ -190,7 +190,7 @@ async def take_all(do: Steps, service: Service) -> None:
 
     async def finish(courses: dict[str, Course]) -> None:
         for name in courses:
-            await do.until(name, lambda status: not status.open)
+            await do.until(name, lambda status: not status.is_open)
 
     await take(WITHOUT_A_WORKER)
     async with worker(service, LIMIT):

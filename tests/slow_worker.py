@@ -5,7 +5,8 @@ import time
 
 import activities
 import worker
-from payments import Confirmation, Payment, SimulatedGateway, data_directory
+from payments import Confirmation, Payment, SimulatedGateway
+from startup import data_directory
 
 
 class SlowGateway(SimulatedGateway):

@@ -18,7 +18,8 @@ from fastmcp import Client as McpClient
 from fastmcp.client.transports import StdioTransport
 from temporalio.client import Client
 
-import temporal_service
+from startup import StartupError
+from temporal_service import connection, dev_server
 
 ROOT = Path(__file__).parent.parent
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class Service:
 
     async def start(self) -> Client:
         """Starts it, or starts it again on the same database; returns a client."""
-        executable = await temporal_service.temporal_executable()
+        executable = await dev_server.temporal_executable()
         arguments = [
             "--port",
             str(self.port),
@@ -89,7 +90,7 @@ class Service:
         async def connected() -> Client | None:
             try:
                 return await connect(self.address)
-            except temporal_service.ServiceError:
+            except StartupError:
                 return None
 
         return await eventually(connected, 30)
@@ -101,7 +102,7 @@ class Service:
 
 
 async def connect(address: str, identity: str | None = None) -> Client:
-    return await temporal_service.connect(
+    return await connection.connect(
         {"target_host": address, "namespace": "default"}, identity=identity
     )
 

@@ -13,9 +13,9 @@ from zipfile import ZipFile
 import pytest
 
 import invoice_server
-import temporal_service
 from node_tools import MCPB, npx
 from support import ROOT
+from temporal_service import connection
 
 MANIFEST: dict[str, Any] = json.loads((ROOT / "manifest.json").read_text("utf-8"))
 NO_CODE = {"LICENSE", "manifest.json", "pyproject.toml", "uv.lock"}
@@ -29,6 +29,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project.mkdir()
     for file in filter(Path.is_file, ROOT.iterdir()):
         shutil.copy(file, project)
+    for package in ROOT.glob("*/__init__.py"):
+        shutil.copytree(package.parent, project / package.parent.name)
     for private in (".env", "key.pem", "data/payments.db", "tests/test_x.py", ".venv/x.py"):
         (project / private).parent.mkdir(exist_ok=True)
         (project / private).write_text("private")
@@ -50,14 +52,18 @@ def test_manifest_is_valid() -> None:
 
 def test_bundle_has_the_modules_the_server_imports_and_no_more(bundle: Path) -> None:
     code = (
-        "import sys, invoice_server, invoice_client, temporal_service\n"
+        "import sys, invoice_server, invoice_client, temporal_service.connection\n"
         "files = [getattr(module, '__file__', None) or '' for module in sys.modules.values()]\n"
         "print(*files, sep='\\n')"
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(bundle)}
     command = [sys.executable, "-c", code]
     output = subprocess.check_output(command, cwd=bundle, env=environment, encoding="utf-8")
-    imported = {Path(file).name for file in output.splitlines() if Path(file).parent == bundle}
+    imported = {
+        Path(file).relative_to(bundle).as_posix()
+        for file in output.splitlines()
+        if Path(file).is_relative_to(bundle)
+    }
     assert contents(bundle) == imported | NO_CODE
 
 
@@ -85,7 +91,7 @@ def test_fields_not_filled_in_mean_the_local_service(
     for name, value in MANIFEST["server"]["mcp_config"]["env"].items():
         field = MANIFEST["user_config"][value.removeprefix("${user_config.").removesuffix("}")]
         monkeypatch.setenv(name, field["default"] if fields == "as they come" else "")
-    assert temporal_service.connect_config() == {
+    assert connection.connect_config() == {
         "target_host": "localhost:7233",
         "namespace": "default",
     }

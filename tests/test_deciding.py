@@ -11,8 +11,8 @@ from mcp import MCPError
 from temporalio.client import Client
 
 from conftest import ERAS
-from invoice import Invoice
-from invoice_client import InvoiceError, decide, submit, whoami
+from invoice_client import InvoiceClient, InvoiceError, whoami
+from invoices.invoice import Invoice
 from support import Refused, Service, Tools, Worker, an_invoice, mcp, paid
 
 
@@ -81,10 +81,10 @@ async def test_approval_and_rejection_at_once_have_one_outcome(
     client: Client, worker: Worker
 ) -> None:
     invoice = Invoice.model_validate(an_invoice())
-    await submit(client, invoice)
+    await InvoiceClient(client).submit(invoice)
     approval, rejection = await asyncio.gather(
-        decide(client, invoice.id, approve=True),
-        decide(client, invoice.id, approve=False),
+        InvoiceClient(client).decide(invoice.id, approve=True),
+        InvoiceClient(client).decide(invoice.id, approve=False),
         return_exceptions=True,
     )
     lost = [one for one in (approval, rejection) if isinstance(one, InvoiceError)]
@@ -216,8 +216,8 @@ async def test_a_yes_to_one_content_does_not_pay_another(
     other = an_invoice(id=invoice["id"], lines=[{"item": "Other", "amount": "9000.00"}])
 
     async def replaced_while_asked() -> dict[str, bool]:
-        await decide(client, invoice["id"], approve=False)
-        assert (await submit(client, Invoice.model_validate(other))).started
+        await InvoiceClient(client).decide(invoice["id"], approve=False)
+        assert (await InvoiceClient(client).submit(Invoice.model_validate(other))).started
         return {"approve": True}
 
     person.answer = replaced_while_asked

@@ -11,18 +11,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from invoice import (
-    MAX_JSON_BYTES,
-    Invoice,
-    Progress,
-    broken_rules,
-    counted,
-    money,
-    quoted,
-    shown,
-    span,
-    utc,
-    workflow_id,
+from invoices.invoice import MAX_JSON_BYTES, Invoice, workflow_id
+from invoices.status import RunProgress
+from invoices.wording import (
+    describe_validation_errors,
+    format_duration,
+    format_money,
+    format_utc,
+    pluralize,
+    sanitized,
+    sanitized_quote,
 )
 
 CENTS = st.integers(min_value=1, max_value=10**12 - 1)
@@ -41,7 +39,7 @@ def line(**fields: Any) -> dict[str, Any]:
 def refusal(**fields: Any) -> str:
     with pytest.raises(ValidationError) as caught:
         invoice(**fields)
-    return broken_rules(caught.value)
+    return describe_validation_errors(caught.value)
 
 
 def dollars(cents: int) -> str:
@@ -222,7 +220,7 @@ def test_what_is_no_plain_json_is_refused_within_a_json_string_too(note: str, wh
     value = f'{{"id": "INV-1", "lines": {lines}}}' if whole else {"id": "INV-1", "lines": lines}
     with pytest.raises(ValidationError) as caught:
         Invoice.model_validate(value)
-    assert "must be plain JSON" in broken_rules(caught.value)
+    assert "must be plain JSON" in describe_validation_errors(caught.value)
 
 
 def test_size_is_that_of_the_json_however_it_is_spelled() -> None:
@@ -240,7 +238,7 @@ def test_json_string_is_taken_for_the_object_and_for_its_lines() -> None:
 def test_what_is_no_object_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         Invoice.model_validate(value)
-    assert broken_rules(caught.value) == "invoice: must be a valid JSON object"
+    assert describe_validation_errors(caught.value) == "invoice: must be a valid JSON object"
 
 
 @settings(max_examples=50)
@@ -323,10 +321,10 @@ def test_json_gives_the_same_invoice_again(extra: Any, item: str) -> None:
 
 
 def test_memo_of_progress_has_no_empty_keys() -> None:
-    memo = Progress.of(invoice()).to_memo()
+    memo = RunProgress.of(invoice()).to_memo()
     assert memo["total"] == "1.00"
     assert None not in memo.values()
-    assert Progress.model_validate(memo) == Progress.of(invoice())
+    assert RunProgress.model_validate(memo) == RunProgress.of(invoice())
 
 
 def test_broken_rules_name_field_and_rule_but_no_value() -> None:
@@ -347,13 +345,16 @@ def test_broken_rules_name_five_and_count_the_rest() -> None:
 def test_broken_rules_of_no_json_are_readable() -> None:
     with pytest.raises(ValidationError) as caught:
         Invoice.model_validate_json(b"\xff\x00")
-    assert broken_rules(caught.value).startswith("invoice: Invalid JSON: ")
+    assert describe_validation_errors(caught.value).startswith("invoice: Invalid JSON: ")
 
 
 def test_broken_rules_begin_with_the_prefix() -> None:
     with pytest.raises(ValidationError) as caught:
         Invoice.model_validate({"id": "INV-1"})
-    assert broken_rules(caught.value, "invoice_data") == "invoice_data.lines: is required"
+    assert (
+        describe_validation_errors(caught.value, "invoice_data")
+        == "invoice_data.lines: is required"
+    )
 
 
 @pytest.mark.parametrize(
@@ -361,7 +362,7 @@ def test_broken_rules_begin_with_the_prefix() -> None:
     ["Web Development", "Müller + Söhne", "日本語の請求書", "Ünï (1/2): 5 %", ""],
 )
 def test_ordinary_text_is_shown_unchanged(text: str) -> None:
-    assert shown(text) == text
+    assert sanitized(text) == text
 
 
 @given(st.text(), st.integers(min_value=2, max_value=80))
@@ -370,40 +371,40 @@ def test_ordinary_text_is_shown_unchanged(text: str) -> None:
 @example("a\r\nb\u2028c\x85d", 60)
 @example("＜｜＞", 60)
 def test_shown_text_is_one_harmless_line(text: str, limit: int) -> None:
-    clean = shown(text, limit)
+    clean = sanitized(text, limit)
     assert len(clean) <= limit
     assert not set(clean) & set("<>[]*`~|\\&\n\r\t")
     assert not {unicodedata.category(c) for c in clean} & {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-    assert shown(clean, limit) == clean
+    assert sanitized(clean, limit) == clean
 
 
 def test_shown_text_is_cut_after_the_limit() -> None:
-    assert shown("x" * 60) == "x" * 60
-    assert shown("x" * 61) == "x" * 59 + "…"
-    assert shown("x" * 10**6, 5) == "xxxx…"
+    assert sanitized("x" * 60) == "x" * 60
+    assert sanitized("x" * 61) == "x" * 59 + "…"
+    assert sanitized("x" * 10**6, 5) == "xxxx…"
 
 
 def test_quoted_text_cannot_end_the_quotation_marks_around_it() -> None:
-    assert quoted("Pens”, $1.00. “Paper") == '“Pens", $1.00. "Paper”'
+    assert sanitized_quote("Pens”, $1.00. “Paper") == '“Pens", $1.00. "Paper”'
 
 
 def test_what_is_shown_can_be_shown_again() -> None:
-    assert shown(quoted("Pens <b>")) == quoted("Pens <b>")
+    assert sanitized(sanitized_quote("Pens <b>")) == sanitized_quote("Pens <b>")
 
 
 def test_money_names_the_currency() -> None:
-    assert money(Decimal("5000.00"), "USD") == "$5,000.00"
-    assert money(Decimal("9999999999.99"), "EUR") == "EUR 9,999,999,999.99"
-    assert money(Decimal("0.1"), "JPY") == "JPY 0.10"
+    assert format_money(Decimal("5000.00"), "USD") == "$5,000.00"
+    assert format_money(Decimal("9999999999.99"), "EUR") == "EUR 9,999,999,999.99"
+    assert format_money(Decimal("0.1"), "JPY") == "JPY 0.10"
 
 
 @given(CENTS)
 def test_money_loses_no_cent(cents: int) -> None:
-    assert money(Decimal(dollars(cents)), "USD").replace(",", "") == f"${dollars(cents)}"
+    assert format_money(Decimal(dollars(cents)), "USD").replace(",", "") == f"${dollars(cents)}"
 
 
 def test_counted_things() -> None:
-    assert [counted(n, "line") for n in (0, 1, 2, 1000)] == [
+    assert [pluralize(n, "line") for n in (0, 1, 2, 1000)] == [
         "0 lines",
         "1 line",
         "2 lines",
@@ -428,7 +429,7 @@ def test_counted_things() -> None:
     ],
 )
 def test_span_has_two_units_at_most(duration: timedelta, words: str) -> None:
-    assert span(duration) == words
+    assert format_duration(duration) == words
 
 
 def test_summary_and_workflow_id() -> None:
@@ -437,4 +438,6 @@ def test_summary_and_workflow_id() -> None:
 
 
 def test_utc_time_has_seconds() -> None:
-    assert utc(datetime.fromisoformat("2026-11-29T07:02:11+01:00")) == "2026-11-29 06:02:11 UTC"
+    assert (
+        format_utc(datetime.fromisoformat("2026-11-29T07:02:11+01:00")) == "2026-11-29 06:02:11 UTC"
+    )

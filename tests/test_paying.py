@@ -8,8 +8,8 @@ import pytest
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
-from invoice import Invoice, workflow_id
-from invoice_client import decide, look, submit
+from invoice_client import InvoiceClient
+from invoices.invoice import Invoice, workflow_id
 from support import (
     ROOT,
     Service,
@@ -28,8 +28,8 @@ TESTS = ROOT / "tests"
 
 async def approved(client: Client, **fields: Any) -> Invoice:
     invoice = Invoice.model_validate(an_invoice(**fields))
-    await submit(client, invoice)
-    await decide(client, invoice.id, approve=True)
+    await InvoiceClient(client).submit(invoice)
+    await InvoiceClient(client).decide(invoice.id, approve=True)
     return invoice
 
 
@@ -37,8 +37,8 @@ async def ended(client: Client, invoice: Invoice, *states: str, bound: float = 2
     """The status text, once the invoice is in one of `states`."""
 
     async def look_for() -> str | None:
-        status = await look(client, invoice.id)
-        return status.in_words() if status.state in states else None
+        status = await InvoiceClient(client).get_status(invoice.id)
+        return status.to_text() if status.state in states else None
 
     return await eventually(look_for, bound)
 
@@ -57,8 +57,8 @@ async def test_an_outage_is_told_and_waited_for(service: Service, tmp_path: Path
     invoice = await approved(client)
 
     async def retried() -> str | None:
-        status = await look(client, invoice.id)
-        return status.in_words() if status.retry else None
+        status = await InvoiceClient(client).get_status(invoice.id)
+        return status.to_text() if status.retry else None
 
     text = await eventually(retried)
     assert "Line 1 is being retried, attempt " in text
@@ -88,8 +88,8 @@ async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
     worker.kill()
 
     worker = await Worker(service.address, tmp_path).start()
-    assert (await submit(client, invoice)).started
-    await decide(client, invoice.id, approve=True)
+    assert (await InvoiceClient(client).submit(invoice)).started
+    await InvoiceClient(client).decide(invoice.id, approve=True)
     await ended(client, invoice, "completed")
     assert paid(tmp_path, invoice.model_dump()) == [
         f"invoice-{invoice.id}/line-{n}" for n in (1, 2, 3)
@@ -105,7 +105,7 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
     invoice = await approved(client)
     await exists(tmp_path / "paying")
     await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
-    assert (await look(client, invoice.id)).state == "paying"
+    assert (await InvoiceClient(client).get_status(invoice.id)).state == "paying"
     (tmp_path / "go-on").touch()
     text = await ended(client, invoice, "cancelled")
     assert "status: Cancelled. Paid: 1 of 2 lines, $5,000.00 of $7,000.00." in text
@@ -126,7 +126,7 @@ async def test_cancellation_ends_the_retries_of_an_outage(service: Service, tmp_
 
 async def test_a_waiting_invoice_can_be_cancelled(client: Client, worker: Worker) -> None:
     invoice = Invoice.model_validate(an_invoice())
-    await submit(client, invoice)
+    await InvoiceClient(client).submit(invoice)
     await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
     await ended(client, invoice, "cancelled")
 

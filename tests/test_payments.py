@@ -20,9 +20,9 @@ from payments import (
     PaymentConflict,
     PaymentDeclined,
     SimulatedGateway,
-    data_directory,
     decline_limit,
 )
+from startup import data_directory
 from support import ROOT, payments
 
 PAYMENT = Payment("invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD")

@@ -43,7 +43,8 @@ from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxR
 from temporalio.workflow import NondeterminismError
 
 from record_histories import COURSES, HISTORIES
-from workflow import NOTHING, InvoiceWorkflow
+from temporal_service.payloads import NO_PAYLOAD
+from workflow import InvoiceWorkflow
 
 FILES = sorted(HISTORIES.rglob("*.json*"))
 
@@ -75,7 +76,7 @@ def test_every_course_is_recorded() -> None:
 @workflow.defn(name="InvoiceWorkflow", sandboxed=False)
 class WithAnotherTimer(InvoiceWorkflow):
     @workflow.run
-    async def run(self, invoice: RawValue = NOTHING) -> str:
+    async def run(self, invoice: RawValue = NO_PAYLOAD) -> str:
         await workflow.sleep(1)
         return await super().run(invoice)
 
@@ -83,7 +84,7 @@ class WithAnotherTimer(InvoiceWorkflow):
 @workflow.defn(name="InvoiceWorkflow", sandboxed=False)
 class WithAnotherTimerForNewRuns(InvoiceWorkflow):
     @workflow.run
-    async def run(self, invoice: RawValue = NOTHING) -> str:
+    async def run(self, invoice: RawValue = NO_PAYLOAD) -> str:
         if workflow.patched("another-timer"):
             await workflow.sleep(1)
         return await super().run(invoice)

@@ -12,8 +12,8 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from invoice import Invoice, workflow_id
-from invoice_client import decide, submit
+from invoice_client import InvoiceClient
+from invoices.invoice import Invoice, workflow_id
 from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
 
 
@@ -82,7 +82,7 @@ async def test_an_invoice_that_ended_unpaid_may_be_submitted_again(
 
 async def test_a_hundred_submissions_at_once_give_one_run(client: Client, worker: Worker) -> None:
     invoice = Invoice.model_validate(an_invoice())
-    submitted = await asyncio.gather(*(submit(client, invoice) for _ in range(100)))
+    submitted = await asyncio.gather(*(InvoiceClient(client).submit(invoice) for _ in range(100)))
     assert sum(one.started for one in submitted) == 1
     assert {one.status.state for one in submitted} == {"waiting"}
     assert await eventually(lambda: runs(client, invoice.id)) == 1
@@ -96,8 +96,8 @@ async def test_an_invoice_whose_run_is_deleted_is_not_paid_again(
     handle = client.get_workflow_handle(workflow_id(invoice.id))
 
     async def submitted_and_paid() -> None:
-        assert (await submit(client, invoice)).started
-        await decide(client, invoice.id, approve=True)
+        assert (await InvoiceClient(client).submit(invoice)).started
+        await InvoiceClient(client).decide(invoice.id, approve=True)
         assert await handle.result() == "COMPLETED"
 
     async def gone() -> bool:

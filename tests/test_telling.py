@@ -8,9 +8,9 @@ import pytest
 import temporalio.api.sdk.v1
 from temporalio.client import Client
 
-from answers import InvoiceList
-from invoice import Invoice
-from invoice_client import submit
+from invoice_client import InvoiceClient
+from invoices.answers import InvoiceList
+from invoices.invoice import Invoice
 from support import Refused, Tools, Worker, an_invoice, eventually
 
 
@@ -92,7 +92,7 @@ async def test_the_list_is_typed_and_adds_up(tools: Tools) -> None:
 
 async def test_a_list_that_leaves_something_out_says_so(tools: Tools, client: Client) -> None:
     invoices = [Invoice.model_validate(an_invoice()) for _ in range(51)]
-    await asyncio.gather(*(submit(client, invoice) for invoice in invoices))
+    await asyncio.gather(*(InvoiceClient(client).submit(invoice) for invoice in invoices))
 
     async def all_visible() -> bool:
         query = "WorkflowType='InvoiceWorkflow' AND ExecutionStatus='Running'"
@@ -107,7 +107,7 @@ async def test_a_list_that_leaves_something_out_says_so(tools: Tools, client: Cl
 
 def test_a_state_without_invoices_is_told() -> None:
     nothing = InvoiceList(invoices=[], not_shown=0, total={})
-    assert nothing.in_words("timed_out") == "There are no timed out invoices."
+    assert nothing.to_text("timed_out") == "There are no timed out invoices."
 
 
 async def test_a_state_that_is_none_is_refused(tools: Tools) -> None:

@@ -14,7 +14,7 @@ import pytest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.service import RPCError
 
-import temporal_service
+from startup import StartupError
 from support import (
     ROOT,
     STARTED,
@@ -28,6 +28,7 @@ from support import (
     mcp,
     paid,
 )
+from temporal_service import dev_server
 
 
 class Embedded:
@@ -48,7 +49,7 @@ class Embedded:
     async def service_is_up(self) -> bool:
         try:
             await connect(self.address)
-        except temporal_service.ServiceError:
+        except StartupError:
             return False
         return True
 
@@ -152,7 +153,7 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
             handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
             await handle.signal("approve_invoice")
             return bool(await handle.result() == "COMPLETED")
-        except (temporal_service.ServiceError, RPCError):
+        except (StartupError, RPCError):
             return False
 
     assert await eventually(approved, 40)
@@ -239,10 +240,10 @@ class Sources:
             self.asked.append("go install")
             (directory / "temporal").touch()
 
-        monkeypatch.setattr("temporal_service.shutil.which", which)
-        monkeypatch.setattr(temporal_service, "_download", download)
-        monkeypatch.setattr(temporal_service, "_go_install", go_install)
-        monkeypatch.setattr(temporal_service, "user_cache_path", lambda _: cache)
+        monkeypatch.setattr("temporal_service.dev_server.shutil.which", which)
+        monkeypatch.setattr(dev_server, "_download", download)
+        monkeypatch.setattr(dev_server, "_go_install", go_install)
+        monkeypatch.setattr(dev_server, "user_cache_path", lambda _: cache)
         if have == "cache":
             cache.mkdir()
             (cache / "temporal").touch()
@@ -261,7 +262,7 @@ async def test_the_executable_comes_from_the_first_source_that_has_it(
     have: str, asked: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = Sources(monkeypatch, tmp_path / "cache", have)
-    assert (await temporal_service.temporal_executable()).name == name
+    assert (await dev_server.temporal_executable()).name == name
     assert sources.asked == asked
 
 
@@ -269,8 +270,8 @@ async def test_without_any_source_the_ways_to_install_it_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Sources(monkeypatch, tmp_path / "cache", "nothing")
-    with pytest.raises(temporal_service.ServiceError, match="brew install temporal"):
-        await temporal_service.temporal_executable()
+    with pytest.raises(StartupError, match="brew install temporal"):
+        await dev_server.temporal_executable()
 
 
 def test_the_tutorials_line_is_the_one_waited_for() -> None:

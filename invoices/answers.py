@@ -1,55 +1,24 @@
 """What the tools answer: typed content for programs, and the same in words for a person.
 
-Other people's text (items, reasons, names, errors) goes through `invoice.shown` on its way into
-words; the typed content has it as it is.
+Other people's text (items, reasons, names, errors) is sanitized on its way into words; the typed
+content has it as it is.
 """
 
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from invoice import (
-    APPROVAL_TIMEOUT,
-    CANCELLED,
-    COMPLETED,
-    INVALID_INVOICE,
-    PAYMENT_FAILED,
-    PROCESSING_PAYMENTS,
-    REJECTED,
-    Decision,
-    counted,
-    money,
-    quoted,
-    shown,
-    span,
-    utc,
+from invoices.status import Progress
+from invoices.wording import (
+    format_duration,
+    format_lines_and_total,
+    format_money,
+    format_utc,
+    pluralize,
+    sanitized,
 )
-
-State = Literal[
-    "waiting", "paying", "completed", "rejected", "timed_out", "failed", "cancelled", "terminated"
-]
-"""Every state an invoice can be in; `waiting` and `paying` are open, the others final."""
-
-
-def state_of(status: str) -> State:
-    """The state behind a status text of the workflow."""
-    for text, state in _STATES.items():
-        if status.startswith(text):
-            return state
-    return "waiting"
-
-
-_STATES: dict[str, State] = {
-    PROCESSING_PAYMENTS: "paying",
-    COMPLETED: "completed",
-    REJECTED: "rejected",
-    APPROVAL_TIMEOUT: "timed_out",
-    PAYMENT_FAILED: "failed",
-    INVALID_INVOICE: "failed",
-    CANCELLED: "cancelled",
-}
 
 
 class Retry(BaseModel):
@@ -61,24 +30,15 @@ class Retry(BaseModel):
     last_error: str
 
 
-class InvoiceStatus(BaseModel):
+class InvoiceStatus(Progress):
     """Where one invoice stands. Amounts are decimal strings, times are UTC."""
 
     invoice_id: str
     workflow_id: str
-    state: State
-    status: Annotated[str, Field(description="The status in words, as the workflow gives it.")]
-    line_count: int | None = None
-    total: Decimal | None = None
-    currency: str | None = None
-    paid_lines: int = 0
-    paid_amount: Decimal = Decimal("0.00")
-    current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     submitted_at: datetime
     deadline: Annotated[
         datetime | None, Field(description="A waiting invoice is rejected then.")
     ] = None
-    decision: Decision | None = None
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
@@ -86,15 +46,11 @@ class InvoiceStatus(BaseModel):
     ] = None
 
     @property
-    def open(self) -> bool:
-        return self.state in ("waiting", "paying")
-
-    @property
     def amounts(self) -> str:
         """`2 lines, $7,000.00`, or a word on why that isn't known."""
         if self.line_count is None or self.total is None or self.currency is None:
             return "content unreadable"
-        return f"{counted(self.line_count, 'line')}, {money(self.total, self.currency)}"
+        return format_lines_and_total(self.line_count, self.total, self.currency)
 
     @property
     def paid(self) -> str:
@@ -103,25 +59,21 @@ class InvoiceStatus(BaseModel):
             return "Nothing is paid."
         if not self.paid_lines:
             return f"{self.amounts}; nothing of it is paid."
-        amount = money(self.paid_amount, self.currency)
+        amount = format_money(self.paid_amount, self.currency)
         return (
-            f"Paid: {self.paid_lines:,} of {counted(self.line_count, 'line')},"
-            f" {amount} of {money(self.total, self.currency)}."
+            f"Paid: {self.paid_lines:,} of {pluralize(self.line_count, 'line')},"
+            f" {amount} of {format_money(self.total, self.currency)}."
         )
 
     @property
     def decided(self) -> str:
         """Who decided, when and why, as a sentence; empty if nobody did."""
-        if not self.decision:
-            return ""
-        verb = "Approved" if self.decision.approved else "Rejected"
-        by = shown(self.decision.by, 200) if self.decision.by else "another client, name unknown"
-        reason = f", reason: {quoted(self.decision.reason, 300)}" if self.decision.reason else ""
-        return f"{verb} by {by} on {utc(self.decision.at)}{reason}."
+        sentence = f"{self.decision}." if self.decision else ""
+        return sentence[:1].upper() + sentence[1:]
 
-    def in_words(self) -> str:
+    def to_text(self) -> str:
         """The answer of `get_invoice_status`: the tutorial's sentence, then `details`."""
-        return f"Invoice {self.invoice_id} status: {shown(self.status, 600)}. {self.details}"
+        return f"Invoice {self.invoice_id} status: {sanitized(self.status, 600)}. {self.details}"
 
     @property
     def details(self) -> str:
@@ -165,27 +117,28 @@ class InvoiceStatus(BaseModel):
             return ""
         left = self.deadline - datetime.now(UTC)
         return (
-            f"Approval deadline: {utc(self.deadline)} (in {span(left)});"
+            f"Approval deadline: {format_utc(self.deadline)} (in {format_duration(left)});"
             " without a decision by then it is rejected."
         )
 
     def _retry(self) -> str:
         if self.retry is None:
             return ""
-        at = self.retry.next_attempt_at
+        next_attempt_at = self.retry.next_attempt_at
+        at = f" at {format_utc(next_attempt_at)}" if next_attempt_at else ""
         return (
-            f"Line {self.retry.line} is being retried, attempt {self.retry.attempt}"
-            f"{f' at {utc(at)}' if at else ''}; last error: {shown(self.retry.last_error, 300)}."
+            f"Line {self.retry.line} is being retried, attempt {self.retry.attempt}{at};"
+            f" last error: {sanitized(self.retry.last_error, 300)}."
         )
 
-    def in_a_line(self) -> str:
+    def to_line(self) -> str:
         """One line of `list_invoices`."""
-        parts = [shown(self.status, 200), self.amounts]
-        parts.append(f"submitted {span(datetime.now(UTC) - self.submitted_at)} ago")
+        parts = [sanitized(self.status, 200), self.amounts]
+        parts.append(f"submitted {format_duration(datetime.now(UTC) - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
-            parts.append(f"{money(self.paid_amount, self.currency)} paid")
+            parts.append(f"{format_money(self.paid_amount, self.currency)} paid")
         if self.state == "waiting" and self.deadline:
-            parts.append(f"deadline {utc(self.deadline)}")
+            parts.append(f"deadline {format_utc(self.deadline)}")
         if self.decision:
             parts.append(self.decided.rstrip("."))
         return f"{self.invoice_id}: " + "; ".join(parts)
@@ -203,18 +156,18 @@ class InvoiceList(BaseModel):
         dict[str, Decimal], Field(description="Sum of the invoices shown, by currency.")
     ]
 
-    def in_words(self, which: str) -> str:
+    def to_text(self, which: str) -> str:
         """The answer of `list_invoices`; `which` is the state asked for, or `all`."""
         kind = "invoice" if which == "all" else f"{which.replace('_', ' ')} invoice"
         if not self.invoices and not self.not_shown:
             return f"There are no {kind}s."
-        totals = " and ".join(money(amount, code) for code, amount in self.total.items())
+        totals = " and ".join(format_money(amount, code) for code, amount in self.total.items())
         order = "open ones first, newest first" if which == "all" else "newest first"
-        head = f"{counted(len(self.invoices), kind)}, {order}"
+        head = f"{pluralize(len(self.invoices), kind)}, {order}"
         lines = [f"{head}, {totals} in all:" if totals else f"{head}:"]
-        lines += [f"- {invoice.in_a_line()}" for invoice in self.invoices]
+        lines += [f"- {invoice.to_line()}" for invoice in self.invoices]
         if self.not_shown:
             lines.append(
-                f"Not looked at: {counted(self.not_shown, 'older one')} that may match too."
+                f"Not looked at: {pluralize(self.not_shown, 'older one')} that may match too."
             )
         return "\n".join(lines)

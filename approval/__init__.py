@@ -1,0 +1,1 @@
+"""How a person says yes to paying an invoice. Nothing here knows Temporal."""

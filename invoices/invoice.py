@@ -1,0 +1,205 @@
+"""What an invoice is: its lines, its limits and its money (`Decimal` with two places)."""
+
+import hashlib
+import json
+import re
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, from_json
+
+from invoices.wording import format_lines_and_total
+
+MAX_LINES = 500
+MAX_JSON_BYTES = 1024 * 1024
+"""An invoice's JSON stays well below Temporal's 2 MiB for one payload."""
+
+
+def _json_string(value: Any) -> Any:
+    """Some hosts send an object as the JSON text of it."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _digits(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_FILLERS = "\u115f\u1160\u3164\uffa0"
+"""Letters to Unicode, but blank."""
+
+
+def _invoice_id(value: str) -> str:
+    def letter_or_digit(character: str) -> bool:
+        return (character.isalpha() or character.isdecimal()) and character not in _FILLERS
+
+    if not letter_or_digit(value[0]) or not all(letter_or_digit(c) or c in "._/#-" for c in value):
+        raise PydanticCustomError(
+            "invoice_id", "must begin with a letter or digit and go on with those or . _ / # - only"
+        )
+    return value
+
+
+def _plain_number(value: Any) -> Any:
+    # Python would also take "1_000", " 5 ", digits of other scripts, and true for 1.
+    text = isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
+    if text or isinstance(value, bool):
+        raise PydanticCustomError("number", "must be a plain number such as 5000.00")
+    return value
+
+
+def _cents(value: Decimal) -> Decimal:
+    return value.quantize(Decimal("0.01"))
+
+
+InvoiceId = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=100,
+        description="The invoice's id: letters, digits and . _ / # - only, beginning with a letter "
+        "or digit, 100 characters at most.",
+        examples=["INV-001"],
+    ),
+    AfterValidator(_invoice_id),
+    BeforeValidator(_digits),
+]
+
+Amount = Annotated[
+    Decimal,
+    Field(
+        gt=0,
+        lt=10**10,
+        decimal_places=2,
+        description="Greater than 0, below 10,000,000,000, two decimals at most. A string such as "
+        '"5000.00" is exact; a number is accepted too.',
+        examples=["5000.00"],
+    ),
+    BeforeValidator(_plain_number),
+    AfterValidator(_cents),
+]
+
+
+class LineItem(BaseModel):
+    """One line of an invoice. Fields not named here are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    item: Annotated[
+        str,
+        Field(min_length=1, max_length=200, description="What is charged, 1 to 200 characters."),
+    ]
+    amount: Amount
+    description: Annotated[
+        str | None, Field(description="Optional detail.", exclude_if=lambda text: text is None)
+    ] = None
+
+
+class Invoice(BaseModel):
+    """An invoice of 1 to 500 lines in one currency. Fields not named here are kept as they are.
+
+    Raises:
+        pydantic.ValidationError: naming each field that breaks its rule.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "INV-001",
+                    "lines": [
+                        {"item": "Web Development", "amount": "5000.00", "description": "Frontend"},
+                        {"item": "Design Services", "amount": "2000.00"},
+                    ],
+                }
+            ]
+        },
+    )
+
+    id: InvoiceId
+    lines: Annotated[
+        list[LineItem],
+        Field(min_length=1, max_length=MAX_LINES, description="1 to 500 lines, paid in order."),
+    ]
+    currency: Annotated[
+        str, Field(pattern="^[A-Z]{3}$", description="ISO 4217 code in capitals, such as EUR.")
+    ] = "USD"
+    approval_timeout_days: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=365,
+            allow_inf_nan=False,
+            description="Days to wait for a person's decision; then the invoice is rejected.",
+        ),
+        BeforeValidator(_plain_number),
+    ] = 5
+    payment_interval_seconds: Annotated[
+        float,
+        Field(ge=0, le=3600, allow_inf_nan=False, description="Seconds to pause before each line."),
+        BeforeValidator(_plain_number),
+    ] = 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_json(cls, value: Any) -> Any:
+        value = _json_string(value)
+        if isinstance(value, dict) and "lines" in value:
+            value = {**value, "lines": _json_string(value["lines"])}
+        try:
+            text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
+            from_json(text)  # as the workflow will, with its limits to nesting and digits
+        except (ValueError, RecursionError):  # NaN, a lone surrogate, nesting without end
+            raise PydanticCustomError("json", "must be plain JSON") from None
+        return value
+
+    @model_validator(mode="after")
+    def _bounded_size(self) -> Self:
+        if len(self.to_json()) >= MAX_JSON_BYTES:
+            raise PydanticCustomError("size", "must be smaller than 1 MiB as JSON")
+        return self
+
+    @property
+    def total(self) -> Decimal:
+        return sum((line.amount for line in self.lines), Decimal("0.00"))
+
+    @property
+    def summary(self) -> str:
+        """`2 lines, $7,000.00`."""
+        return format_lines_and_total(len(self.lines), self.total, self.currency)
+
+    def to_json(self) -> bytes:
+        """The wire format: the same invoice always gives the same bytes; amounts are strings."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode()
+
+    @property
+    def digest(self) -> str:
+        """Tells one content from another: two invoices are the same if this is."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+
+WORKFLOW_ID_PREFIX = "invoice-"
+
+
+def workflow_id(invoice_id: str) -> str:
+    return WORKFLOW_ID_PREFIX + invoice_id
+
+
+def invoice_id_of(workflow_id: str) -> str:
+    """The id of the invoice that a workflow of this id is for."""
+    return workflow_id.removeprefix(WORKFLOW_ID_PREFIX)

@@ -1,0 +1,121 @@
+"""Where an invoice stands: its state, the decision on it and what is paid; typed."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from invoices.invoice import Invoice
+from invoices.wording import format_utc, sanitized, sanitized_quote
+
+State = Literal[
+    "waiting", "paying", "completed", "rejected", "timed_out", "failed", "cancelled", "terminated"
+]
+"""Every state an invoice can be in; `waiting` and `paying` are open, the others final."""
+
+# The status texts, which the query `get_status` answers; the first six are the tutorial's.
+PROCESSING = "Processing"
+AWAITING_APPROVAL = "Awaiting approval"
+APPROVAL_TIMEOUT = "Approval timeout - invoice rejected"
+REJECTED = "Rejected by approver"
+PROCESSING_PAYMENTS = "Processing payments"
+COMPLETED = "Completed"
+CANCELLED = "Cancelled"
+PAYMENT_FAILED = "Payment failed"
+"""Followed by a colon, the line and the reason."""
+INVALID_INVOICE = "Invalid invoice"
+"""Followed by a colon, the fields and their rules."""
+
+_STATES: dict[str, State] = {
+    PROCESSING_PAYMENTS: "paying",
+    COMPLETED: "completed",
+    REJECTED: "rejected",
+    APPROVAL_TIMEOUT: "timed_out",
+    PAYMENT_FAILED: "failed",
+    INVALID_INVOICE: "failed",
+    CANCELLED: "cancelled",
+}
+
+
+def state_of_text(status: str) -> State:
+    """The state behind a status text: of the tutorial's worker, or of a memo from before 1.1."""
+    for text, state in _STATES.items():
+        if status.startswith(text):
+            return state
+    return "waiting"
+
+
+class DecisionDetails(BaseModel):
+    """What a signal says about a decision besides the decision; each part may be missing."""
+
+    by: Annotated[str | None, Field(max_length=200)] = None
+    reason: Annotated[str | None, Field(max_length=1000)] = None
+    request: Annotated[str | None, Field(max_length=100)] = None
+    """Made up by the sender, to know its own decision again."""
+
+
+class Decision(DecisionDetails):
+    """The first decision on an invoice, which stands."""
+
+    approved: bool
+    at: datetime
+
+    def __str__(self) -> str:
+        """`approved by user@host on 2026-11-29 06:02:11 UTC, reason: “as agreed”`."""
+        verb = "approved" if self.approved else "rejected"
+        by = sanitized(self.by, 200) if self.by else "another client, name unknown"
+        reason = f", reason: {sanitized_quote(self.reason, 300)}" if self.reason else ""
+        return f"{verb} by {by} on {format_utc(self.at)}{reason}"
+
+
+class Progress(BaseModel):
+    """Where an invoice stands. Amounts are decimal strings, times are UTC."""
+
+    state: State
+    status: Annotated[str, Field(description="The status in words, as the workflow gives it.")]
+    line_count: int | None = None
+    total: Decimal | None = None
+    currency: str | None = None
+    paid_lines: int = 0
+    paid_amount: Decimal = Decimal("0.00")
+    current_line: Annotated[str | None, Field(description="The line being paid.")] = None
+    decision: Decision | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("waiting", "paying")
+
+
+class RunProgress(Progress):
+    """What a run keeps in its memo and answers when asked: its progress and a few inner fields."""
+
+    digest: str
+    """Tells whether another submission has the same content."""
+    approval_timeout_days: Annotated[float, Field(gt=0, le=365)]
+    submitted_at: datetime | None = None
+    """Not in the memo, since Temporal shows it anyway."""
+
+    @classmethod
+    def of(cls, invoice: Invoice) -> Self:
+        return cls(
+            state="waiting",
+            status=AWAITING_APPROVAL,
+            line_count=len(invoice.lines),
+            total=invoice.total,
+            currency=invoice.currency,
+            digest=invoice.digest,
+            approval_timeout_days=invoice.approval_timeout_days,
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_state(cls, memo: Any) -> Any:
+        """Memos from before 1.1 have the status text only."""
+        if isinstance(memo, dict) and "state" not in memo and isinstance(memo.get("status"), str):
+            return {**memo, "state": state_of_text(memo["status"])}
+        return memo
+
+    def to_memo(self) -> dict[str, Any]:
+        """A key for each field that is there."""
+        return self.model_dump(mode="json", exclude_none=True, exclude={"submitted_at"})

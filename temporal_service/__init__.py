@@ -1,0 +1,1 @@
+"""Reaching a Temporal Service, or running one. Nothing here knows invoices."""

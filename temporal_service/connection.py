@@ -1,0 +1,158 @@
+"""Where the Temporal Service is, connecting to it, and what goes wrong with it in words.
+
+`temporalio.envconfig` decides: `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_API_KEY`,
+`TEMPORAL_TLS...`, `TEMPORAL_PROFILE` and the TOML file; without any of these it is
+`localhost:7233`.
+"""
+
+import asyncio
+import logging
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from temporalio.client import Client
+from temporalio.converter import DataConverter
+from temporalio.envconfig import ClientConfig, ClientConnectConfig
+from temporalio.runtime import (
+    LogForwardingConfig,
+    LoggingConfig,
+    Runtime,
+    TelemetryConfig,
+    TelemetryFilter,
+)
+from temporalio.service import RPCError, RPCStatusCode
+
+from startup import StartupError
+from temporal_service.payloads import LenientPayloadConverter
+
+PORT = 7233
+"""Of the Temporal Service (gRPC)."""
+UI_PORT = 8233
+"""Of its Web UI."""
+
+
+def connect_config() -> ClientConnectConfig:
+    """What the environment and the TOML file say about the service, with the default address.
+
+    Raises:
+        StartupError: the configuration is broken or leaves out the address.
+    """
+    config = configured()
+    config.setdefault("target_host", f"localhost:{PORT}")
+    config.setdefault("namespace", "default")
+    return config
+
+
+def configured() -> ClientConnectConfig:
+    file = os.environ.get("TEMPORAL_CONFIG_FILE")
+    if file and not Path(file).is_file():  # which envconfig would pass over in silence
+        raise StartupError(f"TEMPORAL_CONFIG_FILE names {file}, which is no file.")
+    # An empty variable is an unset one: hosts pass on fields that a person left empty.
+    variables = {name: value for name, value in os.environ.items() if value}
+    try:
+        config = ClientConfig.load_client_connect_config(override_env_vars=variables)
+    except OSError as error:
+        raise StartupError(
+            f"The Temporal configuration names a TLS file that can't be read:"
+            f" {error.filename} ({error.strerror})."
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        where = f" in {file}" if file else ""
+        raise StartupError(f"The Temporal configuration{where} can't be used: {reason}.") from error
+    if "target_host" not in config and ("api_key" in config or config.get("tls")):
+        raise StartupError(
+            "The Temporal configuration has an API key or TLS but no address: set TEMPORAL_ADDRESS."
+        )
+    return config
+
+
+async def connect(
+    config: ClientConnectConfig, *, identity: str | None = None, lazy: bool = False
+) -> Client:
+    """A client that keeps one connection and restores it by itself.
+
+    Args:
+        identity: who the history shows as the sender of what this client sends.
+        lazy: connect with the first call, so that this one never fails on the network.
+
+    Raises:
+        StartupError: the service can't be reached within 10 s, or refuses.
+    """
+    try:
+        async with asyncio.timeout(10):
+            return await Client.connect(
+                **config,
+                identity=identity,
+                lazy=lazy,
+                runtime=quiet_runtime(),
+                data_converter=replace(
+                    DataConverter.default, payload_converter_class=LenientPayloadConverter
+                ),
+            )
+    except (RuntimeError, TimeoutError) as error:
+        raise StartupError(describe_connection_error(config["target_host"], str(error))) from error
+
+
+def describe_connection_error(address: str, detail: str) -> str:
+    """A sentence for a person on why no service answers at `address`, from the SDK's words."""
+    service = f"The Temporal Service at {address}"
+    detail = detail.lower()
+    if "unauthenticated" in detail or "permission" in detail:
+        return f"{service} refuses the credentials; check TEMPORAL_API_KEY or the TLS certificate."
+    if "invalidcertificate" in detail:
+        return (
+            f"{service} shows a certificate that isn't trusted here; check"
+            " TEMPORAL_TLS_SERVER_CA_CERT_PATH and TEMPORAL_TLS_SERVER_NAME."
+        )
+    if "invalidcontenttype" in detail:
+        return f"{service} doesn't speak TLS; unset TEMPORAL_TLS and TEMPORAL_API_KEY."
+    if address.endswith(f":{UI_PORT}"):
+        return (
+            f"{service} can't be reached: {UI_PORT} is the Web UI's port, the service's is {PORT}."
+        )
+    if "after connection" in detail:
+        return (
+            f"{service} ends the connection; check TLS: TEMPORAL_TLS,"
+            " TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH."
+        )
+    return f"{service} can't be reached; start it, or check TEMPORAL_ADDRESS."
+
+
+def describe_rpc_error(client: Client, error: Exception) -> str | None:
+    """What a failed call means and what to do, in words for a person; None for anything else."""
+    address = client.service_client.config.target_host
+    if isinstance(error, RPCError) and error.status != RPCStatusCode.UNAVAILABLE:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            return (
+                f"The Temporal Service at {address} has no namespace {client.namespace!r};"
+                " set TEMPORAL_NAMESPACE to one it has."
+            )
+        if error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
+            return describe_connection_error(address, "permission")
+        return f"The Temporal Service at {address} refused the call ({error.status.name})."
+    if isinstance(error, RPCError | TimeoutError):
+        return (
+            f"The Temporal Service at {address} doesn't answer, so it isn't known whether the call"
+            " took effect. Make the same call again: nothing is started, decided or paid twice."
+        )
+    if "client connect" in str(error):
+        reason = describe_connection_error(address, str(error))
+        return f"{reason} Nothing was done; make the same call again then."
+    return None
+
+
+@cache
+def quiet_runtime() -> Runtime:
+    # By itself the SDK's core logs to standard output, which belongs to MCP in the one process and
+    # to the person in the other.
+    return Runtime(
+        telemetry=TelemetryConfig(
+            logging=LoggingConfig(
+                filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+                forwarding=LogForwardingConfig(logger=logging.getLogger("temporal.core")),
+            )
+        )
+    )
