@@ -32,6 +32,24 @@ def gateway() -> PaymentGateway:
 
 
 @activity.defn
+async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
+    """What the ledger holds as paid of `invoice`."""
+    rows = (
+        gateway()
+        ._connection.execute(  # type: ignore[attr-defined]
+            "SELECT idempotency_key, item, amount, currency FROM payments WHERE invoice_id = ?",
+            (invoice["id"],),
+        )
+        .fetchall()
+    )
+    lines = [
+        {"line": int(key.rpartition("-")[2]), "item": item, "amount": amount, "currency": currency}
+        for key, item, amount, currency in rows
+    ]
+    return {"ledger": "0" * 32, "lines": lines}
+
+
+@activity.defn
 async def process_payment(line_item: dict[str, Any]) -> str:
     """Pays `line_item`: its `item`, `amount` and `currency`.
 

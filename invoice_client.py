@@ -6,11 +6,12 @@ caller does (`asyncio.timeout`), but for a query, which would hang where no work
 """
 
 import asyncio
-import getpass
+import os
 import platform
+import sys
 import time
-from collections import defaultdict
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import inf
@@ -30,7 +31,13 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from invoices.answers import InvoiceList, InvoiceStatus, Retry
-from invoices.invoice import Invoice, invoice_id_of, workflow_id
+from invoices.invoice import (
+    BEFORE_1_1,
+    WORKFLOW_ID_PREFIX,
+    Invoice,
+    invoice_id_of,
+    workflow_id,
+)
 from invoices.status import (
     CANCELLED,
     COMPLETED,
@@ -42,12 +49,15 @@ from invoices.status import (
     State,
     state_of_text,
 )
-from invoices.wording import format_utc
+from invoices.wording import format_money, format_utc, sanitized
 from temporal_service.payloads import json_payload
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 Handle = WorkflowHandle[InvoiceWorkflow, str]
 
+INVOICE_WORKFLOW = "InvoiceWorkflow"
+MAX_NAME = 200
+"""What fits into `DecisionDetails.by`."""
 QUERY_SECONDS = 2
 """A running worker answers a query in milliseconds; without one there is never an answer."""
 RECENT_SECONDS = 10
@@ -62,35 +72,36 @@ class InvoiceError(Exception):
 
 
 def whoami() -> str:
-    """`user@host` of this process, as the machine's login has it."""
-    try:
-        user = getpass.getuser()
-    except (ImportError, KeyError, OSError):  # no login name, as in some containers
-        user = "unknown"
-    return f"{user}@{platform.node()}"
+    """`user@host` of this process: the user as the operating system has it, not the environment."""
+    if sys.platform == "win32":
+        user = os.getlogin()
+    else:
+        import pwd
 
-
-@dataclass(frozen=True)
-class Submitted:
-    status: InvoiceStatus
-    started: bool
-    """False if the same invoice was in process already."""
-
-
-@dataclass(frozen=True)
-class Decided:
-    status: InvoiceStatus
-    already_decided: bool
-    """True if it had been decided so before."""
+        try:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:  # no name for the number, as in some containers
+            user = str(os.geteuid())
+    return f"{user}@{platform.node()}"[:MAX_NAME]
 
 
 @dataclass(frozen=True)
 class InvoiceRun:
-    """One run for an invoice and what it will pay."""
+    """The latest run for an invoice, as the Temporal Service has it; no worker is needed."""
 
-    run_id: str
-    awaiting_decision: bool
-    invoice: Invoice
+    description: WorkflowExecutionDescription
+    status: InvoiceStatus
+    progress: RunProgress | None
+    """None if no invoice can be read from the run."""
+
+    @property
+    def id(self) -> str:
+        return self.description.run_id
+
+    @property
+    def is_open(self) -> bool:
+        """By Temporal's word; a status text may be anybody's."""
+        return self.description.close_time is None
 
 
 class InvoiceClient:
@@ -101,52 +112,91 @@ class InvoiceClient:
         self._last_worker_answer = -inf
         """By the monotonic clock."""
 
-    async def submit(self, invoice: Invoice) -> Submitted:
+    async def submit(self, invoice: Invoice) -> InvoiceStatus:
         """Starts the workflow of an invoice, unless one is open or the invoice is paid.
 
-        Raises:
-            InvoiceError: the id is in use by a different invoice, or the invoice is paid.
-        """
-        # Atomic where the id is new. After a closed run the ledger guards what a race could do.
-        policy = WorkflowIDReusePolicy.REJECT_DUPLICATE
-        progress = RunProgress.of(invoice)
-        while True:
-            try:
-                handle = await self.temporal.start_workflow(
-                    InvoiceWorkflow.run,
-                    json_payload(invoice.to_json()),
-                    id=workflow_id(invoice.id),
-                    task_queue=TASK_QUEUE,
-                    id_reuse_policy=policy,
-                    memo=progress.to_memo(),
-                    static_summary=f"{invoice.id}: {invoice.summary}",
-                )
-            except WorkflowAlreadyStartedError:
-                if found := await self._open_run_of_the_same(invoice):
-                    return Submitted(found, started=False)
-                policy = WorkflowIDReusePolicy.ALLOW_DUPLICATE
-            else:
-                status = _status(invoice.id, progress, datetime.now(UTC))
-                # Asking takes longer than starting: not again if a worker has answered just now.
-                if time.monotonic() - self._last_worker_answer > RECENT_SECONDS:
-                    status.worker_answers = await self._query_worker(handle) is not None
-                return Submitted(status, started=True)
+        The outcome is `started`, or `already_in_process` if the same invoice was.
 
-    async def _open_run_of_the_same(self, invoice: Invoice) -> InvoiceStatus | None:
-        """The status of the open run for the same invoice; None if a new run may start."""
-        status, digest = await self._status_and_digest(invoice.id)
-        if status.state == "completed":
-            when = f" on {format_utc(status.closed_at)}" if status.closed_at else ""
+        Raises:
+            InvoiceError: the id is in use by something else, or the invoice is paid, or a line of
+                it was paid earlier with other content.
+        """
+        progress = RunProgress.of(invoice)
+        try:
+            # Atomic where the id is new. After a closed run the ledger guards what a race could do.
+            handle = await self._start(invoice, progress, WorkflowIDReusePolicy.REJECT_DUPLICATE)
+        except WorkflowAlreadyStartedError:
+            return await self._submit_again(invoice, progress)
+        # Asking takes longer than starting: not again if a worker has answered just now.
+        is_recent = time.monotonic() - self._last_worker_answer <= RECENT_SECONDS
+        return await self._started(invoice, progress, handle, ask=not is_recent)
+
+    async def _submit_again(self, invoice: Invoice, progress: RunProgress) -> InvoiceStatus:
+        last = await self._latest_run(invoice.id)
+        if last.is_open:
+            return self._same_open_run(invoice, last)
+        if last.status.state == "completed":
+            when = f" on {format_utc(last.status.closed_at)}" if last.status.closed_at else ""
             raise InvoiceError(f"Invoice {invoice.id} was already paid{when}. Nothing was started.")
-        if not status.is_open:
-            return None
-        if digest != invoice.digest:
+        if last.progress:
+            progress.ledger = last.progress.ledger  # one invoice, one ledger
+        try:
+            handle = await self._start(invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
+        except WorkflowAlreadyStartedError:  # another client was faster
+            return self._same_open_run(invoice, await self._latest_run(invoice.id))
+        status = await self._started(invoice, progress, handle, ask=True)
+        if last.progress and last.progress.digest != invoice.digest:
+            status.replaces = last.status.amounts
+        return status
+
+    async def _start(
+        self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
+    ) -> Handle:
+        return await self.temporal.start_workflow(
+            InvoiceWorkflow.run,
+            json_payload(invoice.to_json()),
+            id=workflow_id(invoice.id),
+            task_queue=TASK_QUEUE,
+            id_reuse_policy=policy,
+            memo=progress.to_memo(),
+            static_summary=f"{invoice.id}: {invoice.summary}",
+        )
+
+    async def _started(
+        self, invoice: Invoice, progress: RunProgress, handle: Handle, *, ask: bool
+    ) -> InvoiceStatus:
+        run = self._handle(invoice.id, handle.result_run_id)
+        query = self._begin_query(run) if ask else None
+        description = await run.describe()  # only the service knows when it began
+        answer = await query if query else None
+        if isinstance(answer, RunProgress):
+            progress = answer
+        status = _status(invoice.id, progress, _submitted_at(description))
+        status.outcome = "started"
+        if ask:
+            status.worker_answers = answer is not None
+        if status.state == "failed":
             raise InvoiceError(
-                f"The id {invoice.id} is in use by a different invoice: {status.amounts},"
-                f" {status.status}; nothing was changed. Use another id, or have that one rejected"
-                " first."
+                f"Invoice {invoice.id} failed at its start: {sanitized(status.status, 600)}."
+                f" {status.paid} {status.advice}"
             )
         return status
+
+    def _same_open_run(self, invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
+        if run.progress is None:
+            raise InvoiceError(
+                f"The id {invoice.id} is in use by something that is no invoice: the workflow"
+                f" {workflow_id(invoice.id)}. Nothing was started. Use another id, or terminate"
+                " that workflow in the Web UI."
+            )
+        if run.progress.digest != invoice.digest:
+            raise InvoiceError(
+                f"The id {invoice.id} is in use by a different invoice: {run.status.amounts},"
+                f" {sanitized(run.status.status, 600)}; nothing was changed. Use another id, or"
+                " have that one rejected first."
+            )
+        run.status.outcome = "already_in_process"
+        return run.status
 
     async def decide(
         self,
@@ -154,44 +204,79 @@ class InvoiceClient:
         *,
         approve: bool,
         reason: str | None = None,
+        total: Decimal | None = None,
         run_id: str | None = None,
-    ) -> Decided:
+    ) -> InvoiceStatus:
         """Sends a decision and finds out whether it is the one that stands.
 
-        Without a worker the Temporal Service keeps the decision, and `worker_answers` is False.
+        The outcome is `approved` or `rejected`, `already_approved` or `already_rejected` if it had
+        been decided so before, or `decision_kept` without a worker, when the Temporal Service keeps
+        the decision.
 
         Args:
-            run_id: the run meant, where a person was shown its content.
+            total: of the invoice that is to be approved; anything else is refused.
+            run_id: the run meant, where the person was shown its content.
 
         Raises:
-            InvoiceError: there is no such invoice, or a decision to the other effect stands.
+            InvoiceError: there is no such invoice, it is another than the one meant, its deadline
+                has passed, or a decision to the other effect stands.
         """
-        handle = self._handle(invoice_id, run_id)
-        details = DecisionDetails(by=whoami(), reason=reason, request=uuid4().hex)
+        run = await self._latest_run(invoice_id)
+        _expect_invoice(run)
+        if run_id and run.id != run_id:
+            raise InvoiceError(
+                f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided."
+                " Look at it before you decide on it."
+            )
+        if approve and run.status.state == "waiting":
+            _expect_before_deadline(run.status)
+            if total is not None:
+                _expect_total(run.status, total)
+            elif run_id is None:
+                await self._expect_unchanged(run)
+        details = DecisionDetails(
+            by=whoami(), reason=reason, request=uuid4().hex, sent_at=datetime.now(UTC)
+        )
+        status = await self._send(run, details, approve) if run.is_open else run.status
+        mine = status.decision is not None and status.decision.request == details.request
+        if mine:
+            status.outcome = "approved" if approve else "rejected"
+        elif status.is_open and status.worker_answers is False:
+            status.outcome = "decision_kept"
+        elif status.state in (("paying", "completed") if approve else ("rejected",)):
+            status.outcome = "already_approved" if approve else "already_rejected"
+        else:
+            raise InvoiceError(_too_late(status, approve))
+        return status
+
+    async def _send(
+        self, run: InvoiceRun, details: DecisionDetails, approve: bool
+    ) -> InvoiceStatus:
+        """Signals the run, and no later one; returns where it stands then."""
+        invoice_id = run.status.invoice_id
+        handle = self._handle(invoice_id, run.id)
         signal = InvoiceWorkflow.approve_invoice if approve else InvoiceWorkflow.reject_invoice
         try:
             await handle.signal(signal, json_payload(details.model_dump_json().encode()))
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            status = await self.get_status(invoice_id)  # closed; or unknown, and raises
-            if status.is_open:
+            return (await self._latest_run(invoice_id)).status  # closed in the meantime
+        return _with_answer(run, await self._query_worker(handle))
+
+    async def _expect_unchanged(self, run: InvoiceRun) -> None:
+        """A host that shows the arguments of a call shows an id: it must not stand for two sums."""
+        query = f"WorkflowId = '{run.description.id}'"
+        async for execution in self.temporal.list_workflows(query):
+            if execution.run_id == run.id:
+                continue
+            progress = await self._noted_progress(execution)
+            if progress and run.progress and progress.digest != run.progress.digest:
                 raise InvoiceError(
-                    f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided."
-                    " Look at it before you decide on it."
-                ) from error
-        else:
-            answer = await self._query_worker(handle)
-            if isinstance(answer, RunProgress) and answer.submitted_at:
-                status = _status(invoice_id, answer, answer.submitted_at)
-            else:
-                status = await self.get_status(invoice_id)
-        if status.is_open and status.worker_answers is False:
-            return Decided(status, already_decided=False)
-        mine = status.decision is not None and status.decision.request == details.request
-        if not mine and status.state not in (("paying", "completed") if approve else ("rejected",)):
-            raise InvoiceError(_too_late(status, approve))
-        return Decided(status, already_decided=not mine)
+                    f"The id {run.status.invoice_id} was used before with other content. Nothing"
+                    f" was approved. It is now {run.status.amounts}: show the person every line,"
+                    " and pass the total that they approve."
+                )
 
     async def get_status(self, invoice_id: str) -> InvoiceStatus:
         """Where the latest run for an invoice stands; from its memo if no worker answers.
@@ -199,57 +284,36 @@ class InvoiceClient:
         Raises:
             InvoiceError: there is no such invoice.
         """
-        status, _ = await self._status_and_digest(invoice_id)
-        return status
-
-    async def _status_and_digest(self, invoice_id: str) -> tuple[InvoiceStatus, str | None]:
         # At the same time, since most invoices that are asked about are open.
-        query = asyncio.create_task(self._query_worker(self._handle(invoice_id)))
+        query = self._begin_query(self._handle(invoice_id))
         try:
-            description = await self._describe(invoice_id)
-            progress = await self._noted_progress(description)
-            status = await self._status_without_worker(description, progress)
-            if status.is_open:
-                answer = await query
-                if isinstance(answer, RunProgress):
-                    status = _status(invoice_id, answer, status.submitted_at)
-                elif answer is not None:
-                    status.status, status.state = answer, state_of_text(answer)
-                status.worker_answers = answer is not None
-                status.retry = _retry(description)
-            return status, progress.digest if progress else None
+            run = await self._latest_run(invoice_id)
+            _expect_invoice(run)
+            return _with_answer(run, await query) if run.is_open else run.status
         finally:
             query.cancel()
 
-    async def _describe(self, invoice_id: str) -> WorkflowExecutionDescription:
-        try:
-            return await self._handle(invoice_id).describe()
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message:
-                raise InvoiceError(
-                    f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
-                ) from error
-            raise
-
-    async def invoice_for_approval(self, invoice_id: str) -> InvoiceRun:
+    async def invoice_for_approval(self, invoice_id: str) -> tuple[InvoiceRun, Invoice]:
         """What a person decides on, as the workflow has it: no worker is needed to see it.
 
         Raises:
             InvoiceError: there is no such invoice, or its content breaks the rules.
         """
-        description = await self._describe(invoice_id)
-        invoice = await self._invoice(description)
+        run = await self._latest_run(invoice_id)
+        _expect_invoice(run)
+        invoice = await self._invoice(run.description)
         if invoice is None:
             raise InvoiceError(
                 f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a"
                 " person. Nothing was approved; reject it."
             )
-        progress = await self._noted_progress(description)
-        status = await self._status_without_worker(description, progress)
-        return InvoiceRun(description.run_id, status.state == "waiting", invoice)
+        if run.is_open and run.status.paid_earlier_lines is None:  # not noted yet, or unknown
+            answer = await self._query_worker(self._handle(invoice_id, run.id))
+            run = replace(run, status=_with_answer(run, answer))
+        return run, invoice
 
     async def list_invoices(self, state: State | None = None) -> InvoiceList:
-        """Fifty invoices, or fifty of one state, from their memos.
+        """The latest runs of fifty invoices, or of fifty in one state, from their memos.
 
         They are those that Temporal lists first: open ones, newest first, then the ones closed
         last. It can't search memos: for one state, 1,000 that may match are looked at.
@@ -257,29 +321,56 @@ class InvoiceClient:
         query = "WorkflowType='InvoiceWorkflow'"
         if state:
             query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
-        invoices: list[InvoiceStatus] = []
-        total: dict[str, Decimal] = defaultdict(Decimal)
+        found: list[InvoiceStatus] = []
+        seen: set[str] = set()
         looked_at = 0
         executions = self.temporal.list_workflows(query, limit=SCAN_LIMIT, page_size=LIST_LIMIT)
         async for execution in executions:
             looked_at += 1
+            if execution.id in seen:  # in Temporal's order, the first run is an invoice's latest
+                continue
+            seen.add(execution.id)
             progress = await self._noted_progress(execution)
             status = await self._status_without_worker(execution, progress)
-            if state is None or status.state == state:
-                invoices.append(status)
-                if status.currency and status.total is not None:
-                    total[status.currency] += status.total
-            if len(invoices) == LIST_LIMIT:
+            if state is None or (status.state == state and await self._is_latest(execution)):
+                found.append(status)
+            if len(found) == LIST_LIMIT:
                 break
         # Visibility lags a little behind, and the two calls may see different moments.
         not_shown = max(0, (await self.temporal.count_workflows(query)).count - looked_at)
-        invoices.sort(key=lambda invoice: (invoice.is_open, invoice.submitted_at), reverse=True)
-        return InvoiceList(invoices=invoices, not_shown=not_shown, total=total)
+        found.sort(key=lambda invoice: (invoice.is_open, invoice.submitted_at), reverse=True)
+        return InvoiceList.of(found, not_shown)
+
+    async def _is_latest(self, execution: WorkflowExecution) -> bool:
+        """A list of one state leaves out later runs in another."""
+        if execution.close_time is None:
+            return True
+        latest = await self.temporal.get_workflow_handle(execution.id).describe()
+        return latest.run_id == execution.run_id
 
     def _handle(self, invoice_id: str, run_id: str | None = None) -> Handle:
         return self.temporal.get_workflow_handle_for(
             InvoiceWorkflow.run, workflow_id(invoice_id), run_id=run_id
         )
+
+    async def _latest_run(self, invoice_id: str) -> InvoiceRun:
+        try:
+            description = await self._handle(invoice_id).describe()
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND or "amespace" in error.message:
+                raise
+            raise InvoiceError(_unknown(invoice_id)) from error
+        progress = None
+        if description.workflow_type == INVOICE_WORKFLOW:
+            progress = await self._noted_progress(description)
+        status = await self._status_without_worker(description, progress)
+        return InvoiceRun(description, status, progress)
+
+    def _begin_query(self, handle: Handle) -> asyncio.Task[RunProgress | str | None]:
+        query = asyncio.create_task(self._query_worker(handle))
+        # Where another call fails meanwhile, nobody asks what became of this one.
+        query.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return query
 
     async def _query_worker(self, handle: Handle) -> RunProgress | str | None:
         """What a worker says, None if none answers; only the status if it's the tutorial's."""
@@ -290,10 +381,12 @@ class InvoiceClient:
                     progress = await handle.query(InvoiceWorkflow.get_progress)
                     answer = RunProgress.model_validate(progress)
                 except (WorkflowQueryFailedError, ValidationError):
-                    answer = await handle.query(InvoiceWorkflow.get_status)
-        except TimeoutError:
+                    answer = str(await handle.query(InvoiceWorkflow.get_status))
+        except (TimeoutError, WorkflowQueryFailedError):
             return None
         except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:  # whoever describes it says so
+                return None
             if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION):
                 return None
             raise
@@ -319,10 +412,11 @@ class InvoiceClient:
         handle = self.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
         async for event in handle.fetch_history_events(page_size=1):
             payloads = event.workflow_execution_started_event_attributes.input.payloads
-            try:
-                return Invoice.model_validate_json(payloads[0].data if payloads else b"")
-            except ValidationError:
-                break
+            data = payloads[0].data if payloads else b""
+            for context in (None, BEFORE_1_1):
+                with suppress(ValidationError):
+                    return Invoice.model_validate_json(data, context=context)
+            break
         return None
 
     async def _status_without_worker(
@@ -330,7 +424,7 @@ class InvoiceClient:
     ) -> InvoiceStatus:
         """The final status of a closed run, or the one last noted in the memo of an open one."""
         if progress:
-            status = _status(invoice_id_of(execution.id), progress, execution.start_time)
+            status = _status(invoice_id_of(execution.id), progress, _submitted_at(execution))
         else:
             noted = (await execution.memo()).get("status")
             if not isinstance(noted, str):
@@ -341,6 +435,7 @@ class InvoiceClient:
                 state=state_of_text(noted),
                 status=noted,
                 submitted_at=execution.start_time,
+                failure="InvalidInvoice" if noted.startswith(INVALID_INVOICE) else None,
             )
         if execution.close_time is None:
             return status
@@ -352,6 +447,8 @@ class InvoiceClient:
                 status.status, status.state = (
                     (COMPLETED, "completed") if paid else (REJECTED, "rejected")
                 )
+                if paid and status.line_count and status.total:  # by that worker's word
+                    status.paid_lines, status.paid_amount = status.line_count, status.total
             case WorkflowExecutionStatus.FAILED if status.is_open:
                 status.status, status.state = "Failed", "failed"
             case WorkflowExecutionStatus.CANCELED if status.is_open:
@@ -363,12 +460,51 @@ class InvoiceClient:
         return status
 
 
+def _unknown(invoice_id: str) -> str:
+    text = f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
+    if invoice_id.startswith(WORKFLOW_ID_PREFIX):
+        text += (
+            f" {invoice_id} looks like a workflow id: the invoice's own id is"
+            f" {invoice_id_of(invoice_id)}."
+        )
+    return text
+
+
+def _expect_invoice(run: InvoiceRun) -> None:
+    if run.description.workflow_type != INVOICE_WORKFLOW:
+        raise InvoiceError(
+            f"The id {run.status.invoice_id} is in use by something that is no invoice: the"
+            f" workflow {run.description.id} of type {sanitized(run.description.workflow_type)}."
+        )
+
+
+def _expect_before_deadline(status: InvoiceStatus) -> None:
+    if status.is_past_deadline:
+        raise InvoiceError(
+            f"Invoice {status.invoice_id} can't be approved: its approval deadline,"
+            f" {format_utc(status.deadline or datetime.now(UTC))}, has passed. Nothing is paid by"
+            " this submission. To start anew, submit it again once it has timed out."
+        )
+
+
+def _expect_total(status: InvoiceStatus, total: Decimal) -> None:
+    if status.total is not None and status.currency and total != status.total:
+        raise InvoiceError(
+            f"Invoice {status.invoice_id} is for {format_money(status.total, status.currency)}, not"
+            f" {format_money(total, status.currency)}. Nothing was approved: show the person every"
+            " line and the total before they decide."
+        )
+
+
 def _too_late(status: InvoiceStatus, approve: bool) -> str:
     verb = "approved" if approve else "rejected"
     decided = f" ({status.decided.rstrip('.')})" if status.decided else ""
-    text = f"Invoice {status.invoice_id} can't be {verb} now, status: {status.status}{decided}."
+    text = (
+        f"Invoice {status.invoice_id} can't be {verb} now, status:"
+        f" {sanitized(status.status, 600)}{decided}."
+    )
     if approve:
-        return f"{text} To start anew, submit it again."
+        return f"{text} {status.advice or 'To start anew, submit it again.'}"
     if status.state == "paying":
         return (
             f"{text} To stop it before the next line, cancel the workflow {status.workflow_id} in"
@@ -389,6 +525,30 @@ _EXECUTION_STATUS: dict[State, list[str]] = {
 }
 
 
+def _submitted_at(execution: WorkflowExecution) -> datetime:
+    """As the workflow has it: after a reset, a run's own start is later than the submission."""
+    if isinstance(execution, WorkflowExecutionDescription):
+        extended = execution.raw_description.workflow_extended_info
+        if extended.HasField("original_start_time"):
+            return extended.original_start_time.ToDatetime(UTC)
+    return execution.start_time
+
+
+def _with_answer(run: InvoiceRun, answer: RunProgress | str | None) -> InvoiceStatus:
+    """The status of an open run, with what a worker says about it."""
+    status = run.status
+    if isinstance(answer, RunProgress):
+        status = _status(status.invoice_id, answer, answer.submitted_at or status.submitted_at)
+    elif answer is not None:
+        status.status, status.state = answer, state_of_text(answer)
+    status.worker_answers = answer is not None
+    pending_task = run.description.raw_description.pending_workflow_task
+    if answer is None and pending_task.attempt > 1:
+        status.worker_failures = pending_task.attempt - 1
+    status.retry = _retry(run.description)
+    return status
+
+
 def _status(invoice_id: str, progress: RunProgress, submitted_at: datetime) -> InvoiceStatus:
     timeout = timedelta(days=progress.approval_timeout_days)
     return InvoiceStatus(
@@ -405,7 +565,7 @@ def _retry(description: WorkflowExecutionDescription) -> Retry | None:
         if pending.attempt > 1:
             scheduled = pending.HasField("next_attempt_schedule_time")
             return Retry(
-                line=int(pending.activity_id.removeprefix("line-")),
+                line=_line_number(pending.activity_id),
                 attempt=pending.attempt,
                 next_attempt_at=(
                     pending.next_attempt_schedule_time.ToDatetime(UTC) if scheduled else None
@@ -413,3 +573,9 @@ def _retry(description: WorkflowExecutionDescription) -> Retry | None:
                 last_error=pending.last_failure.message,
             )
     return None
+
+
+def _line_number(activity_id: str) -> int | None:
+    """None for an activity that is about the whole invoice."""
+    digits = activity_id.removeprefix("line-")
+    return int(digits) if digits.isdecimal() else None

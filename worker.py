@@ -50,7 +50,7 @@ async def run() -> None:
             client,
             task_queue=TASK_QUEUE,
             workflows=[InvoiceWorkflow],
-            activities=[activities.process_payment],
+            activities=[activities.process_payment, activities.payments_made],
             # More at once would not be faster, but after a restart with many open invoices each
             # would take so long that Temporal gives it up and tries again.
             max_concurrent_workflow_tasks=8,

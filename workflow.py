@@ -9,6 +9,8 @@ memo updates) goes behind `workflow.patched("name-of-the-change")`; the recorded
 import asyncio
 from contextlib import suppress
 from datetime import datetime, timedelta
+from decimal import Decimal
+from math import ceil
 from typing import Any
 
 from temporalio import workflow
@@ -18,8 +20,8 @@ from temporalio.exceptions import ActivityError, ApplicationError
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
-    from activities import process_payment
-    from invoices.invoice import Invoice, LineItem, workflow_id
+    from activities import payments_made, process_payment
+    from invoices.invoice import BEFORE_1_1, Invoice, LineItem, workflow_id
     from invoices.status import (
         APPROVAL_TIMEOUT,
         AWAITING_APPROVAL,
@@ -37,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
     )
     from invoices.web_ui import WebUiDetails
     from invoices.wording import (
+        describe_changed_line,
         describe_validation_errors,
         format_money,
         format_utc,
@@ -67,17 +70,27 @@ class InvoiceWorkflow:
     deadline: datetime
     web_ui: WebUiDetails
 
-    def __init__(self) -> None:
+    # Payloads are taken raw, here and in the signals; `temporal_service/payloads.py` says why.
+    @workflow.init
+    def __init__(self, invoice: RawValue = NO_PAYLOAD) -> None:
         self.approved: bool | None = None
         self.status = PROCESSING
         self.decision: Decision | None = None
         self.memo: dict[str, Any] = {}
+        self.paid_earlier: set[int] = set()
+        """The numbers of the lines that earlier runs for this invoice have paid."""
+        self.asks_ledger = workflow.patched("paid-earlier")
+        self.problem = self._read(invoice)
 
-    # Payloads are taken raw, here and in the signals; `temporal_service/payloads.py` says why.
     @workflow.run
     async def run(self, invoice: RawValue = NO_PAYLOAD) -> str:
-        self._begin(self._validated(invoice))
+        if self.problem:
+            raise self._invalid(self.problem)
+        workflow.logger.info("%s submitted: %s", self.invoice.id, self.invoice.summary)
         try:
+            if self.asks_ledger:
+                await self._ask_ledger()
+
             # Step 1: wait for a person's decision, until the deadline.
             self._report("waiting", AWAITING_APPROVAL, f"until {format_utc(self.deadline)}")
             await self._decision_or_deadline()
@@ -95,7 +108,14 @@ class InvoiceWorkflow:
                 return "REJECTED"
 
             # Step 4: pay, one line after another.
+            if self.progress.paid_earlier_lines is None and workflow.patched(
+                "ledger-before-paying"
+            ):
+                self._report("paying", PROCESSING_PAYMENTS, str(self.decision))
+                await self._ask_ledger_again()
             for number, line in enumerate(self.invoice.lines, start=1):
+                if number in self.paid_earlier:
+                    continue
                 self.progress.current_line = self._label(number, line)
                 self._report("paying", PROCESSING_PAYMENTS, str(self.decision))
                 await self._pace(number)
@@ -126,49 +146,117 @@ class InvoiceWorkflow:
         """A `RunProgress`, empty for an invalid invoice."""
         return self.progress.model_dump(mode="json") if hasattr(self, "progress") else {}
 
-    def _validated(self, payload: RawValue) -> Invoice:
+    def _read(self, payload: RawValue) -> str | None:
+        """Takes the invoice over; returns what is wrong with it."""
+        context = None if self.asks_ledger else BEFORE_1_1
         try:
-            invoice = Invoice.model_validate_json(payload.payload.data)
+            invoice = Invoice.model_validate_json(payload.payload.data, context=context)
         except ValidationError as error:
-            problem = describe_validation_errors(error)
-        else:
-            # Payments are known by the workflow id: one invoice, one id.
-            if workflow.info().workflow_id == workflow_id(invoice.id):
-                return invoice
-            problem = f"id: the workflow id must be {workflow_id(invoice.id)}"
-        self.status = f"{INVALID_INVOICE}: {problem}"
-        workflow.upsert_memo({"status": self.status})
-        workflow.logger.warning("%s: %s", workflow.info().workflow_id, self.status)
-        raise ApplicationError(problem, type="InvalidInvoice", non_retryable=True)
-
-    def _begin(self, invoice: Invoice) -> None:
+            return describe_validation_errors(error)
+        # Payments are known by the workflow id: one invoice, one id.
+        if workflow.info().workflow_id != workflow_id(invoice.id):
+            return f"id: the workflow id must be {workflow_id(invoice.id)}"
         self.invoice = invoice
         self.progress = RunProgress.of(invoice)
         # The deadline counts from the submission, also if the first worker came later.
         self.progress.submitted_at = workflow.info().workflow_start_time
         self.deadline = self.progress.submitted_at + timedelta(days=invoice.approval_timeout_days)
+        self.progress.deadline = self.deadline
         self.web_ui = WebUiDetails(invoice, self.deadline)
-        workflow.logger.info("%s submitted: %s", invoice.id, invoice.summary)
+        return None
+
+    def _invalid(self, problem: str) -> ApplicationError:
+        self.status = f"{INVALID_INVOICE}: {problem}"
+        workflow.upsert_memo({"status": self.status})
+        workflow.logger.warning("%s: %s", workflow.info().workflow_id, self.status)
+        return ApplicationError(problem, type="InvalidInvoice", non_retryable=True)
 
     def _decide(self, approved: bool, payload: RawValue) -> None:
         """The first decision stands.
 
         No `await` between check and assignment, so a second signal can't slip in.
         """
-        if self.approved is not None:
+        if self.approved is not None or self.problem:
             return
         try:
             details = DecisionDetails.model_validate_json(payload.payload.data)
         except ValidationError:
             details = DecisionDetails()
+        decided_at = workflow.now()
+        # The deadline is a decision too: what is read after it counts only if it was sent before.
+        if decided_at >= self.deadline and workflow.patched("deadline-is-a-decision"):
+            if details.sent_at is None or details.sent_at >= self.deadline:
+                workflow.logger.info("%s: a decision came after the deadline", self.invoice.id)
+                return
+            decided_at = details.sent_at
         self.approved = approved
-        self.decision = Decision(**details.model_dump(), approved=approved, at=workflow.now())
+        self.decision = Decision(**details.model_dump(), approved=approved, at=decided_at)
+
+    async def _ask_ledger(self) -> None:
+        """Which ledger it is, and what earlier runs for this invoice have paid.
+
+        Without an answer within seconds that stays unknown, and is asked again before paying.
+        """
+        # From the run before this one, by way of the client: the same invoice, the same ledger.
+        if isinstance(ledger := workflow.memo_value("ledger", None), str):
+            self.progress.ledger = ledger
+        try:
+            found = await workflow.execute_local_activity(
+                payments_made,
+                self._ledger_question(),
+                schedule_to_close_timeout=timedelta(seconds=3),
+                retry_policy=RetryPolicy(maximum_attempts=2),
+            )
+        except ActivityError as error:
+            cause = error.cause
+            is_final = isinstance(cause, ApplicationError) and cause.non_retryable
+            if is_final or workflow.cancellation_reason() is not None:
+                raise self._stopped(error) from error
+        else:
+            self._take_over(found)
+
+    async def _ask_ledger_again(self) -> None:
+        """Like `_ask_ledger`, but waits for an answer as long as it takes."""
+        try:
+            found = await workflow.execute_activity(
+                payments_made,
+                self._ledger_question(),
+                activity_id="ledger",
+                start_to_close_timeout=timedelta(seconds=30),
+                retry_policy=PAYMENT_RETRY,
+                summary="What was paid earlier",
+            )
+        except ActivityError as error:
+            raise self._stopped(error) from error
+        self._take_over(found)
+
+    def _ledger_question(self) -> dict[str, Any]:
+        invoice = self.invoice.model_dump(mode="json", warnings=False)
+        return {**invoice, "ledger": self.progress.ledger}
+
+    def _take_over(self, found: dict[str, Any]) -> None:
+        """Notes which ledger this is and what it holds as paid; fails where that was changed."""
+        self.progress.ledger = found["ledger"]
+        amount = Decimal("0.00")
+        for payment in found["lines"]:
+            number, paid = payment["line"], Decimal(payment["amount"])
+            lines = self.invoice.lines
+            line = lines[number - 1] if number <= len(lines) else None
+            was = (payment["item"], paid, payment["currency"])
+            if line is None or was != (line.item, line.amount, self.invoice.currency):
+                raise self._failed("PaymentConflict", describe_changed_line(number, *was))
+            self.paid_earlier.add(number)
+            amount += paid
+        self.progress.paid_lines = self.progress.paid_earlier_lines = len(self.paid_earlier)
+        self.progress.paid_amount = self.progress.paid_earlier_amount = amount
 
     async def _decision_or_deadline(self) -> None:
+        time_left = self.deadline - workflow.now()
         with suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: self.approved is not None,
-                timeout=max(self.deadline - workflow.now(), timedelta(milliseconds=1)),
+                # In whole seconds, which the Web UI shows as five days and no millisecond less.
+                timeout=timedelta(seconds=max(ceil(time_left.total_seconds()), 0.001)),
                 timeout_summary="Approval deadline",
             )
 
@@ -184,7 +272,14 @@ class InvoiceWorkflow:
         try:
             await workflow.execute_activity(
                 process_payment,
-                {**line.model_dump(mode="json"), "currency": self.invoice.currency},
+                # What concerns the whole invoice, a line can't say for itself.
+                {
+                    **line.model_dump(mode="json"),
+                    "currency": self.invoice.currency,
+                    "customer": self.invoice.customer,
+                    "payment_method": self.invoice.payment_method,
+                    "ledger": self.progress.ledger,
+                },
                 activity_id=f"line-{number}",
                 start_to_close_timeout=timedelta(seconds=30),
                 retry_policy=PAYMENT_RETRY,
@@ -192,20 +287,25 @@ class InvoiceWorkflow:
                 summary=f"{sanitized(line.item)}: {amount}",
             )
         except ActivityError as error:
-            if workflow.cancellation_reason() is not None:
-                raise asyncio.CancelledError from error
-            raise self._payment_failed(error) from error
+            raise self._stopped(error) from error
         self.progress.paid_lines += 1
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
 
-    def _payment_failed(self, error: ActivityError) -> ApplicationError:
-        cause = error.cause
-        known = cause if isinstance(cause, ApplicationError) else None
-        reason = sanitized(known.message if known else str(cause), 500)
-        self._report("failed", f"{PAYMENT_FAILED}: {self.progress.current_line}: {reason}")
-        kind = known.type if known else None
-        return ApplicationError(self.status, type=kind or "PaymentFailed", non_retryable=True)
+    def _stopped(self, error: ActivityError) -> BaseException:
+        """What an activity that failed for good means for this run."""
+        if workflow.cancellation_reason() is not None:
+            return asyncio.CancelledError()
+        if isinstance(error.cause, ApplicationError):
+            return self._failed(error.cause.type or "PaymentFailed", error.cause.message)
+        return self._failed("PaymentFailed", str(error.cause))
+
+    def _failed(self, kind: str, reason: str) -> ApplicationError:
+        text = INVALID_INVOICE if kind == "InvalidInvoice" else PAYMENT_FAILED
+        where = f"{self.progress.current_line}: " if self.progress.current_line else ""
+        self.progress.failure = kind
+        self._report("failed", f"{text}: {where}{sanitized(reason, 500)}")
+        return ApplicationError(self.status, type=kind, non_retryable=True)
 
     def _label(self, number: int, line: LineItem) -> str:
         amount = format_money(line.amount, self.invoice.currency)
@@ -219,7 +319,7 @@ class InvoiceWorkflow:
         self.status = self.progress.status = status
         self.progress.state = state
         self._upsert_changes(self.progress.to_memo())
-        workflow.set_current_details(self.web_ui.render(self.progress))
+        workflow.set_current_details(self.web_ui.render(self.progress, self.paid_earlier))
 
     def _upsert_changes(self, memo: dict[str, Any]) -> None:
         known = self.memo or workflow.memo()  # at first what the client has put there

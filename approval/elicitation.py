@@ -3,8 +3,7 @@
 import asyncio
 import json
 import logging
-from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from fastmcp import Context
 from mcp import MCPError
@@ -12,11 +11,15 @@ from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, Inpu
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
+from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
-from invoices.wording import format_money, sanitized_quote
+from invoices.wording import format_lines_and_total, format_money, sanitized_quote
 
 PERSON_SECONDS = 50
 """For the person's answer, where the host asks within the call; it gives up at about 60 s."""
+
+SHOWN_LINES = 50
+"""How many lines a question shows: the largest ones."""
 
 APPROVAL_FORM: dict[str, Any] = {
     "type": "object",
@@ -40,14 +43,21 @@ def supports_elicitation(ctx: Context) -> bool:
     return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
 
 
-async def ask_person(ctx: Context, invoice: Invoice, run_id: str) -> bool | InputRequiredResult:
-    """Whether the person says yes to paying exactly this; False on anything but a clear yes.
+Answer = Literal["yes", "no", "late"]
+"""`no` is anything but a clear yes; `late` is none within `PERSON_SECONDS`."""
+
+
+async def ask_person(
+    ctx: Context, invoice: Invoice, status: InvoiceStatus, run_id: str
+) -> Answer | InputRequiredResult:
+    """Whether the person says yes to paying exactly this.
 
     The handshake era of MCP asks within the call. The era from 2026-07-28 on ends the call with the
     question, and the host repeats it with the answer and with `request_state`, sealed by the SDK:
     so only an answer to the question about this very run counts.
     """
-    question = ElicitRequestFormParams(message=_question(invoice), requested_schema=APPROVAL_FORM)
+    text = _question(invoice, status)
+    question = ElicitRequestFormParams(message=text, requested_schema=APPROVAL_FORM)
     if ctx.session.protocol_version in MODERN_PROTOCOL_VERSIONS:
         asked = json.dumps([invoice.id, run_id])
         answers = ctx.input_responses
@@ -55,32 +65,48 @@ async def ask_person(ctx: Context, invoice: Invoice, run_id: str) -> bool | Inpu
             return InputRequiredResult(
                 input_requests={"approve": ElicitRequest(params=question)}, request_state=asked
             )
-        return ctx.request_state == asked and _is_clear_yes(answers.get("approve"))
+        return _understood(answers.get("approve")) if ctx.request_state == asked else "no"
     try:
         async with asyncio.timeout(PERSON_SECONDS):
-            return _is_clear_yes(await ctx.session.elicit_form(question.message, APPROVAL_FORM))
-    except (TimeoutError, MCPError, ValidationError) as error:
+            return _understood(await ctx.session.elicit_form(text, APPROVAL_FORM))
+    except TimeoutError:
+        return "late"
+    except (MCPError, ValidationError) as error:
         log.info("No usable answer about invoice %s: %r", invoice.id, error)
-        return False
+        return "no"
 
 
-def _is_clear_yes(answer: object) -> bool:
-    return (
+def _understood(answer: object) -> Answer:
+    is_clear_yes = (
         isinstance(answer, ElicitResult)
         and answer.action == "accept"
         and answer.content is not None
         and answer.content.get("approve") is True
     )
+    return "yes" if is_clear_yes else "no"
 
 
-def _question(invoice: Invoice) -> str:
+def _question(invoice: Invoice, status: InvoiceStatus) -> str:
     lines = [f"Pay invoice {invoice.id}: {invoice.summary}?"]
-    for number, line in enumerate(invoice.lines[:50], start=1):
+    if status.paid_earlier_lines is None:
+        lines.append("Whether any of it was paid earlier isn't known.")
+    elif status.paid_lines:
+        paid = format_lines_and_total(status.paid_lines, status.paid_amount, invoice.currency)
+        left = format_money(invoice.total - status.paid_amount, invoice.currency)
+        lines.append(f"Paid earlier: {paid}. To pay now: {left}.")
+    for name, value in (("customer", invoice.customer), ("method", invoice.payment_method)):
+        if value:
+            lines.append(f"Charged {name}: {sanitized_quote(value, 255)}")
+    numbered = list(enumerate(invoice.lines, start=1))
+    largest = sorted(numbered, key=lambda one: one[1].amount, reverse=True)[:SHOWN_LINES]
+    for number, line in sorted(largest, key=lambda one: one[0]):
         amount = format_money(line.amount, invoice.currency)
         lines.append(f"{number}. {amount} for {sanitized_quote(line.item)}")
-    if rest := invoice.lines[50:]:
-        total = sum((line.amount for line in rest), Decimal())
+    if hidden := len(numbered) - len(largest):
+        rest = invoice.total - sum(line.amount for _, line in largest)
+        most = format_money(largest[-1][1].amount, invoice.currency)
         lines.append(
-            f"and {len(rest)} more lines, together {format_money(total, invoice.currency)}"
+            f"and {hidden} more lines of {most} at most, together"
+            f" {format_money(rest, invoice.currency)}"
         )
     return "\n".join(lines)

@@ -66,7 +66,7 @@ async def submit_all(client: Client, count: int) -> list[str]:
             invoice = Invoice(**an_invoice())
             ids.append(invoice.id)
             submitted = await InvoiceClient(client).submit(invoice)
-            await client.get_workflow_handle(submitted.status.workflow_id).query("get_status")
+            await client.get_workflow_handle(submitted.workflow_id).query("get_status")
 
     async with asyncio.TaskGroup() as tasks:
         for _ in range(20):

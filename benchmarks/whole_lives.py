@@ -38,7 +38,7 @@ async def ours_by_tools(client: Client) -> None:
     invoice = Invoice(**an_invoice())
     submitted = await InvoiceClient(client).submit(invoice)
     await InvoiceClient(client).decide(invoice.id, approve=True)
-    handle = client.get_workflow_handle(submitted.status.workflow_id)
+    handle = client.get_workflow_handle(submitted.workflow_id)
     assert await handle.result() == "COMPLETED"
 
 

@@ -4,13 +4,14 @@ Other people's text (items, reasons, names, errors) is sanitized on its way into
 content has it as it is.
 """
 
+from collections import defaultdict
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
-from invoices.status import Progress
+from invoices.status import Progress, State
 from invoices.wording import (
     format_duration,
     format_lines_and_total,
@@ -24,10 +25,29 @@ from invoices.wording import (
 class Retry(BaseModel):
     """A payment that is being tried again."""
 
-    line: Annotated[int, Field(description="The line's number, from 1.")]
+    line: Annotated[
+        int | None, Field(description="The line's number, from 1; missing for the ledger itself.")
+    ]
     attempt: Annotated[int, Field(description="The number of the attempt under way or next.")]
     next_attempt_at: datetime | None
     last_error: str
+
+
+Outcome = Literal[
+    "started",
+    "already_in_process",
+    "approved",
+    "rejected",
+    "already_approved",
+    "already_rejected",
+    "decision_kept",
+    "asked_on_card",
+]
+"""What a call has brought about.
+
+`decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs,
+unless an earlier one is waiting too.
+"""
 
 
 class InvoiceStatus(Progress):
@@ -42,8 +62,19 @@ class InvoiceStatus(Progress):
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
-        bool | None, Field(description="Whether a worker runs; null if that was not asked.")
+        bool | None, Field(description="Whether a worker runs; missing if that wasn't asked.")
     ] = None
+    worker_failures: Annotated[
+        int | None, Field(description="How often a worker took this invoice up and failed.")
+    ] = None
+    replaces: Annotated[
+        str | None,
+        Field(description="What was submitted under this id last, if it was something else."),
+    ] = None
+    outcome: Annotated[
+        Outcome | None, Field(description="What this call has brought about, if anything.")
+    ] = None
+    message: Annotated[str | None, Field(description="All of this in words.")] = None
 
     @property
     def amounts(self) -> str:
@@ -56,20 +87,39 @@ class InvoiceStatus(Progress):
     def paid(self) -> str:
         """How much is paid, as a sentence."""
         if self.total is None or self.currency is None or self.line_count is None:
-            return "Nothing is paid."
+            return "Nothing is paid." if self.failure else "What is paid isn't known."
+        earlier = self.paid_earlier_lines
         if not self.paid_lines:
-            return f"{self.amounts}; nothing of it is paid."
+            if earlier == 0:
+                return f"{self.amounts}; nothing of it is paid."
+            if self.outcome == "started":  # the worker finds out now
+                return f"{self.amounts}."
+            return f"{self.amounts}; whether any of it was paid isn't known."
+        lines = f"{self.paid_lines:,} of {pluralize(self.line_count, 'line')}"
         amount = format_money(self.paid_amount, self.currency)
-        return (
-            f"Paid: {self.paid_lines:,} of {pluralize(self.line_count, 'line')},"
-            f" {amount} of {format_money(self.total, self.currency)}."
-        )
+        if earlier == self.paid_lines and self.is_open:
+            left = format_money(self.total - self.paid_amount, self.currency)
+            return f"{self.amounts}: {lines} paid earlier, {amount}; {left} to pay."
+        paid = f"Paid: {lines}, {amount} of {format_money(self.total, self.currency)}"
+        if earlier and self.paid_earlier_amount is not None:
+            paid += f", of that {format_money(self.paid_earlier_amount, self.currency)} earlier"
+        return f"{paid}."
 
     @property
     def decided(self) -> str:
         """Who decided, when and why, as a sentence; empty if nobody did."""
         sentence = f"{self.decision}." if self.decision else ""
         return sentence[:1].upper() + sentence[1:]
+
+    @property
+    def is_past_deadline(self) -> bool:
+        """A waiting invoice that can't be approved any more, and ends when a worker runs."""
+        return self.deadline is not None and self.deadline <= datetime.now(UTC)
+
+    def to_structured(self) -> dict[str, Any]:
+        """For programs: without empty fields, and without what only this project needs."""
+        inner = {"decision": {"request", "sent_at"}}
+        return self.model_dump(mode="json", exclude_none=True, exclude=inner)
 
     def to_text(self) -> str:
         """The answer of `get_invoice_status`: the tutorial's sentence, then `details`."""
@@ -78,13 +128,7 @@ class InvoiceStatus(Progress):
     @property
     def details(self) -> str:
         """What a person would ask next, in sentences."""
-        sentences = self._details()
-        if self.worker_answers is False:
-            sentences.append(
-                "No worker answers now: this is what was last noted, and it goes on when a worker"
-                " runs."
-            )
-        return " ".join(filter(None, sentences))
+        return " ".join(filter(None, [*self._details(), self._worker()]))
 
     def _details(self) -> list[str]:
         match self.state:
@@ -95,14 +139,10 @@ class InvoiceStatus(Progress):
                 return [self.paid, line, self._retry(), self.decided]
             case "timed_out":
                 return ["Nobody decided before the deadline.", self.paid]
-            case "failed" | "cancelled" if self.decision:
+            case "failed" | "cancelled":
                 stopped = self.current_line if self.state == "cancelled" else None
-                return [
-                    self.paid,
-                    f"It was stopped at {stopped}." if stopped else "",
-                    self.decided,
-                    "Submitted again and approved, it pays only the lines not yet paid.",
-                ]
+                where = f"It was stopped at {stopped}." if stopped else ""
+                return [self.paid, where, self.decided, self.advice]
             case "terminated":
                 return [
                     f"When last noted: {self.paid} A payment under way at the end may have been"
@@ -112,9 +152,26 @@ class InvoiceStatus(Progress):
             case _:
                 return [self.paid, self.decided]
 
+    @property
+    def advice(self) -> str:
+        """What to do about an invoice that failed or was cancelled; empty if it never began."""
+        if self.failure == "PaymentConflict":
+            return (
+                "Submit it as it was when that line was paid, or put the correction under a new id,"
+                " with only what is unpaid."
+            )
+        if self.decision and self.failure != "InvalidInvoice":
+            return "Submitted again and approved, it pays only the lines not yet paid."
+        return ""
+
     def _deadline(self) -> str:
         if self.deadline is None:
             return ""
+        if self.is_past_deadline:
+            return (
+                f"The approval deadline, {format_utc(self.deadline)}, has passed: it can't be"
+                " approved any more. Submit it again to start anew."
+            )
         left = self.deadline - datetime.now(UTC)
         return (
             f"Approval deadline: {format_utc(self.deadline)} (in {format_duration(left)});"
@@ -126,9 +183,23 @@ class InvoiceStatus(Progress):
             return ""
         next_attempt_at = self.retry.next_attempt_at
         at = f" at {format_utc(next_attempt_at)}" if next_attempt_at else ""
+        what = f"Line {self.retry.line}" if self.retry.line else "The payment ledger"
         return (
-            f"Line {self.retry.line} is being retried, attempt {self.retry.attempt}{at};"
+            f"{what} is being retried, attempt {self.retry.attempt}{at};"
             f" last error: {sanitized(self.retry.last_error, 300)}."
+        )
+
+    def _worker(self) -> str:
+        if self.worker_answers is not False:
+            return ""
+        if self.worker_failures:
+            times = pluralize(self.worker_failures, "time")
+            return (
+                f"A worker took this invoice up and failed, {times} so far; its log says why. This"
+                " is what was last noted."
+            )
+        return (
+            "No worker answers now: this is what was last noted, and it goes on when a worker runs."
         )
 
     def to_line(self) -> str:
@@ -138,36 +209,66 @@ class InvoiceStatus(Progress):
         if self.paid_lines and self.state != "completed" and self.currency:
             parts.append(f"{format_money(self.paid_amount, self.currency)} paid")
         if self.state == "waiting" and self.deadline:
-            parts.append(f"deadline {format_utc(self.deadline)}")
+            passed = "deadline passed" if self.is_past_deadline else "deadline"
+            parts.append(f"{passed} {format_utc(self.deadline)}")
         if self.decision:
             parts.append(self.decided.rstrip("."))
-        return f"{self.invoice_id}: " + "; ".join(parts)
+        return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(parts)
 
 
 class InvoiceList(BaseModel):
-    """Invoices: open ones first, and each kind newest first."""
+    """The latest submission of each invoice: open ones first, and each kind newest first."""
 
     invoices: list[InvoiceStatus]
     not_shown: Annotated[
         int,
-        Field(description="How many more there are that may match; they were not looked at."),
+        Field(description="How many older submissions that may match were not looked at."),
     ]
     total: Annotated[
         dict[str, Decimal], Field(description="Sum of the invoices shown, by currency.")
     ]
+    totals_by_state: Annotated[
+        dict[State, dict[str, Decimal]],
+        Field(description="The same by state, then by currency."),
+    ]
+    message: Annotated[str | None, Field(description="All of this in words.")] = None
+
+    @classmethod
+    def of(cls, invoices: list[InvoiceStatus], not_shown: int) -> Self:
+        total: dict[str, Decimal] = defaultdict(Decimal)
+        by_state: dict[State, dict[str, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
+        for invoice in invoices:
+            if invoice.currency and invoice.total is not None:
+                total[invoice.currency] += invoice.total
+                by_state[invoice.state][invoice.currency] += invoice.total
+        return cls(invoices=invoices, not_shown=not_shown, total=total, totals_by_state=by_state)
+
+    def to_structured(self) -> dict[str, Any]:
+        """For programs: without empty fields, and without what only this project needs."""
+        content = self.model_dump(mode="json", exclude_none=True, exclude={"invoices"})
+        return {"invoices": [invoice.to_structured() for invoice in self.invoices], **content}
 
     def to_text(self, which: str) -> str:
         """The answer of `list_invoices`; `which` is the state asked for, or `all`."""
         kind = "invoice" if which == "all" else f"{which.replace('_', ' ')} invoice"
         if not self.invoices and not self.not_shown:
             return f"There are no {kind}s."
-        totals = " and ".join(format_money(amount, code) for code, amount in self.total.items())
         order = "open ones first, newest first" if which == "all" else "newest first"
         head = f"{pluralize(len(self.invoices), kind)}, {order}"
-        lines = [f"{head}, {totals} in all:" if totals else f"{head}:"]
+        lines = [f"{head}, {_sums(self.total)} in all:" if self.total else f"{head}:"]
         lines += [f"- {invoice.to_line()}" for invoice in self.invoices]
+        if len(self.totals_by_state) > 1:
+            sums = [
+                f"{state.replace('_', ' ')} {_sums(amounts)}"
+                for state, amounts in self.totals_by_state.items()
+            ]
+            lines.append(f"By state: {'; '.join(sums)}.")
         if self.not_shown:
             lines.append(
                 f"Not looked at: {pluralize(self.not_shown, 'older one')} that may match too."
             )
         return "\n".join(lines)
+
+
+def _sums(amounts: dict[str, Decimal]) -> str:
+    return " and ".join(format_money(amount, currency) for currency, amount in amounts.items())

@@ -12,6 +12,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, from_json
@@ -52,12 +55,35 @@ def _invoice_id(value: str) -> str:
     return value
 
 
-def _plain_number(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     # Python would also take "1_000", " 5 ", digits of other scripts, and true for 1.
     text = isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
     if text or isinstance(value, bool):
         raise PydanticCustomError("number", "must be a plain number such as 5000.00")
     return value
+
+
+def _capitals(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+BEFORE_1_1 = "before 1.1"
+"""Validation context for runs that began before `customer` and `payment_method` had rules."""
+
+
+def _unless_before_1_1(
+    value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+) -> Any:
+    return value if info.context == BEFORE_1_1 else validate(value)
+
+
+_OPTIONAL_FIELDS = {
+    "currency",
+    "customer",
+    "payment_method",
+    "approval_timeout_days",
+    "payment_interval_seconds",
+}
 
 
 def _cents(value: Decimal) -> Decimal:
@@ -87,7 +113,7 @@ Amount = Annotated[
         '"5000.00" is exact; a number is accepted too.',
         examples=["5000.00"],
     ),
-    BeforeValidator(_plain_number),
+    BeforeValidator(plain_number),
     AfterValidator(_cents),
 ]
 
@@ -135,8 +161,20 @@ class Invoice(BaseModel):
         Field(min_length=1, max_length=MAX_LINES, description="1 to 500 lines, paid in order."),
     ]
     currency: Annotated[
-        str, Field(pattern="^[A-Z]{3}$", description="ISO 4217 code in capitals, such as EUR.")
+        str,
+        Field(pattern="^[A-Z]{3}$", description="ISO 4217 code in capitals, such as EUR."),
+        BeforeValidator(_capitals),
     ] = "USD"
+    customer: Annotated[
+        str | None,
+        Field(max_length=255, description="Who is charged, by the payment provider's id."),
+        WrapValidator(_unless_before_1_1),
+    ] = None
+    payment_method: Annotated[
+        str | None,
+        Field(max_length=255, description="How they are charged, by the payment provider's id."),
+        WrapValidator(_unless_before_1_1),
+    ] = None
     approval_timeout_days: Annotated[
         float,
         Field(
@@ -145,20 +183,27 @@ class Invoice(BaseModel):
             allow_inf_nan=False,
             description="Days to wait for a person's decision; then the invoice is rejected.",
         ),
-        BeforeValidator(_plain_number),
+        BeforeValidator(plain_number),
     ] = 5
     payment_interval_seconds: Annotated[
         float,
         Field(ge=0, le=3600, allow_inf_nan=False, description="Seconds to pause before each line."),
-        BeforeValidator(_plain_number),
+        BeforeValidator(plain_number),
     ] = 2
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_json(cls, value: Any) -> Any:
+    def _plain_json(cls, value: Any, info: ValidationInfo) -> Any:
         value = _json_string(value)
         if isinstance(value, dict) and "lines" in value:
             value = {**value, "lines": _json_string(value["lines"])}
+        if isinstance(value, dict) and info.context != BEFORE_1_1:
+            # Models fill fields that they don't need with null.
+            value = {
+                name: field
+                for name, field in value.items()
+                if field is not None or name not in _OPTIONAL_FIELDS
+            }
         try:
             text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
             from_json(text)  # as the workflow will, with its limits to nesting and digits
@@ -183,8 +228,12 @@ class Invoice(BaseModel):
 
     def to_json(self) -> bytes:
         """The wire format: the same invoice always gives the same bytes; amounts are strings."""
+        # Without the fields that came with 1.1 where they aren't given: the digest of an invoice
+        # that was submitted before must stay what it was. No warnings: see `_unless_before_1_1`.
+        unset = {"customer", "payment_method"} - self.model_fields_set
+        content = self.model_dump(mode="json", exclude=unset, warnings=False)
         return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+            content, sort_keys=True, separators=(",", ":"), ensure_ascii=False
         ).encode()
 
     @property

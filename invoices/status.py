@@ -4,7 +4,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from invoices.invoice import Invoice
 from invoices.wording import format_utc, sanitized, sanitized_quote
@@ -53,6 +53,8 @@ class DecisionDetails(BaseModel):
     reason: Annotated[str | None, Field(max_length=1000)] = None
     request: Annotated[str | None, Field(max_length=100)] = None
     """Made up by the sender, to know its own decision again."""
+    sent_at: AwareDatetime | None = None
+    """By the sender's clock: a decision that is read after the deadline may have been in time."""
 
 
 class Decision(DecisionDetails):
@@ -77,10 +79,22 @@ class Progress(BaseModel):
     line_count: int | None = None
     total: Decimal | None = None
     currency: str | None = None
-    paid_lines: int = 0
+    paid_lines: Annotated[int, Field(description="By this submission and earlier ones.")] = 0
     paid_amount: Decimal = Decimal("0.00")
+    paid_earlier_lines: Annotated[
+        int | None,
+        Field(description="Of those, by earlier submissions; missing where that isn't known."),
+    ] = None
+    paid_earlier_amount: Decimal | None = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     decision: Decision | None = None
+    failure: Annotated[
+        str | None,
+        Field(
+            description="Why it failed: PaymentDeclined, PaymentConflict (a line was paid before"
+            " with other content) or InvalidInvoice."
+        ),
+    ] = None
 
     @property
     def is_open(self) -> bool:
@@ -93,8 +107,11 @@ class RunProgress(Progress):
     digest: str
     """Tells whether another submission has the same content."""
     approval_timeout_days: Annotated[float, Field(gt=0, le=365)]
+    ledger: str | None = None
+    """The id of the payment ledger that this invoice belongs to."""
     submitted_at: datetime | None = None
-    """Not in the memo, since Temporal shows it anyway."""
+    deadline: datetime | None = None
+    """Neither of the two is in the memo: they follow from what Temporal shows anyway."""
 
     @classmethod
     def of(cls, invoice: Invoice) -> Self:
@@ -118,4 +135,4 @@ class RunProgress(Progress):
 
     def to_memo(self) -> dict[str, Any]:
         """A key for each field that is there."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"submitted_at"})
+        return self.model_dump(mode="json", exclude_none=True, exclude={"submitted_at", "deadline"})

@@ -1,6 +1,8 @@
 """The details that Temporal's Web UI shows of an invoice, as Markdown."""
 
+from collections.abc import Container, Iterator
 from datetime import datetime
+from itertools import chain, repeat
 
 from invoices.invoice import Invoice
 from invoices.status import Progress
@@ -22,7 +24,8 @@ class WebUiDetails:
             for number, line in enumerate(invoice.lines, start=1)
         ]
 
-    def render(self, progress: Progress) -> str:
+    def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
+        """Takes the numbers of the lines that earlier runs for this invoice have paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
         paid = format_money(progress.paid_amount, self._currency)
         decision = f"; {progress.decision}" if progress.decision else ""
@@ -35,17 +38,17 @@ class WebUiDetails:
         rows = [
             f"{number_and_amount} {state} {item}"
             for (number_and_amount, item), state in zip(
-                self._cells, self._line_states(progress), strict=True
+                self._cells, self._line_states(progress, paid_earlier), strict=True
             )
         ]
         # The Web UI takes $...$ for mathematics, and cuts off the last lines of what it shows.
         table = (header + "\n".join(rows)).replace("$", "\\$")
         return table + "\n\n\N{NO-BREAK SPACE}" * 2
 
-    def _line_states(self, progress: Progress) -> list[str]:
-        """One word a line: lines are paid in order, so the first unpaid one is the current one."""
-        states = ["paid"] * progress.paid_lines
-        if progress.current_line:
-            words = {"failed": "failed", "cancelled": "stopped"}
-            states.append(words.get(progress.state, "next"))
-        return states + ["unpaid"] * (len(self._cells) - len(states))
+    def _line_states(self, progress: Progress, paid_earlier: Container[int]) -> Iterator[str]:
+        """A word for each line: they are paid in order, so the first unpaid is the current one."""
+        paid_now = progress.paid_lines - (progress.paid_earlier_lines or 0)
+        current = {"failed": "failed", "cancelled": "stopped"}.get(progress.state, "next")
+        words = chain(repeat("paid", paid_now), [current] if progress.current_line else [])
+        for number in range(1, len(self._cells) + 1):
+            yield "paid earlier" if number in paid_earlier else next(words, "unpaid")

@@ -44,6 +44,12 @@ def format_duration(duration: timedelta) -> str:
     return f"{minutes} min" if seconds >= 60 else f"{seconds} s"
 
 
+def describe_changed_line(number: int, item: str, amount: Decimal, currency: str) -> str:
+    """Why an invoice can't be paid of which a paid line is now another."""
+    was = f"{sanitized_quote(item)}, {format_money(amount, currency)}"
+    return f"line {number} was paid earlier as {was}, and is now another or gone"
+
+
 # Characters that mean something to Markdown or HTML, and what stands in for them.
 _LOOKALIKES = str.maketrans("<>[]*`~|\\&", "‹›()∗’∼¦⧵＆")
 
@@ -104,6 +110,7 @@ def _path(prefix: str, location: tuple[int | str, ...]) -> str:
 def _rule(message: str) -> str:
     message = re.sub(r"^(Decimal )?[Ii]nput should ", "must ", message)
     message = re.sub(r"^(String|List|Value) should ", "must ", message)
+    message = re.sub(r"(items?) after validation, not \d+", r"\1", message)
     for pydantics, plain in _PLAIN_WORDS.items():
         message = message.replace(pydantics, plain)
     return message

@@ -121,7 +121,7 @@ def describe_connection_error(address: str, detail: str) -> str:
     return f"{service} can't be reached; start it, or check TEMPORAL_ADDRESS."
 
 
-def describe_rpc_error(client: Client, error: Exception) -> str | None:
+def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> str | None:
     """What a failed call means and what to do, in words for a person; None for anything else."""
     address = client.service_client.config.target_host
     if isinstance(error, RPCError) and error.status != RPCStatusCode.UNAVAILABLE:
@@ -134,6 +134,8 @@ def describe_rpc_error(client: Client, error: Exception) -> str | None:
             return describe_connection_error(address, "permission")
         return f"The Temporal Service at {address} refused the call ({error.status.name})."
     if isinstance(error, RPCError | TimeoutError):
+        if read_only:
+            return f"The Temporal Service at {address} doesn't answer. Make the same call again."
         return (
             f"The Temporal Service at {address} doesn't answer, so it isn't known whether the call"
             " took effect. Make the same call again: nothing is started, decided or paid twice."

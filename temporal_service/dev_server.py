@@ -78,7 +78,7 @@ async def _check_namespace(client: Client) -> None:
             timeout=timedelta(seconds=4),
         )
     except RPCError as error:
-        raise StartupError(describe_rpc_error(client, error)) from error
+        raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
 
 
 @asynccontextmanager

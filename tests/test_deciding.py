@@ -103,7 +103,7 @@ async def test_nonsense_with_a_signal_does_not_lose_the_decision(
         handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
         await handle.signal("reject_invoice", args=nonsense)
         decision = (await tools.until(invoice, "rejected"))["decision"]
-        assert decision["by"] is None
+        assert "by" not in decision
         text = await tools("get_invoice_status", invoice_id=invoice["id"])
         assert "Rejected by another client, name unknown" in text
 
@@ -217,7 +217,9 @@ async def test_a_yes_to_one_content_does_not_pay_another(
 
     async def replaced_while_asked() -> dict[str, bool]:
         await InvoiceClient(client).decide(invoice["id"], approve=False)
-        assert (await InvoiceClient(client).submit(Invoice.model_validate(other))).started
+        assert (
+            await InvoiceClient(client).submit(Invoice.model_validate(other))
+        ).outcome == "started"
         return {"approve": True}
 
     person.answer = replaced_while_asked

@@ -88,7 +88,7 @@ async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
     worker.kill()
 
     worker = await Worker(service.address, tmp_path).start()
-    assert (await InvoiceClient(client).submit(invoice)).started
+    assert (await InvoiceClient(client).submit(invoice)).outcome == "started"
     await InvoiceClient(client).decide(invoice.id, approve=True)
     await ended(client, invoice, "completed")
     assert paid(tmp_path, invoice.model_dump()) == [
