@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import signal
-import sqlite3
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -32,20 +31,21 @@ async def run() -> None:
     """Runs the worker until a signal asks it to end.
 
     Raises:
-        StartupError: there is no Temporal Service to work for.
-        OSError, sqlite3.Error, ValueError: the data directory, the ledger or a setting is broken.
+        StartupError: there is no Temporal Service to work for, or the data directory, the ledger or
+            a setting is broken.
     """
     _end_on_signal()
     # A thread for each payment under way, so that none waits for one within its 30 s.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PAYMENTS_AT_ONCE))
     directory = data_directory()
-    activities.gateway()
+    gateway, ledger = activities.open_payments()
     async with connect_or_start(directory) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
         if address == f"localhost:{connection.PORT}":
             log.info("Web UI            http://localhost:%s", connection.UI_PORT)
-        log.info("Data and ledger   %s, payments.db", directory)
+        log.info("Data              %s", directory)
+        log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)
         worker = Worker(
             client,
             task_queue=TASK_QUEUE,
@@ -106,10 +106,6 @@ def main() -> int:
         code = 0
     except* StartupError as problems:
         log.error("%s", problems.exceptions[0])
-    except* sqlite3.Error as problems:
-        log.error("The payment ledger payments.db can't be used: %s.", problems.exceptions[0])
-    except* ValueError as problems:
-        log.error("%s.", problems.exceptions[0])
     return code
 
 

@@ -35,7 +35,9 @@ import activities
 import worker
 from invoices.invoice import Invoice, workflow_id
 from invoices.status import APPROVAL_TIMEOUT, COMPLETED, REJECTED
-from payments import Confirmation, Payment, SimulatedGateway
+from payments.gateway import Payment
+from payments.ledger import open_ledger
+from payments.simulated import SimulatedGateway
 from startup import data_directory
 from support import ROOT, Service, Worker, connect, environment, eventually, payments
 
@@ -60,12 +62,11 @@ COURSES: dict[Course, int] = {
 
 
 class HesitantGateway(SimulatedGateway):
-    """Pauses after the commit, so that a kill often comes before the worker reports it."""
+    """Pauses after the payment, so that a kill often comes before the ledger has it as paid."""
 
-    def pay(self, payment: Payment) -> Confirmation:
-        confirmation = super().pay(payment)
+    def pay(self, reference: str, payment: Payment) -> None:
+        super().pay(reference, payment)
         time.sleep(random.uniform(0, 0.4))
-        return confirmation
 
 
 class Down(Exception):
@@ -459,8 +460,9 @@ def table(campaign: Campaign) -> str:
 
 def main() -> int:
     if os.environ.get("CAMPAIGN_PART") == "worker":
-        gateway = HesitantGateway(data_directory())
-        activities.gateway = lambda: gateway  # type: ignore[assignment]
+        directory = data_directory()
+        payments = (HesitantGateway(directory), open_ledger(directory))
+        activities.open_payments = lambda: payments  # type: ignore[assignment]
         return worker.main()
     parser = argparse.ArgumentParser(description="Runs invoices while everything is killed.")
     parser.add_argument("--invoices", type=int, default=300)

@@ -1,4 +1,4 @@
-"""A worker whose gateway dies once, after its commit and before the activity completes."""
+"""A worker that dies once, after the ledger has its payment and before the activity completes."""
 
 import os
 import sys
@@ -6,21 +6,24 @@ from pathlib import Path
 
 import activities
 import worker
-from payments import Confirmation, Payment, SimulatedGateway
+from payments.gateway import LedgerEntry
+from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway
 from startup import data_directory
 
 
-class CrashingGateway(SimulatedGateway):
-    def pay(self, payment: Payment) -> Confirmation:
-        confirmation = super().pay(payment)
+class CrashingLedger(SQLiteLedger):
+    def settle(self, entry: LedgerEntry) -> LedgerEntry:
+        entry = super().settle(entry)
         marker = Path(os.environ["INVOICE_DATA_DIR"]) / "crashed"
         if not marker.exists():
             marker.touch()
             os._exit(137)  # what kill -9 leaves: nothing is flushed, closed or reported
-        return confirmation
+        return entry
 
 
 if __name__ == "__main__":
-    gateway = CrashingGateway(data_directory())
-    activities.gateway = lambda: gateway  # type: ignore[assignment]
+    directory = data_directory()
+    payments = (SimulatedGateway(directory), CrashingLedger(directory / "payments.db"))
+    activities.open_payments = lambda: payments  # type: ignore[assignment]
     sys.exit(worker.main())

@@ -5,20 +5,23 @@ import time
 
 import activities
 import worker
-from payments import Confirmation, Payment, SimulatedGateway
+from payments.gateway import Payment
+from payments.ledger import open_ledger
+from payments.simulated import SimulatedGateway
 from startup import data_directory
 
 
 class SlowGateway(SimulatedGateway):
-    def pay(self, payment: Payment) -> Confirmation:
+    def pay(self, reference: str, payment: Payment) -> None:
         directory = data_directory()
         (directory / "paying").touch()
         while not (directory / "go-on").exists():
             time.sleep(0.02)
-        return super().pay(payment)
+        super().pay(reference, payment)
 
 
 if __name__ == "__main__":
-    gateway = SlowGateway(data_directory())
-    activities.gateway = lambda: gateway  # type: ignore[assignment]
+    directory = data_directory()
+    payments = (SlowGateway(directory), open_ledger(directory))
+    activities.open_payments = lambda: payments  # type: ignore[assignment]
     sys.exit(worker.main())

@@ -152,9 +152,11 @@ class Worker:
 
 
 def payments(data: Path) -> dict[str, tuple[str, str, str]]:
-    """The ledger: key to item, amount and currency."""
+    """What the ledger holds as paid: key to item, amount and currency."""
     with closing(sqlite3.connect(data / "payments.db", timeout=10)) as ledger:
-        rows = ledger.execute("SELECT idempotency_key, item, amount, currency FROM payments")
+        rows = ledger.execute(
+            "SELECT idempotency_key, item, amount, currency FROM payments WHERE state = 'paid'"
+        )
         return {key: (item, amount, currency) for key, item, amount, currency in rows}
 
 

@@ -1,149 +1,320 @@
-"""The ledger and the simulated gateway: one payment a key, for ever."""
+"""Paying a line once: `pay_once` over a gateway that counts, and the activities around it."""
 
-import stat
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 import activities
-from payments import (
+from payments.gateway import (
     GatewayUnavailable,
+    InvalidPayment,
     Payment,
     PaymentConflict,
     PaymentDeclined,
-    SimulatedGateway,
-    decline_limit,
+    pay_once,
 )
-from startup import data_directory
-from support import ROOT, payments
+from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway, decline_limit
+from startup import StartupError
+from support import payments
 
-PAYMENT = Payment("invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD")
-
-
-def test_a_payment_is_in_the_ledger_with_its_exact_amount(tmp_path: Path) -> None:
-    SimulatedGateway(tmp_path).pay(PAYMENT)
-    assert payments(tmp_path) == {"invoice-INV-1/line-1": ("Hosting", "19.99", "USD")}
+PAYMENT = Payment("invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD", "cus_A")
 
 
-def test_the_same_payment_again_returns_the_first_confirmation(tmp_path: Path) -> None:
-    first = SimulatedGateway(tmp_path).pay(PAYMENT)
+class Provider:
+    """A provider that keeps its references for ever, and fails on request."""
+
+    name = "provider"
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+        self.charged: list[str] = []
+        self.fail_prepare: Exception | None = None
+        self.fail_before: Exception | None = None
+        """The provider has not charged."""
+        self.fail_after: Exception | None = None
+        """The provider has charged, and its answer is lost."""
+
+    def check(self, payment: Payment) -> None:
+        if payment.amount == 0:
+            raise InvalidPayment("amount", "must be greater than 0")
+
+    def prepare(self, payment: Payment, attempt: int) -> str:
+        if self.fail_prepare:
+            raise self.fail_prepare
+        self.prepared.append(f"{payment.idempotency_key}/{attempt}/{len(self.prepared)}")
+        return self.prepared[-1]
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        assert reference in self.prepared
+        if self.fail_before:
+            raise self.fail_before
+        if reference not in self.charged:
+            self.charged.append(reference)
+        if self.fail_after:
+            raise self.fail_after
+
+
+class OtherProvider(Provider):
+    name = "other"
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> SQLiteLedger:
+    return SQLiteLedger(tmp_path / "payments.db")
+
+
+def states(ledger: SQLiteLedger) -> list[str]:
+    rows, _ = ledger._execute("SELECT state FROM payments ORDER BY idempotency_key, attempt")
+    return [state for [state] in rows]
+
+
+def test_the_same_payment_again_returns_the_first_confirmation(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    first = pay_once(provider, ledger, PAYMENT)
     assert first.paid_at.tzinfo == UTC
-    assert SimulatedGateway(tmp_path).pay(PAYMENT) == first
+    assert pay_once(provider, ledger, PAYMENT) == first
+    assert provider.prepared == provider.charged == [first.reference]
+
+
+@pytest.mark.parametrize("fault", ["fail_before", "fail_after"])
+def test_an_unknown_outcome_is_paid_again_under_the_same_reference(
+    fault: str, provider: Provider, ledger: SQLiteLedger
+) -> None:
+    setattr(provider, fault, GatewayUnavailable("no answer"))
+    with pytest.raises(GatewayUnavailable):
+        pay_once(provider, ledger, PAYMENT)
+    assert states(ledger) == ["begun"]
+    setattr(provider, fault, None)
+    assert pay_once(provider, ledger, PAYMENT).reference == provider.prepared[0]
+    assert len(provider.charged) == 1
+    assert states(ledger) == ["paid"]
+
+
+def test_a_ledger_that_is_away_after_the_payment_learns_of_it_later(
+    provider: Provider, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+
+        def away(_: object) -> None:
+            raise GatewayUnavailable("the payment ledger is unavailable")
+
+        context.setattr(ledger, "settle", away)
+        with pytest.raises(GatewayUnavailable):
+            pay_once(provider, ledger, PAYMENT)
+    assert pay_once(provider, ledger, PAYMENT)
+    assert len(provider.charged) == 1
+
+
+def test_what_never_began_leaves_nothing_behind(provider: Provider, ledger: SQLiteLedger) -> None:
+    provider.fail_prepare = GatewayUnavailable("no answer")
+    with pytest.raises(GatewayUnavailable):
+        pay_once(provider, ledger, PAYMENT)
+    assert not states(ledger)
+
+
+@pytest.mark.parametrize("step", ["fail_prepare", "fail_before"])
+def test_a_decline_is_final_for_its_attempt_and_the_next_one_is_new(
+    step: str, provider: Provider, ledger: SQLiteLedger
+) -> None:
+    setattr(provider, step, PaymentDeclined("no money"))
+    with pytest.raises(PaymentDeclined, match="no money"):
+        pay_once(provider, ledger, PAYMENT)
+    assert states(ledger) == ["declined"]
+    setattr(provider, step, None)
+    other = replace(PAYMENT, amount=Decimal("10.00"), customer="cus_B")
+    assert pay_once(provider, ledger, other).reference.startswith(f"{PAYMENT.idempotency_key}/2/")
+    assert states(ledger) == ["declined", "paid"]
 
 
 @pytest.mark.parametrize(
     "change", [{"amount": Decimal("20.00")}, {"currency": "EUR"}, {"item": "Other"}]
 )
+@pytest.mark.parametrize("state", ["begun", "paid"])
 def test_a_different_payment_under_the_same_key_is_refused(
-    change: dict[str, object], tmp_path: Path
+    state: str, change: dict[str, Any], provider: Provider, ledger: SQLiteLedger
 ) -> None:
-    gateway = SimulatedGateway(tmp_path)
-    gateway.pay(PAYMENT)
-    other = replace(PAYMENT, **change)  # type: ignore[arg-type]
+    begin(provider, ledger, state)
+    other = replace(PAYMENT, **change)
     with pytest.raises(PaymentConflict) as refusal:
-        gateway.pay(other)
+        pay_once(provider, ledger, other)
     assert str(PAYMENT) in str(refusal.value)
     assert str(other) in str(refusal.value)
-    assert len(payments(tmp_path)) == 1
+    assert states(ledger) == [state]
 
 
-def test_threads_that_pay_one_key_get_one_confirmation(tmp_path: Path) -> None:
-    gateway = SimulatedGateway(tmp_path)
-    with ThreadPoolExecutor(8) as pool:
-        confirmations = set(pool.map(gateway.pay, [PAYMENT] * 50))
-    assert len(confirmations) == 1
+def begin(provider: Provider, ledger: SQLiteLedger, state: str) -> None:
+    """Brings the payment as far as `state`."""
+    if state == "begun":
+        provider.fail_before = GatewayUnavailable("no answer")
+        with pytest.raises(GatewayUnavailable):
+            pay_once(provider, ledger, PAYMENT)
+        provider.fail_before = None
+    else:
+        pay_once(provider, ledger, PAYMENT)
 
 
-PAY_A_HUNDRED = """
-import sys
-from decimal import Decimal
-from pathlib import Path
-from payments import Payment, SimulatedGateway
-
-gateway = SimulatedGateway(Path(sys.argv[1]))
-for line in range(100):
-    payment = Payment(f"invoice-INV-1/line-{line}", "INV-1", "Hosting", Decimal("19.99"), "USD")
-    print(gateway.pay(payment).reference)
-"""
+def test_another_card_may_be_tried_for_a_payment_that_was_begun(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    assert pay_once(provider, ledger, replace(PAYMENT, payment_method="pm_other"))
 
 
-def test_processes_share_the_ledger_without_lock_errors(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PAY_A_HUNDRED, str(tmp_path)]
-    payers = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    references = [payer.communicate(timeout=60)[0] for payer in payers]
-    assert references[0] == references[1] == references[2]
-    assert len(payments(tmp_path)) == 100
+def test_another_customer_is_not_charged_for_a_payment_that_was_begun(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    with pytest.raises(PaymentConflict, match=r"from cus_A .* from cus_B"):
+        pay_once(provider, ledger, replace(PAYMENT, customer="cus_B"))
 
 
-def test_the_gateway_is_unavailable_while_the_file_is_there(tmp_path: Path) -> None:
-    gateway = SimulatedGateway(tmp_path)
+def test_what_is_paid_stays_paid_whoever_is_to_be_charged_for_the_rest(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "paid")
+    assert pay_once(provider, ledger, replace(PAYMENT, customer="cus_B", payment_method="pm_B"))
+    assert len(provider.charged) == 1
+
+
+def test_a_payment_begun_through_another_provider_waits_for_its_worker(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    with pytest.raises(GatewayUnavailable, match="a worker that pays through provider"):
+        pay_once(OtherProvider(), ledger, PAYMENT)
+    assert pay_once(provider, ledger, PAYMENT)
+
+
+def test_a_payment_made_through_another_provider_is_a_conflict(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "paid")
+    with pytest.raises(PaymentConflict, match=r"paid through provider .* paid through other"):
+        pay_once(OtherProvider(), ledger, PAYMENT)
+
+
+def test_what_can_never_be_paid_is_not_prepared(provider: Provider, ledger: SQLiteLedger) -> None:
+    with pytest.raises(InvalidPayment, match="amount: must be greater than 0"):
+        pay_once(provider, ledger, replace(PAYMENT, amount=Decimal(0)))
+    assert not provider.prepared
+
+
+class Overlapping(Provider):
+    """Another attempt pays the line while this one is preparing, or paying."""
+
+    def __init__(self, ledger: SQLiteLedger, step: str) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.step = step
+
+    def overlap(self, step: str) -> None:
+        if self.step == step:
+            self.step = "done"
+            pay_once(self, self.ledger, PAYMENT)
+
+    def prepare(self, payment: Payment, attempt: int) -> str:
+        reference = super().prepare(payment, attempt)
+        self.overlap("prepare")
+        return reference
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        self.overlap("pay")
+        super().pay(reference, payment)
+
+
+@pytest.mark.parametrize("step", ["prepare", "pay"])
+def test_attempts_that_overlap_pay_once(step: str, ledger: SQLiteLedger) -> None:
+    provider = Overlapping(ledger, step)
+    confirmation = pay_once(provider, ledger, PAYMENT)
+    assert provider.charged == [confirmation.reference]
+    assert states(ledger) == ["paid"]
+
+
+class OverlappedDecline(Overlapping):
+    """The other attempt's payment is declined."""
+
+    def overlap(self, step: str) -> None:
+        if self.step == step:
+            self.fail_before = PaymentDeclined("no money")
+            with pytest.raises(PaymentDeclined, match="no money"):
+                super().overlap(step)
+            self.fail_before = None
+
+
+def test_a_decline_of_an_overlapping_attempt_ends_this_one_too(ledger: SQLiteLedger) -> None:
+    provider = OverlappedDecline(ledger, "prepare")
+    with pytest.raises(PaymentDeclined, match="in another attempt"):
+        pay_once(provider, ledger, PAYMENT)
+    assert not provider.charged
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> SimulatedGateway:
+    return SimulatedGateway(tmp_path)
+
+
+def test_the_simulated_gateway_is_unavailable_while_the_file_is_there(
+    gateway: SimulatedGateway, ledger: SQLiteLedger, tmp_path: Path
+) -> None:
     (tmp_path / "gateway-down").touch()
     with pytest.raises(GatewayUnavailable):
-        gateway.pay(PAYMENT)
+        pay_once(gateway, ledger, PAYMENT)
     (tmp_path / "gateway-down").unlink()
-    assert gateway.pay(PAYMENT)
+    assert pay_once(gateway, ledger, PAYMENT)
 
 
-def test_an_amount_above_the_limit_is_declined_and_not_recorded(tmp_path: Path) -> None:
+def test_an_amount_above_the_limit_is_declined(tmp_path: Path, ledger: SQLiteLedger) -> None:
     gateway = SimulatedGateway(tmp_path, decline_over=Decimal("19.98"))
     with pytest.raises(PaymentDeclined, match=r"above the limit of \$19\.98"):
-        gateway.pay(PAYMENT)
+        pay_once(gateway, ledger, PAYMENT)
     assert not payments(tmp_path)
 
 
-def test_an_amount_at_the_limit_is_paid(tmp_path: Path) -> None:
-    assert SimulatedGateway(tmp_path, decline_over=Decimal("19.99")).pay(PAYMENT)
+def test_an_amount_at_the_limit_is_paid(tmp_path: Path, ledger: SQLiteLedger) -> None:
+    assert pay_once(SimulatedGateway(tmp_path, decline_over=Decimal("19.99")), ledger, PAYMENT)
 
 
-def test_what_is_paid_is_not_declined_later(tmp_path: Path) -> None:
-    first = SimulatedGateway(tmp_path).pay(PAYMENT)
-    assert SimulatedGateway(tmp_path, decline_over=Decimal(1)).pay(PAYMENT) == first
-
-
-def test_a_ledger_locked_for_too_long_is_an_outage_and_not_an_end(tmp_path: Path) -> None:
-    gateway = SimulatedGateway(tmp_path)
-    gateway._connection.execute("PRAGMA busy_timeout=10")
-    other = SimulatedGateway(tmp_path)
-    other._connection.execute("BEGIN IMMEDIATE")
-    with pytest.raises(GatewayUnavailable, match="locked"):
-        gateway.pay(PAYMENT)
-    other._connection.execute("ROLLBACK")
-    assert gateway.pay(PAYMENT)
-
-
-def test_commits_are_synchronised_in_full(tmp_path: Path) -> None:
-    connection = SimulatedGateway(tmp_path)._connection
-    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
-def test_the_data_directory_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INVOICE_DATA_DIR", str(tmp_path / "new" / "data"))
-    assert stat.S_IMODE(data_directory().stat().st_mode) == 0o700
+def test_what_is_paid_is_not_declined_later(
+    gateway: SimulatedGateway, ledger: SQLiteLedger, tmp_path: Path
+) -> None:
+    first = pay_once(gateway, ledger, PAYMENT)
+    assert pay_once(SimulatedGateway(tmp_path, Decimal(1)), ledger, PAYMENT) == first
 
 
 @pytest.mark.parametrize("text", ["much", "NaN", "Infinity"])
 def test_a_limit_that_is_no_amount_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INVOICE_DECLINE_OVER", text)
-    with pytest.raises(ValueError, match="INVOICE_DECLINE_OVER must be an amount"):
+    with pytest.raises(StartupError, match="INVOICE_DECLINE_OVER must be an amount"):
         decline_limit()
 
 
 @pytest.fixture
-def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedGateway:
-    gateway = SimulatedGateway(tmp_path)
-    monkeypatch.setattr(activities, "gateway", lambda: gateway)
-    return gateway
+def opened(
+    gateway: SimulatedGateway, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> SQLiteLedger:
+    """The ledger of the activities, which pay through the simulated gateway."""
+    monkeypatch.setattr(activities, "open_payments", lambda: (gateway, ledger))
+    return ledger
+
+
+@pytest.mark.parametrize("gateway", ["Stripe", "none"])
+def test_a_gateway_that_is_none_is_refused(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAYMENT_GATEWAY", gateway)
+    with pytest.raises(StartupError, match="PAYMENT_GATEWAY must be simulated or stripe"):
+        activities.open_payments.__wrapped__()
 
 
 @pytest.mark.parametrize(
@@ -156,16 +327,108 @@ def gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimulatedGateway
     ],
 )
 async def test_the_activity_answers_as_the_tutorials(
-    line: dict[str, object], text: str, gateway: SimulatedGateway
+    line: dict[str, object], text: str, opened: SQLiteLedger
 ) -> None:
     assert await ActivityEnvironment().run(activities.process_payment, line) == text
 
 
+async def refused(activity: Any, argument: dict[str, Any]) -> ApplicationError:
+    with pytest.raises(ApplicationError) as refusal:
+        await ActivityEnvironment().run(activity, argument)
+    return refusal.value
+
+
 @pytest.mark.parametrize("amount", ["much", "NaN", -5, None, [1]])
 async def test_the_activity_refuses_what_is_no_amount(
-    amount: object, gateway: SimulatedGateway, tmp_path: Path
+    amount: object, opened: SQLiteLedger, tmp_path: Path
 ) -> None:
-    with pytest.raises(ApplicationError, match="amount: must be a number") as refusal:
-        await ActivityEnvironment().run(activities.process_payment, {"amount": amount})
-    assert refusal.value.non_retryable
+    error = await refused(activities.process_payment, {"amount": amount})
+    assert "amount: must be a number" in error.message
+    assert error.type == "InvalidInvoice"
+    assert error.non_retryable
     assert not payments(tmp_path)
+
+
+@pytest.mark.parametrize("item", ["a\0b", "\ud800"])
+async def test_the_activity_refuses_text_that_no_ledger_can_store(
+    item: str, opened: SQLiteLedger
+) -> None:
+    error = await refused(activities.process_payment, {"item": item, "amount": "5.00"})
+    assert "item: must be text without NUL" in error.message
+    assert error.non_retryable
+
+
+async def test_an_invoice_of_another_ledger_is_not_paid(
+    opened: SQLiteLedger, tmp_path: Path
+) -> None:
+    line = {"item": "Hosting", "amount": "19.99", "ledger": "0123456789abcdef" * 2}
+    error = await refused(activities.process_payment, line)
+    assert error.type == "WrongLedger"
+    assert not error.non_retryable
+    assert "belongs to the payment ledger 01234567" in error.message
+    assert f"this worker keeps {opened.id[:8]} in payments.db" in error.message
+    assert not payments(tmp_path)
+    await ActivityEnvironment().run(activities.process_payment, {**line, "ledger": opened.id})
+    assert payments(tmp_path)
+
+
+def an_entry(invoice_id: str, *amounts: str) -> dict[str, Any]:
+    lines = [{"item": f"Item {n}", "amount": amount} for n, amount in enumerate(amounts, start=1)]
+    return {"id": invoice_id, "lines": lines, "currency": "EUR"}
+
+
+async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
+    opened: SQLiteLedger, gateway: SimulatedGateway
+) -> None:
+    assert await ActivityEnvironment().run(activities.payments_made, an_entry("INV-1", "5.00")) == {
+        "ledger": opened.id,
+        "lines": [],
+    }
+    for invoice_id, number in (("INV-1", 10), ("INV-1", 2), ("INV-1/line-2", 1)):
+        key = f"invoice-{invoice_id}/line-{number}"
+        payment = Payment(key, invoice_id, f"Item {number}", Decimal("5.00"), "EUR")
+        confirmation = pay_once(gateway, opened, payment)
+        if number == 2:
+            second = confirmation
+    made = await ActivityEnvironment().run(activities.payments_made, an_entry("INV-1", "5.00"))
+    assert [line["line"] for line in made["lines"]] == [2, 10]
+    assert made["lines"][0] == {
+        "line": 2,
+        "item": "Item 2",
+        "amount": "5.00",
+        "currency": "EUR",
+        "provider": "simulated",
+        "reference": second.reference,
+        "at": second.paid_at.isoformat(),
+    }
+
+
+async def test_what_is_begun_or_declined_is_not_told_as_paid(
+    opened: SQLiteLedger, provider: Provider
+) -> None:
+    begin(provider, opened, "begun")
+    provider.fail_prepare = PaymentDeclined("no money")
+    other = replace(PAYMENT, idempotency_key="invoice-INV-1/line-2")
+    with pytest.raises(PaymentDeclined):
+        pay_once(provider, opened, other)
+    made = await ActivityEnvironment().run(activities.payments_made, an_entry("INV-1", "5.00"))
+    assert made["lines"] == []
+
+
+async def test_a_line_that_the_gateway_can_never_pay_is_named(
+    opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
+    error = await refused(activities.payments_made, an_entry("INV-1", "5.00", "0.00"))
+    assert error.message == "lines[1].amount: must be greater than 0"
+    assert error.type == "InvalidInvoice"
+    assert error.non_retryable
+
+
+async def test_a_ledger_that_is_away_is_retried(opened: SQLiteLedger, tmp_path: Path) -> None:
+    (tmp_path / "payments.db").rename(tmp_path / "elsewhere.db")
+    for activity in (activities.payments_made, activities.process_payment):
+        error = await refused(activity, an_entry("INV-1", "5.00"))
+        assert error.type == "GatewayUnavailable"
+        assert not error.non_retryable
+        assert "the payment ledger is unavailable: payments.db is missing" in error.message

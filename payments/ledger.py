@@ -1,0 +1,320 @@
+"""The ledger of payments, in SQLite on one machine or in PostgreSQL for several.
+
+Both take the same statements, and every change is one statement: nothing is held open while a
+provider is asked, and of two payers of one line the first to write wins.
+"""
+
+import os
+import re
+import sqlite3
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from payments.gateway import GatewayUnavailable, LedgerEntry, Payment
+from startup import StartupError
+
+_COLUMNS = (
+    "idempotency_key, attempt, invoice_id, item, amount, currency, customer, payment_method,"
+    " provider, reference, state, at"
+)
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS payments (
+        idempotency_key TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        invoice_id TEXT NOT NULL,
+        item TEXT NOT NULL,
+        amount TEXT NOT NULL,
+        currency TEXT NOT NULL,
+        customer TEXT,
+        payment_method TEXT,
+        provider TEXT NOT NULL,
+        reference TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('begun', 'paid', 'declined')),
+        at TEXT NOT NULL,
+        PRIMARY KEY (idempotency_key, attempt)
+    )""",
+    "CREATE INDEX IF NOT EXISTS payments_of_invoice ON payments (invoice_id)",
+    """CREATE TABLE IF NOT EXISTS payment_ledger (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        id TEXT NOT NULL
+    )""",
+)
+_INSERT_ID = "INSERT INTO payment_ledger (one, id) VALUES (1, ?) ON CONFLICT DO NOTHING"
+_SELECT_ID = "SELECT id FROM payment_ledger"
+
+
+def open_ledger(directory: Path) -> "Ledger":
+    """The one at `PAYMENT_LEDGER_URL`, else `payments.db` in `directory`; made where it is missing.
+
+    Raises:
+        StartupError: it can't be used.
+    """
+    url = os.environ.get("PAYMENT_LEDGER_URL")
+    return PostgreSQLLedger(url) if url else SQLiteLedger(directory / "payments.db")
+
+
+class Ledger(ABC):
+    """A `PaymentLedger` in SQL. Threads may share one, and processes the database.
+
+    A row is never deleted, and changes once: from `begun` to `paid` or `declined`.
+    """
+
+    id: str
+    name: str
+    """Where it is, for people."""
+
+    def latest(self, idempotency_key: str) -> LedgerEntry | None:
+        entries = self._select("idempotency_key = ?", idempotency_key)
+        return entries[0] if entries else None
+
+    def add(self, entry: LedgerEntry) -> LedgerEntry:
+        payment = entry.payment
+        _, added = self._execute(
+            f"INSERT INTO payments ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            payment.idempotency_key,
+            entry.attempt,
+            payment.invoice_id,
+            payment.item,
+            str(payment.amount),
+            payment.currency,
+            payment.customer,
+            payment.payment_method,
+            entry.provider,
+            entry.reference,
+            entry.state,
+            entry.at.isoformat(),
+        )
+        return entry if added else self._standing(entry)
+
+    def settle(self, entry: LedgerEntry) -> LedgerEntry:
+        _, settled = self._execute(
+            "UPDATE payments SET state = ?, at = ?"
+            " WHERE idempotency_key = ? AND attempt = ? AND state = 'begun'",
+            entry.state,
+            entry.at.isoformat(),
+            entry.payment.idempotency_key,
+            entry.attempt,
+        )
+        return entry if settled else self._standing(entry)
+
+    def paid(self, invoice_id: str) -> list[LedgerEntry]:
+        return self._select("invoice_id = ? AND state = 'paid'", invoice_id)
+
+    def _standing(self, entry: LedgerEntry) -> LedgerEntry:
+        [standing] = self._select(
+            "idempotency_key = ? AND attempt = ?", entry.payment.idempotency_key, entry.attempt
+        )
+        return standing
+
+    def _select(self, condition: str, *values: object) -> list[LedgerEntry]:
+        rows, _ = self._execute(
+            f"SELECT id, {_COLUMNS} FROM payment_ledger LEFT JOIN payments ON {condition}"
+            " ORDER BY attempt DESC",
+            *values,
+        )
+        self._expect_id([row[:1] for row in rows])
+        return [_entry(row[1:]) for row in rows if row[1] is not None]
+
+    def _expect_id(self, rows: Sequence[Sequence[object]]) -> None:
+        if not rows or rows[0][0] != self.id:
+            raise GatewayUnavailable(
+                f"the payment ledger is unavailable: {self.name} is not the ledger it was when the"
+                " worker started"
+            )
+
+    @abstractmethod
+    def _execute(self, statement: str, *values: object) -> tuple[list[Sequence[Any]], int]:
+        """Runs one statement, and commits it; returns its rows and how many it changed.
+
+        Raises:
+            GatewayUnavailable: it failed, or it isn't known whether it was committed.
+        """
+
+
+def _entry(row: Sequence[Any]) -> LedgerEntry:
+    key, attempt, invoice_id, item, amount, currency, customer, payment_method, *rest = row
+    provider, reference, state, at = rest
+    payment = Payment(key, invoice_id, item, Decimal(amount), currency, customer, payment_method)
+    return LedgerEntry(payment, attempt, provider, reference, state, datetime.fromisoformat(at))
+
+
+class SQLiteLedger(Ledger):
+    """In one file, on disk once a statement has returned (SQLite's `synchronous=FULL`).
+
+    While the file is removed or replaced the ledger is unavailable; SQLite alone would go on
+    writing into the file that no longer has a name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the ledger, and makes or migrates it.
+
+        Raises:
+            StartupError: it can't be opened, or is no ledger.
+        """
+        self.name = path.name
+        self._path = path
+        self._wal = path.with_name(f"{path.name}-wal")
+        self._lock = threading.Lock()
+        self._retired: list[sqlite3.Connection] = []
+        try:
+            self._connection = self._connect()
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self.id = _make_tables(self._connection)
+            self._opened = self._files()
+        except (sqlite3.Error, OSError) as error:
+            raise StartupError(f"The payment ledger {self.name} can't be used: {error}.") from error
+
+    def _select(self, condition: str, *values: object) -> list[LedgerEntry]:
+        # Every payment begins with a look into the ledger.
+        with self._lock, self._errors():
+            if self._files() != self._opened:
+                self._reopen()
+        return super()._select(condition, *values)
+
+    def _execute(self, statement: str, *values: object) -> tuple[list[Sequence[Any]], int]:
+        with self._lock, self._errors():
+            cursor = self._connection.execute(statement, values)
+            return cursor.fetchall(), cursor.rowcount
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            reason = f"{self.name} is missing" if isinstance(error, FileNotFoundError) else error
+            raise GatewayUnavailable(f"the payment ledger is unavailable: {reason}") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=5, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    def _files(self) -> list[tuple[int, int]]:
+        """Which files the path names now; SQLite keeps the latest commits in the second."""
+        named = [self._path.stat()]
+        with suppress(FileNotFoundError):
+            named.append(self._wal.stat())
+        return [(file.st_dev, file.st_ino) for file in named]
+
+    def _reopen(self) -> None:
+        # What is in a removed -wal goes into the open file, which may still be the named one.
+        with suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(FULL)")
+        connection = self._connect()
+        try:
+            self._expect_id(connection.execute(_SELECT_ID).fetchall())
+        except (sqlite3.Error, GatewayUnavailable):
+            connection.close()
+            raise
+        # Never closed, since SQLite then deletes the -wal by name, which may be another's by now.
+        self._retired.append(self._connection)
+        self._connection, self._opened = connection, self._files()
+
+
+def _make_tables(connection: sqlite3.Connection) -> str:
+    """Makes the tables, or brings a ledger of an earlier version to this one; returns the id."""
+    with connection:  # commits, or rolls back on an error
+        # IMMEDIATE takes the write lock before the look: of several workers one does it.
+        connection.execute("BEGIN IMMEDIATE")
+        columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(payments)")}
+        migrate = bool(columns) and "attempt" not in columns
+        if migrate:
+            connection.execute("ALTER TABLE payments RENAME TO payments_1")
+        for statement in _TABLES:
+            connection.execute(statement)
+        if migrate:
+            connection.execute(
+                f"INSERT INTO payments ({_COLUMNS})"
+                " SELECT idempotency_key, 1, invoice_id, item, amount, currency, NULL, NULL,"
+                " 'simulated', reference, 'paid', paid_at FROM payments_1"
+            )
+            connection.execute("DROP TABLE payments_1")
+        connection.execute(_INSERT_ID, (uuid4().hex,))
+        [(ledger_id,)] = connection.execute(_SELECT_ID).fetchall()
+    return str(ledger_id)
+
+
+class PostgreSQLLedger(Ledger):
+    """In a PostgreSQL database, for workers on any number of machines."""
+
+    def __init__(self, url: str) -> None:
+        """Connects once, and makes the tables where they are missing.
+
+        Raises:
+            StartupError: the driver is missing, or the database can't be used. Without a password.
+        """
+        try:
+            import psycopg
+            from psycopg_pool import ConnectionPool
+        except ImportError:
+            raise StartupError(
+                "PAYMENT_LEDGER_URL needs the PostgreSQL driver: uv run --extra postgres worker.py"
+            ) from None
+        self._error = psycopg.Error
+        settings = _connection_settings(url)
+        self.name = f"{settings.get('dbname', 'PostgreSQL')} on {settings.get('host', 'localhost')}"
+        try:
+            # A connection of its own first: the pool doesn't tell why it can't connect.
+            with psycopg.connect(**settings) as connection:
+                # Two workers that make the same table at once would fail.
+                connection.execute("SELECT pg_advisory_xact_lock(hashtext('payment_ledger'))")
+                for statement in _TABLES:
+                    connection.execute(statement)
+                connection.execute(_INSERT_ID.replace("?", "%s"), (uuid4().hex,))
+                [(self.id,)] = connection.execute(_SELECT_ID).fetchall()
+        except psycopg.Error as error:
+            raise StartupError(
+                f"The payment ledger {self.name} can't be used: {' '.join(str(error).split())}."
+            ) from None
+        self._pool = ConnectionPool(
+            kwargs={**settings, "autocommit": True},
+            min_size=0,
+            max_size=20,
+            timeout=5,
+            check=ConnectionPool.check_connection,  # after a restart the old ones are dead
+            open=True,
+        )
+
+    def _execute(self, statement: str, *values: object) -> tuple[list[Sequence[Any]], int]:
+        try:
+            with self._pool.connection() as connection:
+                cursor = connection.execute(statement.replace("?", "%s"), values)
+                return list(cursor) if cursor.description else [], cursor.rowcount
+        except self._error as error:
+            reason = " ".join(str(error).split())
+            raise GatewayUnavailable(f"the payment ledger is unavailable: {reason}") from None
+
+
+def _connection_settings(url: str) -> dict[str, Any]:
+    """What `url` says, over limits that keep a payment within its 30 s."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    rule = StartupError(
+        "PAYMENT_LEDGER_URL must be like postgresql://user:password@host:5432/database, with"
+        " special characters in the user's name and the password percent-encoded."
+    )
+    # A character that isn't encoded would make a piece of the password the host's name.
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"postgresql", "postgres"} or "@" in re.sub("^[^/?@]*@", "", rest):
+        raise rule
+    try:
+        configured = conninfo_to_dict(url)
+    except (psycopg.Error, UnicodeError):  # quotes what it can't read: a piece of the password
+        raise rule from None
+    return {
+        "connect_timeout": 5,
+        "tcp_user_timeout": 10_000,
+        "options": "-c statement_timeout=5s -c synchronous_commit=on",
+        **configured,
+    }

@@ -1,0 +1,58 @@
+"""A payment provider that pays nobody."""
+
+import os
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from uuid import uuid4
+
+from invoices.wording import format_money
+from payments.gateway import GatewayUnavailable, Payment, PaymentDeclined
+from startup import StartupError
+
+
+class SimulatedGateway:
+    """Says yes to every payment, or no to any above a limit; remembers none of them.
+
+    So the ledger is the only record, and whoever settles an entry first has decided on it.
+
+    While a file `gateway-down` lies in the data directory the gateway is unavailable.
+    """
+
+    name = "simulated"
+
+    def __init__(self, directory: Path, decline_over: Decimal | None = None) -> None:
+        self._outage = directory / "gateway-down"
+        self._decline_over = decline_over
+
+    def check(self, payment: Payment) -> None:
+        pass
+
+    def prepare(self, payment: Payment, attempt: int) -> str:
+        self._expect_up()
+        return f"simulated-{uuid4()}"
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        self._expect_up()
+        if self._decline_over is not None and payment.amount > self._decline_over:
+            limit = format_money(self._decline_over, payment.currency)
+            raise PaymentDeclined(f"declined: above the limit of {limit}")
+
+    def _expect_up(self) -> None:
+        if self._outage.exists():
+            raise GatewayUnavailable("the payment gateway is unavailable")
+
+
+def decline_limit() -> Decimal | None:
+    """`INVOICE_DECLINE_OVER`: the simulated gateway declines any amount above it.
+
+    Raises:
+        StartupError: it is no amount.
+    """
+    text = os.environ.get("INVOICE_DECLINE_OVER", "")
+    try:
+        limit = Decimal(text) if text else None
+    except InvalidOperation:
+        limit = Decimal("NaN")
+    if limit is not None and not limit.is_finite():
+        raise StartupError(f"INVOICE_DECLINE_OVER must be an amount such as 1000.00, not {text!r}.")
+    return limit

@@ -1,0 +1,383 @@
+"""The ledger, in SQLite and in PostgreSQL: the first row wins, for ever and through every fault."""
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from psycopg_pool import ConnectionPool
+
+from payments.gateway import GatewayUnavailable, LedgerEntry, Payment, pay_once
+from payments.ledger import Ledger, PostgreSQLLedger, SQLiteLedger
+from payments.simulated import SimulatedGateway
+from postgres import PostgreSQL, programs
+from startup import StartupError, data_directory
+from support import ROOT, payments
+
+PAYMENT = Payment(
+    "invoice-INV-1/line-1", "INV-1", "Hosting ☂", Decimal("19.99"), "USD", "cus_A", "pm_A"
+)
+BEGUN = LedgerEntry(PAYMENT, 1, "provider", "ref-1", "begun", datetime.now(UTC))
+
+needs_postgresql = pytest.mark.skipif(
+    programs() is None, reason="no PostgreSQL server here: apt-get install postgresql"
+)
+
+
+@pytest.fixture(scope="session")
+async def postgresql() -> AsyncIterator[PostgreSQL]:
+    server = PostgreSQL()
+    try:
+        await server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_postgresql)])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The path of a file, or the URL of a PostgreSQL database of the test's own."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "payments.db")
+        return
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    yield server.create_database(f"test-{uuid4().hex}")
+    while POOLS:
+        POOLS.pop().close()
+
+
+POOLS: list[ConnectionPool] = []
+
+
+def open_at(where: str) -> Ledger:
+    if "://" not in where:
+        return SQLiteLedger(Path(where))
+    ledger = PostgreSQLLedger(where)
+    POOLS.append(ledger._pool)
+    return ledger
+
+
+def test_an_entry_is_kept_as_it_is(where: str) -> None:
+    assert open_at(where).add(BEGUN) == BEGUN
+    assert open_at(where).latest(PAYMENT.idempotency_key) == BEGUN
+    assert open_at(where).latest("invoice-INV-1/line-2") is None
+
+
+def test_the_first_of_two_entries_stands(where: str) -> None:
+    ledger = open_at(where)
+    ledger.add(BEGUN)
+    assert ledger.add(replace(BEGUN, reference="ref-2")) == BEGUN
+
+
+def test_the_latest_attempt_is_found(where: str) -> None:
+    ledger = open_at(where)
+    ledger.add(replace(BEGUN, state="declined"))
+    second = ledger.add(replace(BEGUN, attempt=2, reference="ref-2"))
+    assert ledger.latest(PAYMENT.idempotency_key) == second
+
+
+def test_an_entry_is_settled_once(where: str) -> None:
+    ledger = open_at(where)
+    ledger.add(BEGUN)
+    paid = ledger.settle(replace(BEGUN, state="paid", at=datetime.now(UTC)))
+    assert paid.state == "paid"
+    assert ledger.settle(replace(BEGUN, state="declined")) == paid
+    assert ledger.latest(PAYMENT.idempotency_key) == paid
+
+
+def test_the_paid_lines_of_an_invoice_are_found(where: str) -> None:
+    ledger = open_at(where)
+    for number, state in enumerate(("paid", "begun", "declined", "paid"), start=1):
+        payment = replace(PAYMENT, idempotency_key=f"invoice-INV-1/line-{number}")
+        ledger.add(replace(BEGUN, payment=payment, state=state))  # type: ignore[arg-type]
+    other = replace(PAYMENT, idempotency_key="invoice-INV-10/line-1", invoice_id="INV-10")
+    ledger.add(replace(BEGUN, payment=other, state="paid"))
+    keys = sorted(entry.payment.idempotency_key for entry in ledger.paid("INV-1"))
+    assert keys == ["invoice-INV-1/line-1", "invoice-INV-1/line-4"]
+
+
+def test_a_ledger_keeps_its_id_and_has_it_alone(where: str, tmp_path: Path) -> None:
+    ledger = open_at(where)
+    assert open_at(where).id == ledger.id
+    assert SQLiteLedger(tmp_path / "other.db").id != ledger.id
+
+
+def test_threads_that_pay_one_line_get_one_confirmation(where: str, tmp_path: Path) -> None:
+    ledger, gateway = open_at(where), SimulatedGateway(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        confirmations = set(pool.map(lambda _: pay_once(gateway, ledger, PAYMENT), range(50)))
+    assert len(confirmations) == 1
+
+
+PAY_A_HUNDRED = """
+import sys
+from decimal import Decimal
+from pathlib import Path
+from payments.gateway import Payment, pay_once
+from payments.ledger import PostgreSQLLedger, SQLiteLedger
+from payments.simulated import SimulatedGateway
+
+where, gateway = sys.argv[1], SimulatedGateway(Path("."))
+sys.stdin.readline()
+ledger = PostgreSQLLedger(where) if "://" in where else SQLiteLedger(Path(where))
+for line in range(100):
+    payment = Payment(f"invoice-INV-1/line-{line}", "INV-1", "Hosting", Decimal("19.99"), "USD")
+    print(ledger.id, pay_once(gateway, ledger, payment))
+"""
+
+
+def start_together(code: str, *arguments: str, processes: int = 4) -> list[str]:
+    """What each process of `code` prints, which waits for a line before it begins."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(processes)
+    ]
+    for process in started:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return [process.communicate(timeout=60)[0] for process in started]
+
+
+def test_processes_that_start_at_once_share_one_ledger(where: str) -> None:
+    [first, *others] = start_together(PAY_A_HUNDRED, where)
+    assert len(first.splitlines()) == 100
+    assert others == [first] * 3
+
+
+# What this project's ledger looked like while the simulated gateway kept it.
+VERSION_1 = """CREATE TABLE payments (
+    idempotency_key TEXT PRIMARY KEY,
+    invoice_id TEXT NOT NULL,
+    item TEXT NOT NULL,
+    amount TEXT NOT NULL,
+    currency TEXT NOT NULL,
+    reference TEXT NOT NULL,
+    paid_at TEXT NOT NULL
+)"""
+PAID_AT = "2026-11-20T10:11:12.131415+00:00"
+
+
+def make_version_1(path: Path, lines: int) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as ledger:
+        ledger.execute("PRAGMA journal_mode=WAL")
+        ledger.execute(VERSION_1)
+        ledger.execute("BEGIN")
+        for n in range(1, lines + 1):
+            row = (f"invoice-INV-1/line-{n}", "INV-1", f"Item {n}", "19.99", "EUR", f"s-{n}")
+            ledger.execute("INSERT INTO payments VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, PAID_AT))
+        ledger.execute("COMMIT")
+
+
+def test_a_ledger_of_the_first_version_keeps_its_payments(tmp_path: Path) -> None:
+    make_version_1(tmp_path / "payments.db", 2)
+    ledger = SQLiteLedger(tmp_path / "payments.db")
+    payment = Payment("invoice-INV-1/line-2", "INV-1", "Item 2", Decimal("19.99"), "EUR")
+    paid_at = datetime.fromisoformat(PAID_AT)
+    assert ledger.latest(payment.idempotency_key) == LedgerEntry(
+        payment, 1, "simulated", "s-2", "paid", paid_at
+    )
+    assert pay_once(SimulatedGateway(tmp_path), ledger, payment).paid_at == paid_at
+    assert len(ledger.paid("INV-1")) == 2
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from payments.ledger import SQLiteLedger
+
+sys.stdin.readline()
+ledger = SQLiteLedger(Path(sys.argv[1]))
+print(ledger.id, len(ledger.paid("INV-1")))
+"""
+
+
+def test_workers_that_start_at_once_migrate_a_ledger_once(tmp_path: Path) -> None:
+    make_version_1(tmp_path / "payments.db", 3000)
+    [first, *others] = start_together(OPEN, str(tmp_path / "payments.db"))
+    assert first.endswith(" 3000\n")
+    assert others == [first] * 3
+
+
+KILLED_WHILE_MIGRATING = """
+import os, sys
+from pathlib import Path
+from payments import ledger
+
+ledger._TABLES = [*ledger._TABLES, "SELECT die()"] if sys.argv[2] == "early" else ledger._TABLES
+ledger._INSERT_ID = "SELECT die(?)" if sys.argv[2] == "late" else ledger._INSERT_ID
+connect = ledger.SQLiteLedger._connect
+
+def with_die(self):
+    connection = connect(self)
+    connection.create_function("die", -1, lambda *_: os._exit(137))
+    return connection
+
+ledger.SQLiteLedger._connect = with_die
+sys.stdin.readline()
+ledger.SQLiteLedger(Path(sys.argv[1]))
+print("not killed")
+"""
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+def test_a_kill_in_the_middle_of_the_migration_loses_nothing(when: str, tmp_path: Path) -> None:
+    make_version_1(tmp_path / "payments.db", 3000)
+    path = str(tmp_path / "payments.db")
+    assert start_together(KILLED_WHILE_MIGRATING, path, when, processes=1) == [""]
+    assert len(SQLiteLedger(tmp_path / "payments.db").paid("INV-1")) == 3000
+
+
+def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger._connection.execute("PRAGMA busy_timeout=10")
+    with closing(sqlite3.connect(tmp_path / "payments.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(GatewayUnavailable, match=r"payment ledger is unavailable: .*locked"):
+            ledger.add(BEGUN)
+        other.execute("ROLLBACK")
+    assert ledger.add(BEGUN) == BEGUN
+
+
+def test_commits_are_synchronised_in_full(tmp_path: Path) -> None:
+    connection = SQLiteLedger(tmp_path / "payments.db")._connection
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_the_directory_of_the_ledger_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_DATA_DIR", str(tmp_path / "new" / "data"))
+    assert stat.S_IMODE(data_directory().stat().st_mode) == 0o700
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "payments.db").write_text("no database, but as long as the header of one is " * 3)
+    with pytest.raises(StartupError, match=r"payments\.db can't be used: file is not"):
+        SQLiteLedger(tmp_path / "payments.db")
+
+
+def remove(data: Path) -> None:
+    for file in data.glob("payments.db*"):
+        file.unlink()
+
+
+def move_away(data: Path) -> None:
+    for file in data.glob("payments.db*"):
+        file.rename(data / f"moved-{file.name}")
+
+
+def replace_by_a_new_one(data: Path) -> None:
+    remove(data)
+    SQLiteLedger(data / "payments.db").add(BEGUN)
+
+
+def replace_by_garbage(data: Path) -> None:
+    remove(data)
+    (data / "payments.db").write_text("no database, but as long as the header of one is " * 3)
+
+
+def replace_by_an_empty_file(data: Path) -> None:
+    remove(data)
+    (data / "payments.db").touch()
+
+
+not_on_windows = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows keeps open files from being removed"
+)
+
+
+@not_on_windows
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (remove, "payments.db is missing"),
+        (move_away, "payments.db is missing"),
+        (replace_by_a_new_one, "payments.db is not the ledger it was when the worker started"),
+        (replace_by_garbage, "file is not a database"),
+        (replace_by_an_empty_file, "no such table"),
+    ],
+)
+def test_a_ledger_removed_or_replaced_pays_nothing_until_it_is_back(
+    fault: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    data, backup, gateway = tmp_path / "data", tmp_path / "backup", SimulatedGateway(tmp_path)
+    data.mkdir()
+    ledger = SQLiteLedger(data / "payments.db")
+    first = pay_once(gateway, ledger, PAYMENT)
+    shutil.copytree(data, backup)
+    fault(data)
+    for payment in (PAYMENT, replace(PAYMENT, idempotency_key="invoice-INV-1/line-2")) * 2:
+        with pytest.raises(GatewayUnavailable, match=f"payment ledger is unavailable: .*{reason}"):
+            pay_once(gateway, ledger, payment)
+    remove(data)
+    shutil.copytree(backup, data, dirs_exist_ok=True)
+    assert pay_once(gateway, ledger, PAYMENT) == first
+    assert pay_once(gateway, ledger, replace(PAYMENT, idempotency_key="invoice-INV-1/line-2"))
+    assert len(payments(data)) == 2
+
+
+@not_on_windows
+def test_a_ledger_that_is_moved_away_and_back_goes_on(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger.add(BEGUN)
+    move_away(tmp_path)
+    with pytest.raises(GatewayUnavailable):
+        ledger.latest(PAYMENT.idempotency_key)
+    for file in tmp_path.glob("moved-*"):
+        file.rename(tmp_path / file.name.removeprefix("moved-"))
+    assert ledger.latest(PAYMENT.idempotency_key) == BEGUN
+    ledger.settle(replace(BEGUN, state="paid"))
+    assert len(payments(tmp_path)) == 1
+
+
+@not_on_windows
+def test_payments_survive_the_removal_of_the_files_beside_the_ledger(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger.add(BEGUN)
+    for suffix in ("-wal", "-shm"):
+        (tmp_path / f"payments.db{suffix}").unlink()
+    assert ledger.latest(PAYMENT.idempotency_key) == BEGUN
+    ledger.settle(replace(BEGUN, state="paid"))
+    assert len(payments(tmp_path)) == 1
+    assert SQLiteLedger(tmp_path / "payments.db").paid("INV-1")
+
+
+@not_on_windows
+def test_the_files_of_a_ledger_that_took_its_place_are_left_alone(tmp_path: Path) -> None:
+    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger.add(BEGUN)
+    remove(tmp_path)
+    other = SQLiteLedger(tmp_path / "payments.db")
+    with pytest.raises(GatewayUnavailable):
+        ledger.latest(PAYMENT.idempotency_key)
+    other.add(replace(BEGUN, state="paid"))
+    del ledger
+    assert len(payments(tmp_path)) == 1
+
+
+def test_a_ledger_that_is_opened_and_only_read_is_not_taken_for_another(tmp_path: Path) -> None:
+    SQLiteLedger(tmp_path / "payments.db").add(BEGUN)
+    ledger = SQLiteLedger(tmp_path / "payments.db")
+    assert ledger.latest(PAYMENT.idempotency_key)
+    ledger.settle(replace(BEGUN, state="paid"))
+    assert ledger.paid("INV-1")
+    assert not ledger._retired
