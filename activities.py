@@ -57,12 +57,14 @@ class WrongLedger(Exception):
 async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger holds as paid of `invoice`, also lines that it no longer has.
 
-    Takes the JSON of a validated invoice. Returns the id of the `ledger` and the `lines`: for each
+    Takes the JSON of a validated invoice, and in `ledger` the id of the one it belongs to if that
+    is known. Returns the id of the `ledger` and the `lines`: for each
     `line` (its number), `item`, `amount`, `currency`, `provider`, `reference` and `at` (ISO 8601).
 
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
-            can never pay a line; `GatewayUnavailable`, to be retried, where the ledger is away.
+            can never pay a line; `GatewayUnavailable` or `WrongLedger`, to be retried, where the
+            ledger is away or another.
     """
     gateway, ledger = open_payments()
     invoice_id = str(invoice["id"])
@@ -75,6 +77,7 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
                 of_line = error.field in {"item", "amount"}
                 field = f"lines[{number - 1}].{error.field}" if of_line else error.field
                 raise InvalidPayment(field, error.rule) from error
+        _expect_ledger(ledger, invoice.get("ledger"))
         entries = await asyncio.to_thread(ledger.paid, invoice_id)
     lines = [
         {
@@ -90,24 +93,6 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
         if (match := re.fullmatch(f"{re.escape(key)}([0-9]+)", entry.payment.idempotency_key))
     ]
     return {"ledger": ledger.id, "lines": sorted(lines, key=lambda line: line["line"])}
-
-
-@activity.defn
-async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
-    """What the ledger holds as paid of `invoice`."""
-    rows = (
-        gateway()
-        ._connection.execute(  # type: ignore[attr-defined]
-            "SELECT idempotency_key, item, amount, currency FROM payments WHERE invoice_id = ?",
-            (invoice["id"],),
-        )
-        .fetchall()
-    )
-    lines = [
-        {"line": int(key.rpartition("-")[2]), "item": item, "amount": amount, "currency": currency}
-        for key, item, amount, currency in rows
-    ]
-    return {"ledger": "0" * 32, "lines": lines}
 
 
 @activity.defn
@@ -141,15 +126,19 @@ async def process_payment(line_item: dict[str, Any]) -> str:
             payment.amount,
             what,
         )
-        if (of_invoice := line_item.get("ledger")) not in (None, ledger.id):
-            raise WrongLedger(
-                f"the invoice belongs to the payment ledger {str(of_invoice)[:8]}, and this worker"
-                f" keeps {ledger.id[:8]} in {ledger.name}: start a worker with the data directory"
-                " or PAYMENT_LEDGER_URL that the invoice began with"
-            )
+        _expect_ledger(ledger, line_item.get("ledger"))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
         await asyncio.to_thread(pay_once, gateway, ledger, payment)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
+
+
+def _expect_ledger(ledger: Ledger, of_invoice: object) -> None:
+    if of_invoice not in (None, ledger.id):
+        raise WrongLedger(
+            f"the invoice belongs to the payment ledger {str(of_invoice)[:8]}, and this worker"
+            f" keeps {ledger.id[:8]} in {ledger.name}: start a worker with the data directory"
+            " or PAYMENT_LEDGER_URL that the invoice began with"
+        )
 
 
 @contextmanager
