@@ -1,19 +1,30 @@
-"""The worker: runs `InvoiceWorkflow` and `process_payment`, on an embedded Temporal dev server if
-no service is configured or running.
+"""Runs `InvoiceWorkflow` and `process_payment`, on an embedded Temporal dev server if no Temporal
+Service is configured or running.
 
     uv run worker.py
 
 Ctrl-C or SIGTERM ends it once the payment under way, if any, is finished.
+
+Environment variables:
+  TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS..., TEMPORAL_PROFILE,
+  TEMPORAL_CONFIG_FILE    where the Temporal Service is (default: localhost:7233)
+  INVOICE_DATA_DIR        where the ledger and the embedded service's files are (default: data)
+  INVOICE_DECLINE_OVER    the simulated gateway declines amounts above this one
 """
 
+import argparse
 import asyncio
 import logging
 import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 
+from temporalio import activity, workflow
+from temporalio.client import Client
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 import activities
@@ -27,25 +38,49 @@ PAYMENTS_AT_ONCE = 20
 log = logging.getLogger("worker")
 
 
+def main() -> int:
+    """Runs the worker; returns the exit code: 0 when asked to end, 1 when something is wrong."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    logging.getLogger("temporalio.worker").setLevel(logging.WARNING)
+    # The log has one short line for each event of an invoice, without the context as a dictionary.
+    activity.logger.activity_info_on_message = False
+    workflow.logger.workflow_info_on_message = False
+    code = 1
+    try:
+        asyncio.run(run())
+    except* asyncio.CancelledError:
+        code = 0
+    except* StartupError as problems:
+        log.error("%s", problems.exceptions[0])
+    return code
+
+
 async def run() -> None:
     """Runs the worker until a signal asks it to end.
 
     Raises:
         StartupError: there is no Temporal Service to work for, or the data directory, the ledger or
-            a setting is broken.
+            a setting is broken; within an ExceptionGroup once the worker runs.
     """
     _end_on_signal()
     # A thread for each payment under way, so that none waits for one within its 30 s.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PAYMENTS_AT_ONCE))
     directory = data_directory()
-    gateway, ledger = activities.open_payments()
+    activities.open_payments()
     async with connect_or_start(directory) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
         if address == f"localhost:{connection.PORT}":
             log.info("Web UI            http://localhost:%s", connection.UI_PORT)
-        log.info("Data              %s", directory)
-        log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)
+        log.info("Data and ledger   %s, payments.db", directory)
         worker = Worker(
             client,
             task_queue=TASK_QUEUE,
@@ -61,7 +96,11 @@ async def run() -> None:
         async with worker:
             while not worker.is_running:
                 await asyncio.sleep(0.05)
-            print("Worker started. Listening for invoice workflows...", flush=True)
+            try:
+                print("Worker started. Listening for invoice workflows...", flush=True)
+            except OSError as error:
+                raise StartupError(f"Standard output can't be written to: {error}.") from error
+            await _log_open_invoices(client)
             await asyncio.Event().wait()
 
 
@@ -69,49 +108,38 @@ def _end_on_signal() -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # A closed terminal sends SIGHUP, which nohup has set to be ignored. Windows has none.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
 
     def end(*_: object) -> None:
         # Once: a second Ctrl-C must not cut off the payment that the first one waits for.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             signal.signal(number, lambda *_: None)
         log.info("Ending; a payment under way is finished first.")
         loop.call_soon_threadsafe(task.cancel)
 
     # Not `loop.add_signal_handler`, which Windows lacks.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         signal.signal(number, end)
 
 
-class _Format(logging.Formatter):
-    """Time and message; warnings and errors say so, in colour on a terminal."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.levelno < logging.WARNING:
-            return super().format(record)
-        record.levelname = record.levelname.lower()
-        line = super().format(record).replace(" ", f" {record.levelname}: ", 1)
-        return f"\x1b[33m{line}\x1b[0m" if sys.stderr.isatty() else line
-
-
-def main() -> int:
-    """Runs the worker; returns the exit code: 0 when asked to end, 1 when something is wrong."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Format("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("temporalio.worker").setLevel(logging.WARNING)
-    code = 1
-    try:
-        asyncio.run(run())
-    except* asyncio.CancelledError:
-        code = 0
-    except* StartupError as problems:
-        log.error("%s", problems.exceptions[0])
-    return code
+async def _log_open_invoices(client: Client) -> None:
+    query = "WorkflowType='InvoiceWorkflow' AND ExecutionStatus='Running'"
+    waiting = paying = 0
+    with suppress(RPCError, TimeoutError):
+        async with asyncio.timeout(5):
+            async for run in client.list_workflows(query):
+                if (await run.memo()).get("state") == "paying":
+                    paying += 1
+                else:
+                    waiting += 1
+        log.info("Open invoices     %s waiting, %s being paid", waiting, paying)
 
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
     # Not sys.exit: the SDK's threads can abort the interpreter while it shuts down
     # (temporalio/sdk-python issue 300), which would turn a clean end into a crash.
     os._exit(status)

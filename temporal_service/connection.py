@@ -39,34 +39,19 @@ def connect_config() -> ClientConnectConfig:
     Raises:
         StartupError: the configuration is broken or leaves out the address.
     """
-    config = configured()
+    config = _configured()
     config.setdefault("target_host", f"localhost:{PORT}")
     config.setdefault("namespace", "default")
     return config
 
 
-def configured() -> ClientConnectConfig:
-    file = os.environ.get("TEMPORAL_CONFIG_FILE")
-    if file and not Path(file).is_file():  # which envconfig would pass over in silence
-        raise StartupError(f"TEMPORAL_CONFIG_FILE names {file}, which is no file.")
-    # An empty variable is an unset one: hosts pass on fields that a person left empty.
-    variables = {name: value for name, value in os.environ.items() if value}
-    try:
-        config = ClientConfig.load_client_connect_config(override_env_vars=variables)
-    except OSError as error:
-        raise StartupError(
-            f"The Temporal configuration names a TLS file that can't be read:"
-            f" {error.filename} ({error.strerror})."
-        ) from error
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        where = f" in {file}" if file else ""
-        raise StartupError(f"The Temporal configuration{where} can't be used: {reason}.") from error
-    if "target_host" not in config and ("api_key" in config or config.get("tls")):
-        raise StartupError(
-            "The Temporal configuration has an API key or TLS but no address: set TEMPORAL_ADDRESS."
-        )
-    return config
+def address_is_configured() -> bool:
+    """Whether the environment or the TOML file names an address.
+
+    Raises:
+        StartupError: as for `connect_config`.
+    """
+    return "target_host" in _configured()
 
 
 async def connect(
@@ -87,7 +72,7 @@ async def connect(
                 **config,
                 identity=identity,
                 lazy=lazy,
-                runtime=quiet_runtime(),
+                runtime=_quiet_runtime(),
                 data_converter=replace(
                     DataConverter.default, payload_converter_class=LenientPayloadConverter
                 ),
@@ -146,8 +131,32 @@ def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> 
     return None
 
 
+def _configured() -> ClientConnectConfig:
+    file = os.environ.get("TEMPORAL_CONFIG_FILE")
+    if file and not Path(file).is_file():  # which envconfig would pass over in silence
+        raise StartupError(f"TEMPORAL_CONFIG_FILE names {file}, which is no file.")
+    # An empty variable is an unset one: hosts pass on fields that a person left empty.
+    variables = {name: value for name, value in os.environ.items() if value}
+    try:
+        config = ClientConfig.load_client_connect_config(override_env_vars=variables)
+    except OSError as error:
+        raise StartupError(
+            f"The Temporal configuration names a TLS file that can't be read:"
+            f" {error.filename} ({error.strerror})."
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        where = f" in {file}" if file else ""
+        raise StartupError(f"The Temporal configuration{where} can't be used: {reason}.") from error
+    if "target_host" not in config and ("api_key" in config or config.get("tls")):
+        raise StartupError(
+            "The Temporal configuration has an API key or TLS but no address: set TEMPORAL_ADDRESS."
+        )
+    return config
+
+
 @cache
-def quiet_runtime() -> Runtime:
+def _quiet_runtime() -> Runtime:
     # By itself the SDK's core logs to standard output, which belongs to MCP in the one process and
     # to the person in the other.
     return Runtime(

@@ -6,38 +6,47 @@ localhost:7233.
 
 import asyncio
 import logging
-import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import sysconfig
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from datetime import timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
+import temporalio.service
 from google.protobuf.duration_pb2 import Duration
 from platformdirs import user_cache_path
 from temporalio.api.namespace.v1 import NamespaceConfig
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
+from temporalio.api.workflowservice.v1 import (
+    DescribeNamespaceRequest,
+    DescribeNamespaceResponse,
+    UpdateNamespaceRequest,
+)
 from temporalio.client import Client
+from temporalio.envconfig import ClientConnectConfig
 from temporalio.service import RPCError
 
 from startup import StartupError
 from temporal_service import connection
 from temporal_service.connection import (
-    configured,
+    address_is_configured,
     connect,
     connect_config,
     describe_rpc_error,
-    quiet_runtime,
 )
 
 RETENTION = timedelta(days=365)
-"""How long the embedded server remembers closed invoices."""
-CLI_SOURCE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"
-"""Later versions have a `replace` in their go.mod, which `go install` refuses."""
+"""How long an embedded server remembers closed invoices, at least."""
+START_ATTEMPTS = 6
+"""One second apart. A server that ends holds its ports and its database for up to a second."""
+DOWNLOAD_SECONDS = 300
+"""A firewall may let a download hang."""
+LOG_LIMIT = 1_000_000
+"""Bytes of `temporal.log` from which the next start begins a new one."""
 
 log = logging.getLogger("temporal_service")
 
@@ -46,140 +55,191 @@ log = logging.getLogger("temporal_service")
 async def connect_or_start(directory: Path) -> AsyncIterator[Client]:
     """A client of the configured service, or of an embedded one while the context lasts.
 
-    The embedded dev server is started if no address is configured and nothing listens on
-    localhost:7233; `directory` has its database and its log.
+    Without a configured address the service on localhost:7233 is used, and one is started whenever
+    nothing listens there: at first, after a crash, or after another worker has ended the one that
+    it had started. The one that was started here ends with the context.
+
+    Args:
+        directory: has the embedded server's `temporal.db` and `temporal.log`.
 
     Raises:
-        StartupError: no service can be reached or started, or it has no such namespace.
+        StartupError: no service can be reached or started, or it has no such namespace; within an
+            ExceptionGroup if that happens while the context lasts.
     """
-    address_configured = "target_host" in configured()
     config = connect_config()
-    if address_configured or await _listens(connection.PORT):
+    if address_is_configured():
+        client = await connect(config)
+        await _check_namespace(client)
+        yield client
+        return
+    server = _DevServer(directory, config)
+    try:
+        await server.find_or_start()
         try:
             client = await connect(config)
         except StartupError as error:
-            if address_configured:
-                raise
             raise StartupError(
                 f"Port {connection.PORT} is in use by something that is no Temporal Service;"
                 " stop it, or set TEMPORAL_ADDRESS to a service elsewhere."
             ) from error
         await _check_namespace(client)
-        yield client
-    else:
-        async with dev_server(directory, connection.PORT, connection.UI_PORT, config["namespace"]):
-            yield await connect(config)
+        with suppress(RPCError):  # the service found may not allow it
+            await _extend_retention(client)
+        async with asyncio.TaskGroup() as tasks:
+            keeper = tasks.create_task(server.keep_running())
+            yield client
+            keeper.cancel()
+    finally:
+        await server.stop()
 
 
-async def _check_namespace(client: Client) -> None:
-    try:
-        await client.workflow_service.describe_namespace(
-            DescribeNamespaceRequest(namespace=client.namespace),
-            timeout=timedelta(seconds=4),
-        )
-    except RPCError as error:
-        raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
+def dev_server_command(executable: Path, port: int, ui_port: int, namespace: str) -> list[str]:
+    """The command of a dev server on 127.0.0.1, with `temporal.db` in its working directory."""
+    return [
+        *(str(executable), "server", "start-dev", "--ip", "127.0.0.1", "--log-level", "warn"),
+        *("--port", str(port), "--ui-port", str(ui_port), "--namespace", namespace),
+        # A plain name: the server takes it as part of a URI, in which `?`, `#` and `%` mean more.
+        *("--db-filename", "temporal.db"),
+        # The HTTP API refuses every host. Any web page could post a signal to it otherwise.
+        *("--dynamic-config-value", "frontend.httpAllowedHosts=[]"),
+    ]
 
 
-@asynccontextmanager
-async def dev_server(
-    directory: Path, port: int, ui_port: int, namespace: str
-) -> AsyncIterator[None]:
-    """Runs a Temporal dev server on 127.0.0.1 while the context lasts, and again should it end.
-
-    A server that another process puts on `port` in the meantime is used and left alone.
-
-    Args:
-        directory: has `temporal.db`, the invoices, and `temporal.log`.
+async def temporal_executable() -> Path:
+    """The Temporal CLI: of this Python environment, else on `PATH`, else downloaded by the SDK.
 
     Raises:
-        StartupError: it doesn't start; within an ExceptionGroup if that happens on a restart.
+        StartupError: there is none, and none can be downloaded.
     """
-
-    async def keep_running(process: asyncio.subprocess.Process) -> None:
-        try:
-            while True:
-                code = await process.wait()
-                log.warning("The Temporal dev server ended (exit code %s); restarting it.", code)
-                process = await _start(executable, directory, port, ui_port, namespace)
-        finally:
-            await _stop(process)
-
-    async with _one_at_a_time(directory):  # a second worker waits here and finds the first's server
-        if await _listens(port):
-            process = None
-        else:
-            if await _listens(ui_port):
-                raise StartupError(
-                    f"Port {ui_port}, for Temporal's Web UI, is in use by another program; stop it."
-                )
-            executable = await temporal_executable()
-            process = await _start(executable, directory, port, ui_port, namespace)
-    if process is None:
-        yield
-    else:
-        async with asyncio.TaskGroup() as tasks:
-            keeper = tasks.create_task(keep_running(process))
-            yield
-            keeper.cancel()
+    for path in (sysconfig.get_path("scripts"), None):
+        if found := shutil.which("temporal", path=path):
+            return Path(found).absolute()  # since the server has a working directory of its own
+    return await _downloaded_executable()
 
 
-async def _start(
-    executable: Path, directory: Path, port: int, ui_port: int, namespace: str
-) -> asyncio.subprocess.Process:
-    arguments = ["server", "start-dev", "--ip", "127.0.0.1", "--log-level", "warn"]
-    arguments += ["--port", str(port), "--ui-port", str(ui_port), "--namespace", namespace]
-    arguments += ["--db-filename", str(directory / "temporal.db")]
-    log_file = directory / "temporal.log"
-    with log_file.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            executable,
-            *arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            # Out of the reach of Ctrl-C: the worker first ends the payment under way.
-            start_new_session=True,
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
+class _DevServer:
+    """The dev server on `connection.PORT`, whether this process or another has started it."""
+
+    def __init__(self, directory: Path, config: ClientConnectConfig) -> None:
+        self._directory = directory
+        self._config = config
+        self._process: asyncio.subprocess.Process | None = None
+        """None where another process has started it."""
+
+    async def find_or_start(self) -> None:
+        # A second worker waits here until it finds the first one's server.
+        async with _one_at_a_time(self._directory / "starting.lock"):
+            for _ in range(START_ATTEMPTS):
+                if await _listens(connection.PORT) or await self._start():
+                    return
+                await asyncio.sleep(1)
+        if await _listens(connection.UI_PORT):
+            raise StartupError(
+                f"Port {connection.UI_PORT}, for Temporal's Web UI, is in use by another program;"
+                " stop it."
+            )
+        raise StartupError(
+            f"The Temporal dev server doesn't start; {self._directory / 'temporal.log'} has the"
+            " reason."
         )
-    with suppress(TimeoutError):
-        async with asyncio.timeout(30):
-            while process.returncode is None:
-                with suppress(RuntimeError, RPCError):
-                    await _set_retention(port, namespace)
-                    return process
-                await asyncio.sleep(0.1)
-    await _stop(process)
-    raise StartupError(f"The Temporal dev server didn't start; {log_file} has the reason.")
 
+    async def keep_running(self) -> None:
+        """Starts a server whenever there is none; never returns."""
+        while True:
+            if self._process:
+                await self._process.wait()
+            else:
+                while await _listens(connection.PORT):
+                    await asyncio.sleep(1)
+            log.warning("The Temporal Service on port %s ended; starting it.", connection.PORT)
+            await self.stop()
+            await self.find_or_start()
 
-async def _set_retention(port: int, namespace: str) -> None:
-    # The dev server's own is one day, after which it would forget that an invoice was paid.
-    retention = Duration()
-    retention.FromTimedelta(RETENTION)
-    client = await Client.connect(f"127.0.0.1:{port}", runtime=quiet_runtime())
-    await client.workflow_service.update_namespace(
-        UpdateNamespaceRequest(
-            namespace=namespace,
-            config=NamespaceConfig(workflow_execution_retention_ttl=retention),
-        ),
-        timeout=timedelta(seconds=5),
-    )
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
+    async def stop(self) -> None:
+        """Ends the server if this process has started it."""
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
         process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), 10)
+            async with asyncio.timeout(10):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()
 
+    async def _start(self) -> bool:
+        """False if it ends at once, or isn't ready within 30 s."""
+        executable = await temporal_executable()
+        try:
+            with self._open_log() as output:
+                self._process = await asyncio.create_subprocess_exec(
+                    *dev_server_command(
+                        executable,
+                        connection.PORT,
+                        connection.UI_PORT,
+                        self._config["namespace"],
+                    ),
+                    cwd=self._directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    # Out of the reach of Ctrl-C and of a closed terminal, since the worker first
+                    # finishes the payment under way. The flag does the same on Windows.
+                    start_new_session=True,
+                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+                )
+        except OSError as error:
+            raise StartupError(f"The Temporal dev server can't be started: {error}.") from error
+        with suppress(TimeoutError):
+            async with asyncio.timeout(30):
+                while self._process.returncode is None:
+                    with suppress(StartupError, RPCError):
+                        await _extend_retention(await connect(self._config))
+                        return True
+                    await asyncio.sleep(0.1)
+        await self.stop()
+        return False
+
+    def _open_log(self) -> BinaryIO:
+        file = self._directory / "temporal.log"
+        if file.exists() and file.stat().st_size > LOG_LIMIT:
+            file.replace(file.with_name("temporal.log.1"))
+        return file.open("ab")  # so that a server that crashed leaves its log
+
+
+async def _check_namespace(client: Client) -> None:
+    try:
+        await _describe_namespace(client)
+    except RPCError as error:
+        raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
+
+
+async def _extend_retention(client: Client) -> None:
+    # The dev server's own is one day, after which it would forget that an invoice was paid.
+    description = await _describe_namespace(client)
+    if description.config.workflow_execution_retention_ttl.ToTimedelta() < RETENTION:
+        retention = Duration()
+        retention.FromTimedelta(RETENTION)
+        await client.workflow_service.update_namespace(
+            UpdateNamespaceRequest(
+                namespace=client.namespace,
+                config=NamespaceConfig(workflow_execution_retention_ttl=retention),
+            ),
+            timeout=timedelta(seconds=5),
+        )
+
+
+async def _describe_namespace(client: Client) -> DescribeNamespaceResponse:
+    return await client.workflow_service.describe_namespace(
+        DescribeNamespaceRequest(namespace=client.namespace), timeout=timedelta(seconds=4)
+    )
+
 
 async def _listens(port: int) -> bool:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection("localhost", port), 2)
+        async with asyncio.timeout(2):
+            _, writer = await asyncio.open_connection("localhost", port)
     except (OSError, TimeoutError):
         return False
     writer.close()
@@ -187,111 +247,60 @@ async def _listens(port: int) -> bool:
 
 
 @asynccontextmanager
-async def _one_at_a_time(directory: Path) -> AsyncIterator[None]:
-    # SQLite's lock: on every system, and gone with the process that held it.
-    with closing(sqlite3.connect(directory / "starting.lock", timeout=0)) as lock:
-        while True:
-            try:
-                lock.execute("BEGIN EXCLUSIVE")
-                break
-            except sqlite3.OperationalError as error:
-                if "locked" not in str(error):
-                    raise
-            await asyncio.sleep(0.2)
-        yield
-
-
-async def temporal_executable() -> Path:
-    """The Temporal CLI: on `PATH`, in the user's cache, or brought into that cache now.
-
-    It is downloaded by the Temporal SDK or, where that fails and there is a Go toolchain, built by
-    `go install` (some minutes, once).
-
-    Raises:
-        StartupError: none of these works.
-    """
-    cache_directory = user_cache_path("invoice-processor")
-    if on_path := shutil.which("temporal"):
-        return Path(on_path)
-    if cached := _cached(cache_directory):
-        return cached
-    cache_directory.mkdir(parents=True, exist_ok=True)
-    log.info("Downloading the Temporal CLI, once, into %s", cache_directory)
-    await _download(cache_directory)
-    if cached := _cached(cache_directory):
-        return cached
-    if go := shutil.which("go"):
-        log.info("No download to be had. Building the Temporal CLI with go install instead:")
-        log.info("this takes some minutes, once.")
-        await _go_install(Path(go), cache_directory)
-        if cached := _cached(cache_directory):
-            return cached
-    raise StartupError(
-        "No Temporal CLI found, and it could neither be downloaded nor built with Go. Install it"
-        " (macOS: brew install temporal; Windows and Linux: the archive from Temporal's site) so"
-        " that `temporal` is on PATH, or set TEMPORAL_ADDRESS to a service that runs."
-    )
-
-
-def _cached(directory: Path) -> Path | None:
-    # `temporal` if built, `temporal-sdk-python-1.35.0` if downloaded, `.exe` on Windows.
-    found = [p for p in directory.glob("temporal*") if p.is_file() and p.suffix != ".downloading"]
-    return max(found, default=None)
-
-
-async def _download(directory: Path) -> None:
-    # The SDK downloads only in order to start a server, whose banner goes to standard output: so in
-    # a process of its own, which can also be ended where a firewall lets the download hang.
-    code = (
-        "import asyncio, sys\n"
-        "from temporalio.testing import WorkflowEnvironment\n"
-        "async def main():\n"
-        "    async with await WorkflowEnvironment.start_local(download_dest_dir=sys.argv[1]):\n"
-        "        pass\n"
-        "asyncio.run(main())"
-    )
-    await _run([sys.executable, "-c", code, str(directory)], timedelta(minutes=5))
-
-
-async def _go_install(go: Path, directory: Path) -> None:
-    with TemporaryDirectory(dir=directory) as target:
-        failure = await _run(
-            [str(go), "install", CLI_SOURCE],
-            timedelta(minutes=30),
-            cwd=target,
-            env={**os.environ, "GOBIN": target},
-        )
-        if failure:
-            log.warning("go install failed: %s", failure)
-        for built in Path(target).glob("temporal*"):
-            built.replace(directory / built.name)
-
-
-async def _run(
-    command: list[str],
-    limit: timedelta,
-    cwd: str | None = None,
-    env: dict[str, str] | None = None,
-) -> str:
-    """Runs a command that may take long, with a word every half minute.
-
-    Returns:
-        The last line it wrote if it failed, else nothing.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr
-    output = asyncio.create_task(process.stderr.read())
+async def _one_at_a_time(lock_file: Path) -> AsyncIterator[None]:
+    # SQLite's lock: it works on every system and ends with the process that holds it.
     try:
-        for half_minutes in range(1, int(limit / timedelta(seconds=30)) + 1):
-            done, _ = await asyncio.wait([output], timeout=30)
-            if done:
-                break
-            log.info("still at it after %s s", half_minutes * 30)
-        if output.done():
-            await process.wait()
+        with closing(sqlite3.connect(lock_file, timeout=0)) as lock:
+            while not _acquired(lock):
+                await asyncio.sleep(0.2)
+            yield
+    except sqlite3.Error as error:
+        raise StartupError(f"{lock_file} can't be used: {error}.") from error
+
+
+def _acquired(lock: sqlite3.Connection) -> bool:
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
+
+
+async def _downloaded_executable() -> Path:
+    directory = user_cache_path("invoice-processor")
+    suffix = sysconfig.get_config_var("EXE") or ""  # `.exe` on Windows
+    executable = directory / f"temporal-sdk-python-{temporalio.service.__version__}{suffix}"
+    if not executable.exists():
+        log.info("Downloading the Temporal CLI, once, into %s", directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            problem = await _download(directory)
+        except OSError as error:
+            problem = str(error) or f"not done after {DOWNLOAD_SECONDS} s"
+        if problem:
+            raise StartupError(
+                f"There is no Temporal CLI here, and it can't be downloaded ({problem}). Put"
+                " `temporal` on PATH (macOS: brew install temporal; else the archive from"
+                " Temporal's site), or set TEMPORAL_ADDRESS to a service that runs."
+            )
+    return executable
+
+
+async def _download(directory: Path) -> str:
+    """Returns the last line of what went wrong; empty if nothing did."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        Path(__file__).with_name("download_cli.py"),
+        directory,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(DOWNLOAD_SECONDS):
+            _, errors = await process.communicate()
     finally:
-        await _stop(process)
-    lines = (await output).decode(errors="replace").strip().splitlines() or ["no output"]
-    return lines[-1] if process.returncode else ""
+        if process.returncode is None:
+            process.kill()
+    return errors.decode(errors="replace").strip().rpartition("\n")[2] if process.returncode else ""

@@ -7,5 +7,5 @@ import worker
 from temporal_service import connection
 
 if __name__ == "__main__":
-    connection.PORT, connection.UI_PORT = map(int, sys.argv[1:])
+    connection.PORT, connection.UI_PORT = int(sys.argv.pop(1)), int(sys.argv.pop(1))
     os._exit(worker.main())

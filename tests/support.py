@@ -72,20 +72,11 @@ class Service:
 
     async def start(self) -> Client:
         """Starts it, or starts it again on the same database; returns a client."""
-        executable = await dev_server.temporal_executable()
-        arguments = [
-            "--port",
-            str(self.port),
-            "--ui-port",
-            str(self.ui_port),
-            "--log-level",
-            "error",
-        ]
-        arguments += ["--db-filename", str(self.directory / "temporal.db"), "--ip", "127.0.0.1"]
+        command = dev_server.dev_server_command(
+            await dev_server.temporal_executable(), self.port, self.ui_port, "default"
+        )
         with (self.directory / "temporal.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [executable, "server", "start-dev", *arguments], stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(command, cwd=self.directory, stdout=log, stderr=log)
 
         async def connected() -> Client | None:
             try:
