@@ -122,6 +122,7 @@ class _DevServer:
 
     def __init__(self, directory: Path, config: ClientConnectConfig) -> None:
         self._directory = directory
+        self._log_file = directory / "temporal.log"
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
         """None where another process has started it."""
@@ -138,9 +139,9 @@ class _DevServer:
                 f"Port {connection.UI_PORT}, for Temporal's Web UI, is in use by another program;"
                 " stop it."
             )
+        last_line = self._log_file.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
         raise StartupError(
-            f"The Temporal dev server doesn't start; {self._directory / 'temporal.log'} has the"
-            " reason."
+            f"The Temporal dev server doesn't start: {last_line} (from {self._log_file})"
         )
 
     async def keep_running(self) -> None:
@@ -202,10 +203,9 @@ class _DevServer:
         return False
 
     def _open_log(self) -> BinaryIO:
-        file = self._directory / "temporal.log"
-        if file.exists() and file.stat().st_size > LOG_LIMIT:
-            file.replace(file.with_name("temporal.log.1"))
-        return file.open("ab")  # so that a server that crashed leaves its log
+        if self._log_file.exists() and self._log_file.stat().st_size > LOG_LIMIT:
+            self._log_file.replace(self._log_file.with_name("temporal.log.1"))
+        return self._log_file.open("ab")  # so that a server that crashed leaves its log
 
 
 async def _check_namespace(client: Client) -> None:

@@ -1,0 +1,413 @@
+"""The embedded Temporal Service: it never outlives its worker, and a worker never lacks it."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from http.client import HTTPException
+from pathlib import Path
+
+import psutil
+import pytest
+import temporalio.service
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError
+
+from startup import StartupError
+from support import (
+    ROOT,
+    Service,
+    Tools,
+    Worker,
+    an_invoice,
+    connect,
+    eventually,
+    free_port,
+    mcp,
+    paid,
+)
+from temporal_service import connection, dev_server
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+class Embedded:
+    """Workers that share the ports of one embedded service."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.port, self.ui_port = free_port(), free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.workers: list[Worker] = []
+
+    def worker(self, **env: str) -> Worker:
+        script = ROOT / "tests" / "embedded_worker.py"
+        ports = [str(self.port), str(self.ui_port)]
+        worker = Worker("", self.data, script, arguments=ports, **env)
+        self.workers.append(worker)
+        return worker
+
+    async def client(self) -> Client | None:
+        """Once the service answers."""
+        try:
+            return await connect(self.address)
+        except StartupError:
+            return None
+
+    def servers(self) -> list[psutil.Process]:
+        """The processes of dev servers for these ports."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            arguments = process.info["cmdline"] or []
+            if "start-dev" in arguments and str(self.port) in arguments:
+                found.append(process)
+        return found
+
+    async def has_server(self) -> bool:
+        return bool(self.servers())
+
+    async def has_no_server(self) -> bool:
+        return not self.servers()
+
+
+@pytest.fixture
+async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
+    embedded = Embedded(tmp_path)
+    yield embedded
+    for worker in embedded.workers:
+        worker.kill()
+    for server in embedded.servers():  # left behind on purpose
+        server.kill()
+
+
+async def approved(embedded: Embedded, invoice: dict[str, object]) -> bool:
+    """Whether the invoice, which waits, could be approved and has completed."""
+    if not (client := await embedded.client()):
+        return False
+    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
+    try:
+        await handle.signal("approve_invoice")
+        return bool(await handle.result() == "COMPLETED")
+    except RPCError:
+        return False
+
+
+async def submit(embedded: Embedded, **fields: object) -> dict[str, object]:
+    invoice = an_invoice(**fields)
+    async with mcp(embedded.address) as host:
+        await Tools(host)("process_invoice", invoice_data=invoice)
+    return invoice
+
+
+async def test_waiting_invoices_survive_the_service_with_its_worker(embedded: Embedded) -> None:
+    worker = await embedded.worker().start()
+    invoice = await submit(embedded, id="INV-002")
+    assert await worker.end() == 0
+    assert await embedded.has_no_server()
+    assert "Traceback" not in worker.log.read_text()
+
+    await embedded.worker().start()
+    assert await approved(embedded, invoice)
+    assert len(paid(embedded.data, invoice)) == 2
+
+
+async def test_it_says_where_everything_is(embedded: Embedded) -> None:
+    worker = await embedded.worker().start()
+    log = worker.log.read_text()
+    assert f"localhost:{embedded.port}, namespace default" in log
+    assert f"http://localhost:{embedded.ui_port}" in log
+    assert str(embedded.data) in log
+    page = await asyncio.to_thread(
+        urllib.request.urlopen, f"http://127.0.0.1:{embedded.ui_port}", timeout=10
+    )
+    assert page.status == 200
+
+
+async def retention_days(client: Client) -> int:
+    description = await client.workflow_service.describe_namespace(
+        DescribeNamespaceRequest(namespace="default")
+    )
+    return description.config.workflow_execution_retention_ttl.ToTimedelta().days
+
+
+async def test_its_service_remembers_closed_invoices_for_a_year(embedded: Embedded) -> None:
+    await embedded.worker().start()
+    assert await retention_days(await connect(embedded.address)) == 365
+
+
+async def test_a_service_found_running_remembers_them_for_a_year_too(
+    embedded: Embedded, service: Service
+) -> None:
+    service.port, service.address = embedded.port, embedded.address
+    client = await service.start()
+    assert await retention_days(client) == 1
+    await embedded.worker().start()
+    assert await retention_days(client) == 365
+
+
+async def test_two_workers_started_at_once_share_one_service(embedded: Embedded) -> None:
+    await asyncio.gather(embedded.worker().start(), embedded.worker().start())
+    assert len(embedded.servers()) == 1
+    assert await approved(embedded, await submit(embedded))
+
+
+async def test_a_service_left_behind_by_a_killed_worker_is_used(embedded: Embedded) -> None:
+    (await embedded.worker().start()).kill()
+    [server] = embedded.servers()
+    assert await (await embedded.worker().start()).end() == 0
+    assert embedded.servers() == [server]
+
+
+async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> None:
+    worker = await embedded.worker().start()
+    invoice = await submit(embedded)
+    [server] = embedded.servers()
+    server.kill()
+    assert await eventually(lambda: approved(embedded, invoice), 40)
+    assert "ended; starting it" in worker.log.read_text()
+    log = (embedded.data / "temporal.log").read_text()
+    assert log.count("Temporal Server:") == 2  # of the one that was killed, too
+
+
+async def test_a_log_that_has_grown_is_begun_anew(embedded: Embedded) -> None:
+    log = embedded.data / "temporal.log"
+    log.write_text("x" * (dev_server.LOG_LIMIT + 1))
+    await embedded.worker().start()
+    assert log.stat().st_size < 10_000
+    assert log.with_name("temporal.log.1").stat().st_size > dev_server.LOG_LIMIT
+
+
+async def test_the_other_workers_go_on_when_the_one_with_the_service_ends(
+    embedded: Embedded,
+) -> None:
+    first = await embedded.worker().start()
+    others = [await embedded.worker().start() for _ in range(2)]
+    invoice = await submit(embedded)
+    [server] = embedded.servers()
+    assert await first.end() == 0
+    assert await eventually(lambda: approved(embedded, invoice), 40)
+    assert await approved(embedded, await submit(embedded))
+    [successor] = embedded.servers()
+    assert successor != server
+    for worker in others:
+        assert await worker.end() == 0
+    assert await embedded.has_no_server()
+
+
+@unix
+@pytest.mark.parametrize("seconds", [0, 0.15, 0.4])
+async def test_ctrl_c_during_the_start_leaves_no_server(seconds: float, embedded: Embedded) -> None:
+    worker = embedded.worker()
+    start = asyncio.create_task(worker.start())
+    await eventually(embedded.has_server)
+    await asyncio.sleep(seconds)
+    assert await worker.end(signal.SIGINT) == 0
+    assert await embedded.has_no_server()
+    await asyncio.wait([start])
+    start.exception()  # it may have started by then
+
+
+@unix
+async def test_a_closed_terminal_ends_worker_and_server(embedded: Embedded) -> None:
+    worker = await embedded.worker().start()
+    assert await worker.end(signal.SIGHUP) == 0
+    assert await embedded.has_no_server()
+
+
+@unix
+async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> None:
+    worker = embedded.worker()
+    worker.command.insert(0, "nohup")
+    await worker.start()
+    assert worker.process
+    worker.process.send_signal(signal.SIGHUP)
+    assert await approved(embedded, await submit(embedded))
+
+
+HOSTS = ["{address}", "localhost", "127.0.0.1", "attacker.example", "none.invalid"]
+
+
+def post(port: int, path: str, host: str) -> int:
+    """What a web page can send without being asked first; returns the status, 0 for no HTTP."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        data=json.dumps({"workflowType": {"name": "InvoiceWorkflow"}}).encode(),
+        headers={
+            "Host": host.format(address=f"127.0.0.1:{port}"),
+            "Origin": "http://attacker.example",
+            "Content-Type": "text/plain",
+        },
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, HTTPException):  # as of a port that speaks gRPC
+        return 0
+
+
+async def test_no_web_page_can_decide_on_or_start_an_invoice(embedded: Embedded) -> None:
+    await embedded.worker().start()
+    invoice = await submit(embedded)
+    [server] = embedded.servers()
+    ports = {
+        listener.laddr.port
+        for listener in server.net_connections("tcp")
+        if listener.status == psutil.CONN_LISTEN
+    }
+    assert {embedded.port, embedded.ui_port} < ports
+    workflows = "/api/v1/namespaces/default/workflows"
+    statuses = [
+        await asyncio.to_thread(post, port, f"{workflows}/{path}", host)
+        for port in ports
+        for host in HOSTS
+        for path in (f"invoice-{invoice['id']}/signal/approve_invoice", "invoice-FORGED")
+    ]
+    assert 403 in statuses  # the HTTP API was among them
+    assert not [status for status in statuses if 200 <= status < 300]
+
+    client = await connect(embedded.address)
+    runs = [run async for run in client.list_workflows("WorkflowType='InvoiceWorkflow'")]
+    assert [run.id for run in runs] == [f"invoice-{invoice['id']}"]
+    handle = client.get_workflow_handle(runs[0].id)
+    assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
+    assert await handle.query("get_status") == "Awaiting approval"
+
+
+@pytest.mark.parametrize("name", ["what? #1 100%41", "Счета 請求書 ü"])
+async def test_both_databases_lie_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    if sys.platform == "win32":
+        name = name.replace("?", "")
+    folder = tmp_path / name
+    folder.mkdir()
+    embedded = Embedded(folder)
+    try:
+        worker = await embedded.worker().start()
+        await submit(embedded)
+        assert await worker.end() == 0
+    finally:
+        for worker in embedded.workers:
+            worker.kill()
+    assert {"temporal.db", "payments.db"} < {file.name for file in folder.iterdir()}
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+async def test_a_start_tells_of_the_open_invoices(embedded: Embedded) -> None:
+    worker = await embedded.worker().start()
+    (embedded.data / "gateway-down").touch()
+    paying = await submit(embedded)
+    await submit(embedded)
+    async with mcp(embedded.address) as host:
+        tools = Tools(host)
+        await tools("approve_invoice", invoice_id=paying["id"])
+        await tools.until(paying, "paying")
+    assert await worker.end() == 0
+    worker = await embedded.worker().start()
+
+    async def told() -> bool:
+        return "1 waiting, 1 being paid" in worker.log.read_text()
+
+    assert await eventually(told)
+
+
+async def test_it_runs_without_a_home_to_write_to(embedded: Embedded, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(0o500)
+    await embedded.worker(HOME=str(home)).start()
+
+
+def executable_in(folder: Path, content: str = "#!/bin/sh\n") -> Path:
+    folder.mkdir(exist_ok=True)
+    file = folder / ("temporal.exe" if sys.platform == "win32" else "temporal")
+    file.write_text(content)
+    file.chmod(0o700)
+    return file
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which `environment`, `path` and `cache` may have an executable; none has yet."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path / "environment"))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    monkeypatch.setattr(dev_server, "user_cache_path", lambda _: tmp_path / "cache")
+
+    async def no_download(directory: Path) -> str:
+        return "no network"
+
+    monkeypatch.setattr(dev_server, "_download", no_download)
+    return tmp_path
+
+
+async def test_the_executable_of_the_environment_comes_before_that_on_path(sources: Path) -> None:
+    on_path = executable_in(sources / "path")
+    assert await dev_server.temporal_executable() == on_path
+    in_environment = executable_in(sources / "environment")
+    assert await dev_server.temporal_executable() == in_environment
+
+
+async def test_an_executable_on_a_relative_path_is_found_from_any_folder(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_path = executable_in(sources / "path")
+    monkeypatch.chdir(sources)
+    monkeypatch.setenv("PATH", "path")
+    assert await dev_server.temporal_executable() == on_path
+
+
+async def test_without_any_other_the_executable_is_downloaded_once(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloads = []
+
+    async def download(directory: Path) -> str:
+        downloads.append(directory)
+        suffix = ".exe" if sys.platform == "win32" else ""
+        (directory / f"temporal-sdk-python-1.35.0{suffix}").touch()
+        return ""
+
+    monkeypatch.setattr(dev_server, "_download", download)
+    monkeypatch.setattr(temporalio.service, "__version__", "1.35.0")
+    first = await dev_server.temporal_executable()
+    assert first == await dev_server.temporal_executable()
+    assert first.is_file()
+    assert downloads == [sources / "cache"]
+
+
+async def test_without_any_executable_the_ways_to_get_one_are_named(sources: Path) -> None:
+    with pytest.raises(StartupError, match=r"can't be downloaded \(no network\).*brew install"):
+        await dev_server.temporal_executable()
+
+
+async def test_a_cache_that_cannot_be_written_is_named(sources: Path) -> None:
+    (sources / "cache").touch()
+    with pytest.raises(StartupError, match=r"can't be downloaded \(.*cache"):
+        await dev_server.temporal_executable()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("no program", "can't be started: .*temporal"),
+        ("#!/bin/sh\necho another program\nexit 1\n", "doesn't start: another program"),
+    ],
+)
+@unix
+async def test_a_temporal_that_is_no_temporal_is_named(
+    content: str, reason: str, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executable_in(sources / "path", content)
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(connection, "PORT", free_port())
+    monkeypatch.setattr(connection, "UI_PORT", free_port())
+    monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
+    with pytest.raises(StartupError, match=reason):
+        async with dev_server.connect_or_start(sources):
+            pytest.fail("it started")
