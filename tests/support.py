@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -26,11 +27,21 @@ T = TypeVar("T")
 STARTED = "Worker started. Listening for invoice workflows..."
 
 
+# Below the range from which systems give out ports themselves (Linux from 32768, others 49152).
+# Each process of pytest-xdist has a share of its own, and takes it in random order.
+_share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_ports = list(range(20_000 + _share, 32_000, _shares))
+random.shuffle(_ports)
+
+
 def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on which nothing listens; no other call gets the same one."""
+    while True:
+        port = _ports.pop()
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def an_invoice(**fields: Any) -> dict[str, Any]:

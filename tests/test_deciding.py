@@ -13,7 +13,7 @@ from temporalio.client import Client
 from conftest import ERAS
 from invoice_client import InvoiceClient, InvoiceError, whoami
 from invoices.invoice import Invoice
-from support import Refused, Service, Tools, Worker, an_invoice, mcp, paid
+from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
 
 
 async def submitted(tools: Tools, **fields: Any) -> dict[str, Any]:
@@ -37,8 +37,11 @@ async def test_a_decision_is_in_the_list(tools: Tools) -> None:
     invoice = await submitted(tools)
     await tools("reject_invoice", invoice_id=invoice["id"], reason="wrong hours")
 
-    text = await tools("list_invoices", status="rejected")
-    [line] = [line for line in text.splitlines() if invoice["id"] in line]
+    async def listed() -> str | None:
+        text = await tools("list_invoices", status="rejected")
+        return next((line for line in text.splitlines() if invoice["id"] in line), None)
+
+    line = await eventually(listed)
     assert f"Rejected by {whoami()}" in line
     assert "wrong hours" in line
 
