@@ -13,6 +13,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from invoices.wording import currency_sign, sanitized
+from notices import notify_url
 from payments.gateway import (
     GatewayUnavailable,
     InvalidPayment,
@@ -58,8 +59,9 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger holds as paid of `invoice`, also lines that it no longer has.
 
     Takes the JSON of a validated invoice, and in `ledger` the id of the one it belongs to if that
-    is known. Returns the id of the `ledger` and the `lines`: for each
-    `line` (its number), `item`, `amount`, `currency`, `provider`, `reference` and `at` (ISO 8601).
+    is known. Returns the id of the `ledger`, the `lines` (for each its number as `line`, `item`,
+    `amount`, `currency`, `provider`, `reference` and, in ISO 8601, `at`), and `notify` if this
+    worker has an `INVOICE_NOTIFY_URL`.
 
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
@@ -92,7 +94,11 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
         for entry in entries
         if (match := re.fullmatch(f"{re.escape(key)}([0-9]+)", entry.payment.idempotency_key))
     ]
-    return {"ledger": ledger.id, "lines": sorted(lines, key=lambda line: line["line"])}
+    found: dict[str, Any] = {"ledger": ledger.id, "lines": lines}
+    found["lines"].sort(key=lambda line: line["line"])
+    if notify_url():
+        found["notify"] = True
+    return found
 
 
 @activity.defn

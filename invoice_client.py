@@ -26,7 +26,11 @@ from temporalio.client import (
     WorkflowHandle,
     WorkflowQueryFailedError,
 )
-from temporalio.common import WorkflowIDReusePolicy
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDReusePolicy,
+)
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -42,6 +46,7 @@ from invoices.status import (
     CANCELLED,
     COMPLETED,
     INVALID_INVOICE,
+    PROCESSING,
     REJECTED,
     DecisionDetails,
     Progress,
@@ -51,7 +56,7 @@ from invoices.status import (
 )
 from invoices.wording import format_money, format_utc, sanitized
 from temporal_service.payloads import json_payload
-from workflow import TASK_QUEUE, InvoiceWorkflow
+from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
 Handle = WorkflowHandle[InvoiceWorkflow, str]
 
@@ -111,6 +116,7 @@ class InvoiceClient:
         self.temporal = temporal_client
         self._last_worker_answer = -inf
         """By the monotonic clock."""
+        self._has_state_attribute = True
 
     async def submit(self, invoice: Invoice) -> InvoiceStatus:
         """Starts the workflow of an invoice, unless one is open or the invoice is paid.
@@ -152,15 +158,28 @@ class InvoiceClient:
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
     ) -> Handle:
-        return await self.temporal.start_workflow(
-            InvoiceWorkflow.run,
-            json_payload(invoice.to_json()),
-            id=workflow_id(invoice.id),
-            task_queue=TASK_QUEUE,
-            id_reuse_policy=policy,
-            memo=progress.to_memo(),
-            static_summary=f"{invoice.id}: {invoice.summary}",
-        )
+        waiting = TypedSearchAttributes([SearchAttributePair(INVOICE_STATE, "waiting")])
+        try:
+            return await self.temporal.start_workflow(
+                InvoiceWorkflow.run,
+                json_payload(invoice.to_json()),
+                id=workflow_id(invoice.id),
+                task_queue=TASK_QUEUE,
+                id_reuse_policy=policy,
+                memo=progress.to_memo(),
+                static_summary=f"{invoice.id}: {invoice.summary}",
+                search_attributes=waiting if self._has_state_attribute else None,
+            )
+        except RPCError as error:
+            self._expect_no_state_attribute(error)
+            return await self._start(invoice, progress, policy)
+
+    def _expect_no_state_attribute(self, error: RPCError) -> None:
+        """The namespace needn't have it; found out by trying, once a process."""
+        refused = error.status == RPCStatusCode.INVALID_ARGUMENT
+        if not refused or INVOICE_STATE.name not in error.message:
+            raise error
+        self._has_state_attribute = False
 
     async def _started(
         self, invoice: Invoice, progress: RunProgress, handle: Handle, *, ask: bool
@@ -316,11 +335,16 @@ class InvoiceClient:
         """The latest runs of fifty invoices, or of fifty in one state, from their memos.
 
         They are those that Temporal lists first: open ones, newest first, then the ones closed
-        last. It can't search memos: for one state, 1,000 that may match are looked at.
+        last. Of runs without the search attribute `InvoiceState`, 1,000 that may be in the state
+        are looked at.
         """
-        query = "WorkflowType='InvoiceWorkflow'"
-        if state:
-            query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
+        try:
+            return await self._list(state, _list_query(state, self._has_state_attribute))
+        except RPCError as error:
+            self._expect_no_state_attribute(error)
+            return await self.list_invoices(state)
+
+    async def _list(self, state: State | None, query: str) -> InvoiceList:
         found: list[InvoiceStatus] = []
         seen: set[str] = set()
         looked_at = 0
@@ -374,15 +398,24 @@ class InvoiceClient:
 
     async def _query_worker(self, handle: Handle) -> RunProgress | str | None:
         """What a worker says, None if none answers; only the status if it's the tutorial's."""
-        answer: RunProgress | str
-        try:
+        answer: RunProgress | str | None = None
+        with suppress(TimeoutError):
             async with asyncio.timeout(QUERY_SECONDS):
-                try:
-                    progress = await handle.query(InvoiceWorkflow.get_progress)
-                    answer = RunProgress.model_validate(progress)
-                except (WorkflowQueryFailedError, ValidationError):
-                    answer = str(await handle.query(InvoiceWorkflow.get_status))
-        except (TimeoutError, WorkflowQueryFailedError):
+                answer = await self._progress_or_status(handle)
+                while isinstance(answer, RunProgress) and answer.status == PROCESSING:
+                    await asyncio.sleep(0.02)  # it has just begun and asks the ledger
+                    answer = await self._progress_or_status(handle)
+        if answer is not None:
+            self._last_worker_answer = time.monotonic()
+        return answer
+
+    async def _progress_or_status(self, handle: Handle) -> RunProgress | str | None:
+        try:
+            try:
+                return RunProgress.model_validate(await handle.query(InvoiceWorkflow.get_progress))
+            except (WorkflowQueryFailedError, ValidationError):
+                return str(await handle.query(InvoiceWorkflow.get_status))
+        except WorkflowQueryFailedError:
             return None
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:  # whoever describes it says so
@@ -390,8 +423,6 @@ class InvoiceClient:
             if error.status in (RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION):
                 return None
             raise
-        self._last_worker_answer = time.monotonic()
-        return answer
 
     async def _noted_progress(self, execution: WorkflowExecution) -> RunProgress | None:
         """From the memo; of a run that no client and no worker of ours saw, from its content."""
@@ -458,6 +489,17 @@ class InvoiceClient:
         if not status.is_open:
             status.deadline = None
         return status
+
+
+def _list_query(state: State | None, has_state_attribute: bool) -> str:
+    query = f"WorkflowType='{INVOICE_WORKFLOW}'"
+    if state:
+        query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
+        # A run that was terminated keeps the state that it was in.
+        if has_state_attribute and state != "terminated":
+            name = INVOICE_STATE.name
+            query += f" AND ({name} = '{state}' OR {name} IS NULL)"
+    return query
 
 
 def _unknown(invoice_id: str) -> str:

@@ -95,7 +95,7 @@ class PlainContract(Middleware):
     ) -> InitializeResult | None:
         result = await call_next(context)
         if result:
-            _advertise_tools_only(result.capabilities)
+            _advertise_no_resources(result.capabilities)
         return result
 
     async def on_discover(
@@ -105,7 +105,7 @@ class PlainContract(Middleware):
     ) -> DiscoverResult | dict[str, Any]:
         result = await call_next(context)
         if isinstance(result, DiscoverResult):
-            _advertise_tools_only(result.capabilities)
+            _advertise_no_resources(result.capabilities)
         return result
 
 
@@ -119,9 +119,9 @@ def _without_booleans(schema: Any) -> Any:
     return [_without_booleans(item) for item in schema] if isinstance(schema, list) else schema
 
 
-def _advertise_tools_only(capabilities: ServerCapabilities) -> None:
+def _advertise_no_resources(capabilities: ServerCapabilities) -> None:
     """FastMCP also advertises what it could serve and this server has none of."""
-    capabilities.prompts = capabilities.resources = None
+    capabilities.resources = None
 
 
 mcp = FastMCP(
@@ -283,6 +283,26 @@ async def list_invoices(
         found = await client.list_invoices(None if status == "all" else status)
     found.message = found.to_text(status)
     return ToolResult(content=found.message, structured_content=found.to_structured())
+
+
+@mcp.prompt(title="What waits for me?")
+def what_waits() -> str:
+    """Which invoices wait for a decision, with amounts and deadlines."""
+    return (
+        "List the invoices that wait for a decision (list_invoices, status waiting). Show the id,"
+        " total and deadline of each, the nearest deadline first, and ask me which ones I want to"
+        " look at. Decide on none of them yourself."
+    )
+
+
+@mcp.prompt(title="Submit an invoice")
+def submit_an_invoice() -> str:
+    """Collects an invoice's id and lines, and submits it for approval."""
+    return (
+        "I want to submit an invoice. Ask me for its id, its lines (item and amount each) and, if"
+        " it isn't in US dollars, the currency. Show me all of it with the total, and when I say"
+        " that it is right, submit it with process_invoice. Don't approve it."
+    )
 
 
 async def _decide(

@@ -10,6 +10,10 @@ Environment variables:
   TEMPORAL_CONFIG_FILE    where the Temporal Service is (default: localhost:7233)
   INVOICE_DATA_DIR        where the ledger and the embedded service's files are (default: data)
   INVOICE_DECLINE_OVER    the simulated gateway declines amounts above this one
+  INVOICE_NOTIFY_URL      a web hook that is told when an invoice waits and how it ended
+  INVOICE_METRICS_ADDRESS host:port where Prometheus may fetch metrics
+  TEMPORAL_DEPLOYMENT_NAME, TEMPORAL_WORKER_BUILD_ID
+                          the version of this worker, for Worker Versioning
 """
 
 import argparse
@@ -24,14 +28,16 @@ from datetime import timedelta
 
 from temporalio import activity, workflow
 from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 import activities
+from notices import NoticeWorkflow, notify_url, post_notice
 from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start
-from workflow import TASK_QUEUE, InvoiceWorkflow
+from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
 
@@ -75,7 +81,9 @@ async def run() -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PAYMENTS_AT_ONCE))
     directory = data_directory()
     activities.open_payments()
-    async with connect_or_start(directory) as client:
+    notify_url()
+    metrics_address = os.environ.get("INVOICE_METRICS_ADDRESS") or None
+    async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
         if address == f"localhost:{connection.PORT}":
@@ -84,8 +92,9 @@ async def run() -> None:
         worker = Worker(
             client,
             task_queue=TASK_QUEUE,
-            workflows=[InvoiceWorkflow],
-            activities=[activities.process_payment, activities.payments_made],
+            workflows=[InvoiceWorkflow, NoticeWorkflow],
+            activities=[activities.process_payment, activities.payments_made, post_notice],
+            deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
             # would take so long that Temporal gives it up and tries again.
             max_concurrent_workflow_tasks=8,
@@ -102,6 +111,26 @@ async def run() -> None:
                 raise StartupError(f"Standard output can't be written to: {error}.") from error
             await _log_open_invoices(client)
             await asyncio.Event().wait()
+
+
+def _deployment() -> WorkerDeploymentConfig | None:
+    """Worker Versioning, if `TEMPORAL_DEPLOYMENT_NAME` and `TEMPORAL_WORKER_BUILD_ID` are set.
+
+    Open invoices go on under the newest version: the workflow's code is patched for them.
+    """
+    name = os.environ.get("TEMPORAL_DEPLOYMENT_NAME")
+    build_id = os.environ.get("TEMPORAL_WORKER_BUILD_ID")
+    if not name and not build_id:
+        return None
+    if not name or not build_id:
+        raise StartupError(
+            "TEMPORAL_DEPLOYMENT_NAME and TEMPORAL_WORKER_BUILD_ID go together: set both or none."
+        )
+    return WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(name, build_id),
+        use_worker_versioning=True,
+        default_versioning_behavior=VersioningBehavior.AUTO_UPGRADE,
+    )
 
 
 def _end_on_signal() -> None:

@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, RetryPolicy
+from temporalio.common import RawValue, RetryPolicy, SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError
 
 with workflow.unsafe.imports_passed_through():
@@ -46,9 +46,12 @@ with workflow.unsafe.imports_passed_through():
         sanitized,
         sanitized_quote,
     )
+    from notices import Event, NoticeWorkflow, make_notice
     from temporal_service.payloads import NO_PAYLOAD
 
 TASK_QUEUE = "invoice-task-queue"
+INVOICE_STATE = SearchAttributeKey.for_keyword("InvoiceState")
+"""Has the `State`, so that the Web UI's list can show and filter it. Optional everywhere."""
 
 # Retry until the gateway is back: an approved invoice must be paid.
 PAYMENT_RETRY = RetryPolicy(
@@ -79,6 +82,8 @@ class InvoiceWorkflow:
         self.memo: dict[str, Any] = {}
         self.paid_earlier: set[int] = set()
         """The numbers of the lines that earlier runs for this invoice have paid."""
+        self.notifies = False
+        self.notices: list[asyncio.Task[Any]] = []
         self.asks_ledger = workflow.patched("paid-earlier")
         self.problem = self._read(invoice)
 
@@ -126,6 +131,8 @@ class InvoiceWorkflow:
         except asyncio.CancelledError:
             self._report("cancelled", CANCELLED)
             raise
+        finally:
+            await self._hand_over_notices()
 
     @workflow.signal
     def approve_invoice(self, details: RawValue = NO_PAYLOAD) -> None:
@@ -158,6 +165,8 @@ class InvoiceWorkflow:
             return f"id: the workflow id must be {workflow_id(invoice.id)}"
         self.invoice = invoice
         self.progress = RunProgress.of(invoice)
+        if self.asks_ledger:
+            self.progress.status = PROCESSING  # until the ledger has answered
         # The deadline counts from the submission, also if the first worker came later.
         self.progress.submitted_at = workflow.info().workflow_start_time
         self.deadline = self.progress.submitted_at + timedelta(days=invoice.approval_timeout_days)
@@ -237,6 +246,7 @@ class InvoiceWorkflow:
     def _take_over(self, found: dict[str, Any]) -> None:
         """Notes which ledger this is and what it holds as paid; fails where that was changed."""
         self.progress.ledger = found["ledger"]
+        self.notifies = bool(found.get("notify"))
         amount = Decimal("0.00")
         for payment in found["lines"]:
             number, paid = payment["line"], Decimal(payment["amount"])
@@ -251,13 +261,22 @@ class InvoiceWorkflow:
         self.progress.paid_amount = self.progress.paid_earlier_amount = amount
 
     async def _decision_or_deadline(self) -> None:
-        time_left = self.deadline - workflow.now()
+        if self.notifies:
+            wait = timedelta(days=self.invoice.approval_timeout_days)
+            await self._decision_until(self.deadline - wait / 5, "Reminder")
+            if self.approved is None and workflow.now() < self.deadline:
+                self._notify("reminder")
+        if self.approved is None:
+            await self._decision_until(self.deadline, "Approval deadline")
+
+    async def _decision_until(self, moment: datetime, summary: str) -> None:
+        time_left = moment - workflow.now()
         with suppress(TimeoutError):
             await workflow.wait_condition(
                 lambda: self.approved is not None,
                 # In whole seconds, which the Web UI shows as five days and no millisecond less.
                 timeout=timedelta(seconds=max(ceil(time_left.total_seconds()), 0.001)),
-                timeout_summary="Approval deadline",
+                timeout_summary=summary,
             )
 
     async def _pace(self, number: int) -> None:
@@ -319,7 +338,38 @@ class InvoiceWorkflow:
         self.status = self.progress.status = status
         self.progress.state = state
         self._upsert_changes(self.progress.to_memo())
+        self._upsert_state(state)
         workflow.set_current_details(self.web_ui.render(self.progress, self.paid_earlier))
+
+        if state != "paying":
+            self._notify(state)
+            if state != "waiting":
+                ended = workflow.metric_meter().create_counter("invoices_ended", "By outcome.")
+                ended.add(1, {"outcome": state})
+
+    def _upsert_state(self, state: State) -> None:
+        # Only where the client could set it: a workflow task that sets an attribute which the
+        # namespace doesn't have fails for ever.
+        known = workflow.info().typed_search_attributes.get(INVOICE_STATE)
+        if known is not None and known != state:
+            workflow.upsert_search_attributes([INVOICE_STATE.value_set(state)])
+
+    def _notify(self, event: Event) -> None:
+        """Starts a notice, which then goes its own way."""
+        if self.notifies:
+            info = workflow.info()
+            start = workflow.start_child_workflow(
+                NoticeWorkflow.run,
+                make_notice(event, self.invoice, self.progress, info.run_id),
+                id=f"notice-{info.run_id}-{event}",
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            )
+            self.notices.append(asyncio.create_task(start))
+
+    async def _hand_over_notices(self) -> None:
+        """Until the service has them: a notice that isn't started would end with this run."""
+        if self.notices:
+            await asyncio.gather(*self.notices, return_exceptions=True)
 
     def _upsert_changes(self, memo: dict[str, Any]) -> None:
         known = self.memo or workflow.memo()  # at first what the client has put there

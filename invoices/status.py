@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from invoices.invoice import Invoice
-from invoices.wording import format_utc, sanitized, sanitized_quote
+from invoices.wording import (
+    format_lines_and_total,
+    format_money,
+    format_utc,
+    pluralize,
+    sanitized,
+    sanitized_quote,
+)
 
 State = Literal[
     "waiting", "paying", "completed", "rejected", "timed_out", "failed", "cancelled", "terminated"
@@ -99,6 +106,51 @@ class Progress(BaseModel):
     @property
     def is_open(self) -> bool:
         return self.state in ("waiting", "paying")
+
+    @property
+    def amounts(self) -> str:
+        """`2 lines, $7,000.00`, or a word on why that isn't known."""
+        if self.line_count is None or self.total is None or self.currency is None:
+            return "content unreadable"
+        return format_lines_and_total(self.line_count, self.total, self.currency)
+
+    @property
+    def paid(self) -> str:
+        """How much is paid, as a sentence."""
+        if self.total is None or self.currency is None or self.line_count is None:
+            return "Nothing is paid." if self.failure else "What is paid isn't known."
+        earlier = self.paid_earlier_lines
+        if not self.paid_lines:
+            if earlier == 0:
+                return f"{self.amounts}; nothing of it is paid."
+            return f"{self.amounts}; whether any of it was paid isn't known."
+        lines = f"{self.paid_lines:,} of {pluralize(self.line_count, 'line')}"
+        amount = format_money(self.paid_amount, self.currency)
+        if earlier == self.paid_lines and self.is_open:
+            left = format_money(self.total - self.paid_amount, self.currency)
+            return f"{self.amounts}: {lines} paid earlier, {amount}; {left} to pay."
+        paid = f"Paid: {lines}, {amount} of {format_money(self.total, self.currency)}"
+        if earlier and self.paid_earlier_amount is not None:
+            paid += f", of that {format_money(self.paid_earlier_amount, self.currency)} earlier"
+        return f"{paid}."
+
+    @property
+    def decided(self) -> str:
+        """Who decided, when and why, as a sentence; empty if nobody did."""
+        sentence = f"{self.decision}." if self.decision else ""
+        return sentence[:1].upper() + sentence[1:]
+
+    @property
+    def advice(self) -> str:
+        """What to do about an invoice that failed or was cancelled; empty if it never began."""
+        if self.failure == "PaymentConflict":
+            return (
+                "Submit it as it was when that line was paid, or put the correction under a new id,"
+                " with only what is unpaid."
+            )
+        if self.decision and self.failure != "InvalidInvoice":
+            return "Submitted again and approved, it pays only the lines not yet paid."
+        return ""
 
 
 class RunProgress(Progress):

@@ -14,8 +14,6 @@ class WebUiDetails:
 
     def __init__(self, invoice: Invoice, deadline: datetime) -> None:
         self._deadline = deadline
-        self._currency = invoice.currency
-        self._total = format_money(invoice.total, invoice.currency)
         self._cells = [
             (
                 f"| {number} | {format_money(line.amount, invoice.currency)} |",
@@ -27,12 +25,12 @@ class WebUiDetails:
     def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
         """Takes the numbers of the lines that earlier runs for this invoice have paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
-        paid = format_money(progress.paid_amount, self._currency)
-        decision = f"; {progress.decision}" if progress.decision else ""
+        sentences = [progress.paid, progress.decided, progress.advice]
+        if progress.state == "paying":
+            sentences.append("A payment that is being tried again stands under Pending Activities.")
         header = (
             f"### {progress.status}{until}\n\n"
-            f"Paid: {progress.paid_lines} of {len(self._cells)} lines, {paid} of {self._total}"
-            f"{decision}\n\n"
+            f"{' '.join(filter(None, sentences))}\n\n"
             "| # | Amount | State | Item |\n|--:|--:|:--|:--|\n"
         )
         rows = [

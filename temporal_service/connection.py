@@ -18,6 +18,7 @@ from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import (
     LogForwardingConfig,
     LoggingConfig,
+    PrometheusConfig,
     Runtime,
     TelemetryConfig,
     TelemetryFilter,
@@ -55,24 +56,31 @@ def address_is_configured() -> bool:
 
 
 async def connect(
-    config: ClientConnectConfig, *, identity: str | None = None, lazy: bool = False
+    config: ClientConnectConfig,
+    *,
+    identity: str | None = None,
+    lazy: bool = False,
+    metrics_address: str | None = None,
 ) -> Client:
     """A client that keeps one connection and restores it by itself.
 
     Args:
         identity: who the history shows as the sender of what this client sends.
         lazy: connect with the first call, so that this one never fails on the network.
+        metrics_address: `host:port` where Prometheus may fetch the SDK's metrics.
 
     Raises:
-        StartupError: the service can't be reached within 10 s, or refuses.
+        StartupError: the service can't be reached within 10 s, or refuses; or metrics can't be
+            served at that address.
     """
+    runtime = _quiet_runtime(metrics_address)
     try:
         async with asyncio.timeout(10):
             return await Client.connect(
                 **config,
                 identity=identity,
                 lazy=lazy,
-                runtime=_quiet_runtime(),
+                runtime=runtime,
                 data_converter=replace(
                     DataConverter.default, payload_converter_class=LenientPayloadConverter
                 ),
@@ -156,14 +164,15 @@ def _configured() -> ClientConnectConfig:
 
 
 @cache
-def _quiet_runtime() -> Runtime:
+def _quiet_runtime(metrics_address: str | None) -> Runtime:
     # By itself the SDK's core logs to standard output, which belongs to MCP in the one process and
     # to the person in the other.
-    return Runtime(
-        telemetry=TelemetryConfig(
-            logging=LoggingConfig(
-                filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
-                forwarding=LogForwardingConfig(logger=logging.getLogger("temporal.core")),
-            )
-        )
+    quiet = LoggingConfig(
+        filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
+        forwarding=LogForwardingConfig(logger=logging.getLogger("temporal.core")),
     )
+    metrics = PrometheusConfig(bind_address=metrics_address) if metrics_address else None
+    try:
+        return Runtime(telemetry=TelemetryConfig(logging=quiet, metrics=metrics))
+    except (RuntimeError, ValueError) as error:
+        raise StartupError(f"Metrics can't be served at {metrics_address}: {error}.") from error

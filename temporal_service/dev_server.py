@@ -20,7 +20,9 @@ from typing import BinaryIO
 import temporalio.service
 from google.protobuf.duration_pb2 import Duration
 from platformdirs import user_cache_path
+from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
     DescribeNamespaceResponse,
@@ -52,7 +54,9 @@ log = logging.getLogger("temporal_service")
 
 
 @asynccontextmanager
-async def connect_or_start(directory: Path) -> AsyncIterator[Client]:
+async def connect_or_start(
+    directory: Path, search_attribute: str, metrics_address: str | None = None
+) -> AsyncIterator[Client]:
     """A client of the configured service, or of an embedded one while the context lasts.
 
     Without a configured address the service on localhost:7233 is used, and one is started whenever
@@ -61,6 +65,8 @@ async def connect_or_start(directory: Path) -> AsyncIterator[Client]:
 
     Args:
         directory: has the embedded server's `temporal.db` and `temporal.log`.
+        search_attribute: of type Keyword; the embedded server gets it, also with an older database.
+        metrics_address: see `connect`.
 
     Raises:
         StartupError: no service can be reached or started, or it has no such namespace; within an
@@ -68,7 +74,7 @@ async def connect_or_start(directory: Path) -> AsyncIterator[Client]:
     """
     config = connect_config()
     if address_is_configured():
-        client = await connect(config)
+        client = await connect(config, metrics_address=metrics_address)
         await _check_namespace(client)
         yield client
         return
@@ -76,7 +82,7 @@ async def connect_or_start(directory: Path) -> AsyncIterator[Client]:
     try:
         await server.find_or_start()
         try:
-            client = await connect(config)
+            client = await connect(config, metrics_address=metrics_address)
         except StartupError as error:
             raise StartupError(
                 f"Port {connection.PORT} is in use by something that is no Temporal Service;"
@@ -85,6 +91,7 @@ async def connect_or_start(directory: Path) -> AsyncIterator[Client]:
         await _check_namespace(client)
         with suppress(RPCError):  # the service found may not allow it
             await _extend_retention(client)
+            await _register(client, search_attribute)
         async with asyncio.TaskGroup() as tasks:
             keeper = tasks.create_task(server.keep_running())
             yield client
@@ -228,6 +235,17 @@ async def _extend_retention(client: Client) -> None:
             ),
             timeout=timedelta(seconds=5),
         )
+
+
+async def _register(client: Client, search_attribute: str) -> None:
+    """Does nothing where the namespace has it."""
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace, search_attributes={search_attribute: keyword}
+        ),
+        timeout=timedelta(seconds=5),
+    )
 
 
 async def _describe_namespace(client: Client) -> DescribeNamespaceResponse:

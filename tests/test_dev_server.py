@@ -409,5 +409,5 @@ async def test_a_temporal_that_is_no_temporal_is_named(
     monkeypatch.setattr(connection, "UI_PORT", free_port())
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     with pytest.raises(StartupError, match=reason):
-        async with dev_server.connect_or_start(sources):
+        async with dev_server.connect_or_start(sources, "InvoiceState"):
             pytest.fail("it started")
