@@ -1,7 +1,6 @@
 """The real parts the tests run: Temporal Services, workers and MCP servers, as processes."""
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -184,45 +183,6 @@ def mcp(
         log_file=log,
     )
     return McpClient(transport, mode=mode, **client)
-
-
-class Wire:
-    """The server as a host sees it: lines of JSON-RPC on its standard input and output."""
-
-    def __init__(self, address: str, **env: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, ROOT / "invoice_server.py"],
-            env=environment(address, **env),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def send(self, **message: Any) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
-        self.process.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        assert self.process.stdout
-        message: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return message
-
-    def initialize(self) -> dict[str, Any]:
-        client = {"name": "test", "version": "1"}
-        parameters = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client}
-        self.send(id=0, method="initialize", params=parameters)
-        answer = self.receive()
-        self.send(method="notifications/initialized")
-        return answer
-
-    def call(self, tool: str, **arguments: Any) -> None:
-        self.send(id=1, method="tools/call", params={"name": tool, "arguments": arguments})
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 class Tools:

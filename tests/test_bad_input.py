@@ -6,10 +6,8 @@ Arguments go as raw JSON-RPC lines to the real server, as a client library would
 import asyncio
 import json
 import re
-import sys
 from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
-from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -23,79 +21,32 @@ from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
 
-from support import ROOT, Tools, Worker, an_invoice, environment, eventually, paid
+from raw_client import RawClient
+from support import Tools, Worker, an_invoice, eventually, paid
 
 NAME = "@"
 """Stands for an id of its own in every call; no invoice may have this character in its id."""
 
 
-class RawServer:
-    """The real MCP server, spoken to in lines. Whatever it writes must be JSON-RPC."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.numbers = count(1)
-
-    async def send(self, line: bytes) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(line + b"\n")
-        await self.process.stdin.drain()
-
-    async def receive(self) -> dict[str, Any]:
-        assert self.process.stdout
-        line = await asyncio.wait_for(self.process.stdout.readline(), 30)
-        message: dict[str, Any] = json.loads(line)
-        assert message["jsonrpc"] == "2.0"
-        return message
-
-    async def request(self, method: str, params: str) -> dict[str, Any]:
-        """The answer to a request; `params` is its JSON, sent as it is."""
-        number = next(self.numbers)
-        head = f'{{"jsonrpc": "2.0", "id": {number}, "method": "{method}", "params": '
-        await self.send((head + params + "}").encode())
-        answer = await self.receive()
-        assert answer["id"] == number
-        return answer
-
-    async def call(self, tool: str, arguments: Any) -> tuple[bool, str]:
-        """Whether a tool refuses, and its words."""
-        params = json.dumps({"name": tool, "arguments": arguments})
-        answer = await self.request("tools/call", params)
-        if error := answer.get("error"):
-            return True, error["message"]
-        content = answer["result"]["content"]
-        assert len(content) == 1
-        return answer["result"]["isError"], content[0]["text"]
+async def call(server: RawClient, tool: str, arguments: Any) -> tuple[bool, str]:
+    """Whether a tool refuses, and its words."""
+    answer = await server.request("tools/call", name=tool, arguments=arguments)
+    if error := answer.get("error"):
+        return True, error["message"]
+    content = answer["result"]["content"]
+    assert len(content) == 1
+    return answer["result"]["isError"], content[0]["text"]
 
 
 @pytest.fixture(scope="module")
 async def server(
     address: str, worker: Worker, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[RawServer]:
+) -> AsyncIterator[RawClient]:
     log = tmp_path_factory.mktemp("server") / "server.log"
-    with log.open("wb") as errors:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(ROOT / "invoice_server.py"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errors,
-            env=environment(address),
-            limit=2**22,
-        )
-    server = RawServer(process)
-    client = '{"protocolVersion": "2025-11-25", "capabilities": {},'
-    client += ' "clientInfo": {"name": "raw", "version": "1"}}'
-    await server.request("initialize", client)
-    await server.send(b'{"jsonrpc": "2.0", "method": "notifications/initialized"}')
-    try:
+    async with RawClient(address, log=log) as server:
         yield server
-        assert process.returncode is None
+        assert server.process.returncode is None
         assert "Traceback" not in log.read_text()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 def readable(words: str) -> bool:
@@ -270,11 +221,11 @@ def line_string(note: str) -> dict[str, Any]:
 @example(line_string("[" * 230 + "]" * 230), SPELLINGS[0])
 @example(line_string("[" + ",".join(["1e15"] * 150_000) + "]"), SPELLINGS[0])
 async def test_invoice_is_started_exactly_as_sent_or_refused_in_words(
-    server: RawServer, client: Client, invoice: Any, spelling: Callable[[Any], Any]
+    server: RawClient, client: Client, invoice: Any, spelling: Callable[[Any], Any]
 ) -> None:
     name = uuid4().hex
     sent = named(spelling(invoice), name)
-    refused, words = await server.call("process_invoice", {"invoice_data": sent})
+    refused, words = await call(server, "process_invoice", {"invoice_data": sent})
     if not refused:
         content = loaded(sent)
         assert_same(content, await first_input(client, str(content["id"])))
@@ -287,11 +238,11 @@ async def test_invoice_is_started_exactly_as_sent_or_refused_in_words(
 @settings(BOUNDED, max_examples=20)
 @given(VALID)
 async def test_valid_invoice_is_started(
-    server: RawServer, client: Client, invoice: dict[str, Any]
+    server: RawClient, client: Client, invoice: dict[str, Any]
 ) -> None:
     name = uuid4().hex
     invoice = named(invoice, name)
-    refused, words = await server.call("process_invoice", {"invoice_data": invoice})
+    refused, words = await call(server, "process_invoice", {"invoice_data": invoice})
     assert not refused, words
     assert_same(invoice, await first_input(client, invoice["id"]))
 
@@ -308,9 +259,9 @@ async def test_valid_invoice_is_started(
 @example("get_invoice_status", {"invoice_id": 10**400})
 @example("list_invoices", {"status": "all' OR '1'='1"})
 async def test_any_tool_refuses_strange_arguments_in_words(
-    server: RawServer, tool: str, arguments: dict[str, Any]
+    server: RawClient, tool: str, arguments: dict[str, Any]
 ) -> None:
-    refused, words = await server.call(tool, named(arguments, uuid4().hex))
+    refused, words = await call(server, tool, named(arguments, uuid4().hex))
     if tool == "list_invoices" and not arguments:
         return
     assert refused
@@ -320,9 +271,9 @@ async def test_any_tool_refuses_strange_arguments_in_words(
 @pytest.mark.parametrize("tool", ["process_invoice", "approve_invoice", "get_invoice_status"])
 @pytest.mark.parametrize("arguments", [None, 5, "x", [1], True])
 async def test_arguments_that_are_no_object_are_refused(
-    server: RawServer, tool: str, arguments: Any
+    server: RawClient, tool: str, arguments: Any
 ) -> None:
-    refused, _ = await server.call(tool, arguments)
+    refused, _ = await call(server, tool, arguments)
     assert refused
 
 
@@ -359,25 +310,25 @@ GARBAGE = [
 ]
 
 
-async def answers_again(server: RawServer) -> None:
+async def answers_again(server: RawClient) -> None:
     """Passes over the errors that earlier lines may have got, up to the answer to a ping."""
     number = f"ping-{uuid4()}"
-    await server.send(json.dumps({"jsonrpc": "2.0", "id": number, "method": "ping"}).encode())
+    await server.send(id=number, method="ping")
     while (answer := await server.receive())["id"] != number:
         assert "error" in answer or answer["result"]["isError"]
     assert answer["result"] == {}
 
 
 @pytest.mark.parametrize("line", GARBAGE, ids=lambda line: repr(line[:60]))
-async def test_garbage_takes_the_server_not_down(server: RawServer, line: bytes) -> None:
-    await server.send(line)
+async def test_garbage_takes_the_server_not_down(server: RawClient, line: bytes) -> None:
+    await server.send_line(line)
     await answers_again(server)
 
 
 @settings(BOUNDED, max_examples=50)
 @given(st.binary(max_size=60).filter(lambda line: b"\n" not in line))
-async def test_random_bytes_take_the_server_not_down(server: RawServer, line: bytes) -> None:
-    await server.send(line)
+async def test_random_bytes_take_the_server_not_down(server: RawClient, line: bytes) -> None:
+    await server.send_line(line)
     await answers_again(server)
 
 

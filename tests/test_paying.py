@@ -10,11 +10,11 @@ from temporalio.exceptions import ApplicationError
 
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
+from raw_client import RawClient
 from support import (
     ROOT,
     Service,
     Tools,
-    Wire,
     Worker,
     an_invoice,
     connect,
@@ -207,16 +207,17 @@ async def test_kill_of_the_mcp_server_within_a_call_loses_nothing(
     address: str, worker: Worker, client: Client
 ) -> None:
     invoice = an_invoice()
-    wire = Wire(address)
-    wire.initialize()
-    wire.call("process_invoice", invoice_data=invoice)
+    server = RawClient(address)
+    await server.start()
+    call = asyncio.create_task(server.call("process_invoice", invoice_data=invoice))
 
     async def started() -> bool:
         count = await client.count_workflows(f"WorkflowId='invoice-{invoice['id']}'")
         return count.count == 1
 
     await eventually(started)
-    wire.kill()
+    await server.kill()
+    await asyncio.gather(call, return_exceptions=True)
     async with mcp(address) as again:
         tools = Tools(again)
         assert "nothing was started" in await tools("process_invoice", invoice_data=invoice)

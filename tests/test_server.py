@@ -1,7 +1,6 @@
 """The MCP server as a process: only the protocol on its output, clear words on what is down."""
 
 import asyncio
-import json
 import re
 import signal
 import sys
@@ -11,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from support import Refused, Service, Tools, Wire, Worker, an_invoice, free_port, mcp
+from raw_client import RawClient
+from support import Refused, Service, Tools, Worker, an_invoice, free_port, mcp
 
 CALLS: dict[str, dict[str, Any]] = {
     "process_invoice": {"invoice_data": an_invoice()},
@@ -22,27 +22,27 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_standard_output_is_json_rpc_from_the_first_byte(address: str, worker: Worker) -> None:
-    wire = Wire(address, TEMPORAL_LOG_LEVEL="debug", FASTMCP_LOG_LEVEL="DEBUG")
-    assert wire.initialize()["result"]["serverInfo"]["name"] == "invoice-processor"
+async def test_standard_output_is_json_rpc_from_the_first_byte(
+    address: str, worker: Worker
+) -> None:
+    server = RawClient(address, TEMPORAL_LOG_LEVEL="debug", FASTMCP_LOG_LEVEL="DEBUG")
+    assert (await server.start())["result"]["serverInfo"]["name"] == "invoice-processor"
     invoice = an_invoice()
-    wire.call("process_invoice", invoice_data=invoice)
-    assert wire.receive()["result"]["isError"] is False
-    wire.call("approve_invoice", invoice_id=invoice["id"])
-    assert wire.receive()["id"] == 1
-    output, _ = wire.process.communicate(timeout=20)  # closes its input
-    assert [json.loads(line)["jsonrpc"] for line in output.splitlines()] == []
-    assert wire.process.returncode == 0
+    assert (await server.call("process_invoice", invoice_data=invoice))["isError"] is False
+    assert await server.call("approve_invoice", invoice_id=invoice["id"])
+    assert await server.end() == 0
+    assert server.unclaimed.empty()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_server_cleanly(number: int, address: str) -> None:
-    wire = Wire(address)
-    wire.initialize()
-    wire.process.send_signal(number)
-    assert wire.process.wait(10) == 0
-    assert "Traceback" not in wire.process.communicate()[1]
+async def test_a_signal_ends_the_server_cleanly(number: int, address: str, tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    server = RawClient(address, log=log)
+    await server.start()
+    server.process.send_signal(number)
+    assert await server.wait() == 0
+    assert "Traceback" not in log.read_text()
 
 
 async def test_each_tool_says_within_10_s_that_the_service_is_not_there() -> None:
