@@ -45,6 +45,15 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
     match os.environ.get("PAYMENT_GATEWAY") or "simulated":
         case "simulated":
             gateway = SimulatedGateway(directory, decline_limit())
+        case "stripe":
+            # The SDK is an extra, large, and slow to import: only where it is chosen.
+            try:
+                from payments.stripe_gateway import open_stripe
+            except ImportError:
+                raise StartupError(
+                    "PAYMENT_GATEWAY=stripe needs Stripe's SDK: uv run --extra stripe worker.py"
+                ) from None
+            gateway = open_stripe()
         case other:
             raise StartupError(f"PAYMENT_GATEWAY must be simulated or stripe, not {other!r}.")
     return gateway, open_ledger(directory)

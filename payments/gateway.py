@@ -151,8 +151,9 @@ def pay_once(gateway: PaymentGateway, ledger: PaymentLedger, payment: Payment) -
         InvalidPayment: the provider can never make it.
     """
     entry = ledger.latest(payment.idempotency_key)
-    if entry is None or entry.state == "declined":
+    if entry is None or entry.state != "paid":
         gateway.check(payment)
+    if entry is None or entry.state == "declined":
         entry = _begin(gateway, ledger, payment, entry.attempt + 1 if entry else 1)
     if entry.state != "declined":
         _expect_same(entry, payment, gateway.name)
@@ -184,7 +185,6 @@ def _begin(
 def _pay(
     gateway: PaymentGateway, ledger: PaymentLedger, entry: LedgerEntry, payment: Payment
 ) -> LedgerEntry:
-    gateway.check(payment)
     try:
         gateway.pay(entry.reference, payment)
     except PaymentDeclined:

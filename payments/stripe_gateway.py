@@ -1,0 +1,157 @@
+"""Paying through Stripe: a PaymentIntent for each attempt, on a card that the customer has saved.
+
+A PaymentIntent makes one successful charge at most, however often and however late it is confirmed,
+and none once it is cancelled (docs.stripe.com/payments/paymentintents/lifecycle).
+"""
+
+import logging
+import os
+import re
+from contextlib import suppress
+from decimal import Decimal
+from hashlib import sha256
+
+import stripe
+
+from invoices.wording import sanitized
+from payments.gateway import (
+    GatewayUnavailable,
+    InvalidPayment,
+    Payment,
+    PaymentConflict,
+    PaymentDeclined,
+)
+from startup import StartupError
+
+# How an amount becomes what Stripe takes (docs.stripe.com/currencies): whole in units of the
+# currency itself; whole, but in hundredths; in thousandths; all others in hundredths.
+_WHOLE = frozenset(
+    "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF".split()  # noqa: SIM905
+)
+_WHOLE_IN_HUNDREDTHS = frozenset(("ISK", "UGX"))
+_THOUSANDTHS = frozenset(("BHD", "JOD", "KWD", "OMR", "TND"))
+
+
+def open_stripe() -> "StripeGateway":
+    """With `STRIPE_API_KEY`; `STRIPE_API_BASE` is the address of a stand-in for Stripe.
+
+    Raises:
+        StartupError: there is no key that says whether it moves real money.
+    """
+    key = os.environ.get("STRIPE_API_KEY", "")
+    mode = re.match("(?:sk|rk)_(test|live)_", key)
+    if not mode:
+        raise StartupError(
+            "PAYMENT_GATEWAY=stripe needs STRIPE_API_KEY, a secret or restricted key that begins"
+            " with sk_test_, rk_test_, sk_live_ or rk_live_."
+        )
+    base = os.environ.get("STRIPE_API_BASE") or stripe.DEFAULT_API_BASE
+    return StripeGateway(key, f"stripe {mode[1]}", base)
+
+
+class StripeGateway:
+    """A `PaymentGateway`. `name` says whether the key is for test or for live mode."""
+
+    def __init__(self, key: str, name: str, base: str) -> None:
+        self.name = name
+        # The SDK logs every request; a payment has its line in the worker's log.
+        logging.getLogger("stripe").setLevel(logging.WARNING)
+        # Its own limit is 80 s and it tries again by itself; here Temporal does, after 30 s.
+        self._intents = stripe.StripeClient(
+            key,
+            base_addresses={"api": base},
+            http_client=stripe.RequestsClient(timeout=(3, 10)),
+            max_network_retries=0,
+        ).v1.payment_intents
+
+    def check(self, payment: Payment) -> None:
+        for field in ("customer", "payment_method"):
+            if not getattr(payment, field):
+                raise InvalidPayment(field, "is required, since Stripe pays")
+        minor_units(payment.amount, payment.currency)
+
+    def prepare(self, payment: Payment, attempt: int) -> str:
+        assert payment.customer, "checked"
+        key = f"{payment.idempotency_key}/{attempt}"
+        try:
+            intent = self._intents.create(
+                {
+                    "amount": minor_units(payment.amount, payment.currency),
+                    "currency": payment.currency.lower(),
+                    "customer": payment.customer,
+                    "allowed_payment_method_types": ["card"],
+                    "description": f"Invoice {payment.invoice_id}: {payment.item}",
+                    "metadata": {"invoice": payment.invoice_id, "key": payment.idempotency_key},
+                },
+                # Keeps a repeated attempt from leaving a second intent behind; what keeps it from
+                # charging twice is that only the intent in the ledger is ever confirmed. Hashed,
+                # since a header takes no other letters than Latin ones, and 255 at most.
+                {"idempotency_key": sha256(key.encode()).hexdigest()},
+            )
+        except stripe.IdempotencyError:
+            raise PaymentConflict(
+                f"{payment.idempotency_key} was sent to Stripe as another payment within the last"
+                f" 24 hours and can't be sent as {payment}"
+            ) from None
+        except (stripe.CardError, stripe.InvalidRequestError) as error:
+            raise PaymentDeclined(f"declined by Stripe: {_reason(error)}") from error
+        except stripe.StripeError as error:
+            raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from error
+        return intent.id
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        assert payment.payment_method, "checked"
+        try:
+            status, reason = self._confirm(reference, payment.payment_method)
+        except stripe.StripeError as error:
+            # The outcome isn't known, or a person has to mend the key.
+            raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from error
+        if status == "canceled":
+            raise PaymentDeclined(f"declined by Stripe: {reason}")
+        if status != "succeeded":
+            raise GatewayUnavailable(f"Stripe has not settled the payment yet: {status}")
+
+    def _confirm(self, reference: str, payment_method: str) -> tuple[str, str]:
+        """The status of the intent, and why it was cancelled where it is."""
+        reason = "the payment was cancelled there"
+        try:
+            # Without an idempotency key of ours, which would repeat an old decline for 24 hours.
+            intent = self._intents.confirm(
+                reference, {"payment_method": payment_method, "off_session": True}
+            )
+        except (stripe.CardError, stripe.InvalidRequestError) as error:
+            # An unexpected state may be that it is paid or being paid: not to be cancelled.
+            if error.code != "payment_intent_unexpected_state":
+                reason = _reason(error)
+                self._cancel(reference)
+            intent = self._intents.retrieve(reference)
+        if intent.status == "requires_action":
+            reason = "the customer would have to authenticate"
+            self._cancel(reference)
+            intent = self._intents.retrieve(reference)
+        return intent.status, reason
+
+    def _cancel(self, reference: str) -> None:
+        # Refused if it is paid, being paid or cancelled by now; its status tells.
+        with suppress(stripe.InvalidRequestError):
+            self._intents.cancel(reference)
+
+
+def minor_units(amount: Decimal, currency: str) -> int:
+    """`amount` as Stripe takes it: 1999 for 19.99 dollars, 500 for 500 yen.
+
+    Raises:
+        InvalidPayment: the currency has no such fraction.
+    """
+    if currency in _WHOLE | _WHOLE_IN_HUNDREDTHS and amount != amount.to_integral_value():
+        raise InvalidPayment("amount", f"must be whole in {currency}")
+    factor = 1 if currency in _WHOLE else 1000 if currency in _THOUSANDTHS else 100
+    if (units := amount * factor) != units.to_integral_value():
+        raise InvalidPayment("amount", f"has too many decimals for {currency}")
+    return int(units)
+
+
+def _reason(error: stripe.StripeError) -> str:
+    if isinstance(error, stripe.APIConnectionError):
+        return "it can't be reached, or gave no answer in time"
+    return sanitized(error.user_message or type(error).__name__, 300)
