@@ -25,11 +25,9 @@ from startup import StartupError
 
 # How an amount becomes what Stripe takes (docs.stripe.com/currencies): whole in units of the
 # currency itself; whole, but in hundredths; in thousandths; all others in hundredths.
-_WHOLE = frozenset(
-    "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF".split()  # noqa: SIM905
-)
-_WHOLE_IN_HUNDREDTHS = frozenset(("ISK", "UGX"))
-_THOUSANDTHS = frozenset(("BHD", "JOD", "KWD", "OMR", "TND"))
+_WHOLE = "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF"
+_WHOLE_IN_HUNDREDTHS = "ISK UGX"
+_THOUSANDTHS = "BHD JOD KWD OMR TND"
 
 
 def open_stripe() -> "StripeGateway":
@@ -143,10 +141,11 @@ def minor_units(amount: Decimal, currency: str) -> int:
     Raises:
         InvalidPayment: the currency has no such fraction.
     """
-    if currency in _WHOLE | _WHOLE_IN_HUNDREDTHS and amount != amount.to_integral_value():
+    whole = currency in _WHOLE.split()
+    if (whole or currency in _WHOLE_IN_HUNDREDTHS.split()) and amount != int(amount):
         raise InvalidPayment("amount", f"must be whole in {currency}")
-    factor = 1 if currency in _WHOLE else 1000 if currency in _THOUSANDTHS else 100
-    if (units := amount * factor) != units.to_integral_value():
+    factor = 1 if whole else 1000 if currency in _THOUSANDTHS.split() else 100
+    if (units := amount * factor) != int(units):
         raise InvalidPayment("amount", f"has too many decimals for {currency}")
     return int(units)
 
