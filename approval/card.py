@@ -1,0 +1,241 @@
+"""The card in the chat on which a person decides, in hosts that show cards (MCP Apps).
+
+There `approve_invoice` shows the card and approves nothing. The person's click calls
+`decide_on_card`, which hosts offer to the card and not to the model. That is a promise of the host;
+the server adds a seal, which only a card gets, in the answer's `_meta`: without it nothing is
+decided.
+"""
+
+import hmac
+import logging
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+from fastmcp import Context
+from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
+from fastmcp.exceptions import NotFoundError, ToolError
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools import Tool, ToolResult
+from mcp_types import (
+    CallToolRequestParams,
+    InitializeRequest,
+    InitializeResult,
+    ListToolsRequest,
+)
+from pydantic import BaseModel
+
+from invoices.answers import InvoiceStatus
+from invoices.invoice import Invoice
+from invoices.status import State
+from invoices.wording import format_money, pluralize, sanitized
+
+CARD_URI = "ui://invoice-processor/approval-card.html"
+APPROVE_TOOL = "approve_invoice"
+APP_TOOLS = frozenset({"invoice_card", "decide_on_card"})
+"""For the card alone: hosts keep them from the model."""
+LOADING_SECONDS = 10
+"""How long a host may take from the first `approve_invoice` until a card asks for its data."""
+
+
+def card_html() -> str:
+    return Path(__file__).with_name("card.html").read_text("utf-8")
+
+
+class CardLine(BaseModel):
+    """One line as it is shown."""
+
+    item: str
+    description: str | None
+    amount: str
+
+
+class InvoiceCard(BaseModel):
+    """What the card shows: sentences and amounts ready to read, other people's text sanitized."""
+
+    invoice_id: str
+    charged_to: str | None
+    lines: list[CardLine]
+    total: str
+    paid_earlier: str | None
+    to_pay: str
+    deadline: datetime | None
+    state: State
+    paid_lines: int
+    details: str
+
+    @classmethod
+    def of(cls, invoice: Invoice, status: InvoiceStatus) -> Self:
+        charged = (getattr(invoice, "customer", None), getattr(invoice, "payment_method", None))
+        waiting = status.state == "waiting"
+        paid_earlier = None
+        if waiting and status.paid_lines:
+            amount = format_money(status.paid_amount, invoice.currency)
+            count = pluralize(len(invoice.lines), "line")
+            paid_earlier = f"{status.paid_lines:,} of {count}, {amount}"
+        return cls(
+            invoice_id=invoice.id,
+            charged_to=", ".join(sanitized(str(part), 255) for part in charged if part) or None,
+            lines=[
+                CardLine(
+                    item=sanitized(line.item, 200),
+                    description=sanitized(line.description, 300) if line.description else None,
+                    amount=format_money(line.amount, invoice.currency),
+                )
+                for line in invoice.lines
+            ],
+            total=format_money(invoice.total, invoice.currency),
+            paid_earlier=paid_earlier,
+            to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
+            deadline=status.deadline,
+            state=status.state,
+            paid_lines=status.paid_lines,
+            details=_details(status),
+        )
+
+
+def _details(status: InvoiceStatus) -> str:
+    """What is left to say beside the lines, amounts and deadline."""
+    if status.state == "waiting":
+        if status.worker_answers is False:
+            return "No worker runs now: the decision is kept and takes effect when one does."
+        return ""
+    if status.state == "failed":
+        return f"{sanitized(status.status, 600)}. {status.details}"
+    return status.details
+
+
+def supports_cards(ctx: Context | None) -> bool:
+    """Whether the host shows cards: it says so in the handshake or, in the later era of MCP, with
+    each request.
+    """
+    capabilities = ctx.session.client_capabilities if ctx else None
+    settings = (capabilities.extensions or {}).get(UI_EXTENSION_ID) if capabilities else None
+    mime_types = settings.get("mimeTypes") if settings else None
+    return isinstance(mime_types, list) and UI_MIME_TYPE in mime_types
+
+
+class ApprovalCards(Middleware):
+    """The cards of this process: which hosts see of them what, and which clicks count.
+
+    `INVOICE_APPROVAL_CARD` is `auto` (default), `required` or `off`.
+    """
+
+    def __init__(self) -> None:
+        self._setting = os.environ.get("INVOICE_APPROVAL_CARD") or "auto"
+        self._key = secrets.token_bytes(32)
+        self._first_shown: float | None = None
+        """By the monotonic clock."""
+        self._has_loaded = False
+        """Whether any card has asked for its data."""
+
+    def decides(self, ctx: Context) -> bool:
+        """Whether approving is left to a click on the card.
+
+        Some hosts say that they show cards and don't. So with `auto`, if no card has asked for its
+        data `LOADING_SECONDS` after the first one was to be shown, approving is left to the host's
+        own permission dialog; but never again once a card has.
+
+        Raises:
+            ToolError: a card is required and this host shows none, or the setting is unknown.
+        """
+        if self._setting not in ("auto", "required", "off"):
+            raise _refusal(
+                f"INVOICE_APPROVAL_CARD is {sanitized(self._setting)!r}, but must be auto, required"
+                " or off. Nothing was approved; correct it and restart the server."
+            )
+        if not self._shown_by(ctx):
+            if self._setting == "required":
+                raise _refusal(
+                    "Nothing was approved: INVOICE_APPROVAL_CARD is required, and this host neither"
+                    " shows cards nor asks the person. Decide in a host that does, or in Temporal's"
+                    " Web UI."
+                )
+            return False
+        if self._setting == "required" or self._has_loaded:
+            return True
+        now = time.monotonic()
+        if self._first_shown is None:
+            self._first_shown = now
+        if now - self._first_shown < LOADING_SECONDS:
+            return True
+        log.warning("This host shows no card; its permission dialog decides")
+        return False
+
+    def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus) -> ToolResult:
+        """The data of a card, with the seal for a click on it while the invoice waits."""
+        return ToolResult(
+            content=status.to_text(),
+            structured_content=InvoiceCard.of(invoice, status).model_dump(mode="json"),
+            meta={"seal": self._seal(run_id, invoice)} if status.state == "waiting" else None,
+        )
+
+    def check_seal(self, seal: str, run_id: str, invoice: Invoice) -> None:
+        """Makes sure that the card clicked on has shown this run and this content.
+
+        Raises:
+            ToolError: it has shown another, or was sealed by another process.
+        """
+        if not hmac.compare_digest(seal.encode(), self._seal(run_id, invoice).encode()):
+            raise _refusal(
+                f"This card is out of date: invoice {invoice.id} was submitted anew, or the server"
+                " was restarted. Nothing was decided; look at it again."
+            )
+
+    def _seal(self, run_id: str, invoice: Invoice) -> str:
+        return hmac.new(self._key, f"{run_id} {invoice.digest}".encode(), "sha256").hexdigest()
+
+    def _shown_by(self, ctx: Context | None) -> bool:
+        return self._setting != "off" and supports_cards(ctx)
+
+    async def on_initialize(
+        self,
+        context: MiddlewareContext[InitializeRequest],
+        call_next: CallNext[InitializeRequest, InitializeResult | None],
+    ) -> InitializeResult | None:
+        result = await call_next(context)
+        # The SDK leaves extensions out of this era's answer, and some hosts then show no cards.
+        if result and self._setting != "off":
+            result.capabilities.extensions = {UI_EXTENSION_ID: {}}
+        return result
+
+    async def on_list_tools(
+        self,
+        context: MiddlewareContext[ListToolsRequest],
+        call_next: CallNext[ListToolsRequest, Sequence[Tool]],
+    ) -> Sequence[Tool]:
+        tools = await call_next(context)
+        if self._shown_by(context.fastmcp_context):
+            return [_with_card(tool) if tool.name == APPROVE_TOOL else tool for tool in tools]
+        return [tool for tool in tools if tool.name not in APP_TOOLS]
+
+    async def on_call_tool(
+        self,
+        context: MiddlewareContext[CallToolRequestParams],
+        call_next: CallNext[CallToolRequestParams, ToolResult],
+    ) -> ToolResult:
+        if context.message.name in APP_TOOLS:
+            if not self._shown_by(context.fastmcp_context):
+                raise NotFoundError(f"Unknown tool: {context.message.name!r}")
+            self._has_loaded = True
+        return await call_next(context)
+
+
+def _with_card(tool: Tool) -> Tool:
+    # The second key is an older form of the first, which some hosts still read.
+    card: dict[str, Any] = {
+        "ui": {"resourceUri": CARD_URI, "visibility": ["model"]},
+        "ui/resourceUri": CARD_URI,
+    }
+    return tool.model_copy(update={"meta": {**(tool.meta or {}), **card}})
+
+
+def _refusal(text: str) -> ToolError:
+    return ToolError(text, log_level=logging.INFO)
+
+
+log = logging.getLogger("invoice_server")
