@@ -29,6 +29,7 @@ from mcp_types import (
 )
 from pydantic import BaseModel
 
+from approval.elicitation import supports_elicitation
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.status import State
@@ -40,6 +41,8 @@ APP_TOOLS = frozenset({"invoice_card", "decide_on_card"})
 """For the card alone: hosts keep them from the model."""
 LOADING_SECONDS = 10
 """How long a host may take from the first `approve_invoice` until a card asks for its data."""
+
+log = logging.getLogger("invoice_server")
 
 
 def card_html() -> str:
@@ -109,11 +112,9 @@ def _details(status: InvoiceStatus) -> str:
     return status.details
 
 
-def supports_cards(ctx: Context | None) -> bool:
-    """Whether the host shows cards: it says so in the handshake or, in the later era of MCP, with
-    each request.
-    """
-    capabilities = ctx.session.client_capabilities if ctx else None
+def supports_cards(ctx: Context) -> bool:
+    """Whether the host says, in the handshake or with the request, that it shows cards."""
+    capabilities = ctx.session.client_capabilities
     settings = (capabilities.extensions or {}).get(UI_EXTENSION_ID) if capabilities else None
     mime_types = settings.get("mimeTypes") if settings else None
     return isinstance(mime_types, list) and UI_MIME_TYPE in mime_types
@@ -148,7 +149,7 @@ class ApprovalCards(Middleware):
                 f"INVOICE_APPROVAL_CARD is {sanitized(self._setting)!r}, but must be auto, required"
                 " or off. Nothing was approved; correct it and restart the server."
             )
-        if not self._shown_by(ctx):
+        if not self._offered_to(ctx):
             if self._setting == "required":
                 raise _refusal(
                     "Nothing was approved: INVOICE_APPROVAL_CARD is required, and this host neither"
@@ -189,8 +190,11 @@ class ApprovalCards(Middleware):
     def _seal(self, run_id: str, invoice: Invoice) -> str:
         return hmac.new(self._key, f"{run_id} {invoice.digest}".encode(), "sha256").hexdigest()
 
-    def _shown_by(self, ctx: Context | None) -> bool:
-        return self._setting != "off" and supports_cards(ctx)
+    def _offered_to(self, ctx: Context | None) -> bool:
+        """Whether this host gets cards: not where it asks the person itself, which goes first."""
+        if ctx is None or self._setting == "off" or supports_elicitation(ctx):
+            return False
+        return supports_cards(ctx)
 
     async def on_initialize(
         self,
@@ -209,7 +213,7 @@ class ApprovalCards(Middleware):
         call_next: CallNext[ListToolsRequest, Sequence[Tool]],
     ) -> Sequence[Tool]:
         tools = await call_next(context)
-        if self._shown_by(context.fastmcp_context):
+        if self._offered_to(context.fastmcp_context):
             return [_with_card(tool) if tool.name == APPROVE_TOOL else tool for tool in tools]
         return [tool for tool in tools if tool.name not in APP_TOOLS]
 
@@ -219,7 +223,7 @@ class ApprovalCards(Middleware):
         call_next: CallNext[CallToolRequestParams, ToolResult],
     ) -> ToolResult:
         if context.message.name in APP_TOOLS:
-            if not self._shown_by(context.fastmcp_context):
+            if not self._offered_to(context.fastmcp_context):
                 raise NotFoundError(f"Unknown tool: {context.message.name!r}")
             self._has_loaded = True
         return await call_next(context)
@@ -236,6 +240,3 @@ def _with_card(tool: Tool) -> Tool:
 
 def _refusal(text: str) -> ToolError:
     return ToolError(text, log_level=logging.INFO)
-
-
-log = logging.getLogger("invoice_server")

@@ -15,7 +15,6 @@ import pytest
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
 
-from conftest import ERAS
 from invoice_client import whoami
 from node_tools import INSPECTOR, PLAYWRIGHT, chromium, npm_exec
 from support import (
@@ -33,7 +32,7 @@ from support import (
 
 CARD = (ROOT / "approval" / "card.html").read_text("utf-8")
 HOST = (ROOT / "tests" / "processes" / "host.html").read_text("utf-8")
-CARD_FRAME = "page.frameLocator('iframe')"
+CARD_FRAME = "page.frameLocator('iframe[title=card]')"
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 
 
@@ -163,12 +162,10 @@ class Card:
         )
 
 
-@pytest.fixture(scope="module", params=ERAS)
-async def connected(
-    request: pytest.FixtureRequest, address: str, worker: Worker
-) -> AsyncIterator[Tools]:
+@pytest.fixture(scope="module")
+async def connected(address: str, worker: Worker) -> AsyncIterator[Tools]:
     """The tools of a server that knows its host to show cards."""
-    async with mcp(address, request.param, extensions=[SHOWS_CARDS]) as client:
+    async with mcp(address, extensions=[SHOWS_CARDS]) as client:
         yield Tools(client)
 
 
@@ -459,33 +456,41 @@ async def test_messages_from_other_frames_are_ignored(browser: Browser, host: To
 @pytest.mark.slow
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_in_the_inspector_only_the_persons_click_pays(
-    era: str, browser: Browser, address: str, tools: Tools, worker: Worker, tmp_path: Path
+    era: str, browser: Browser, address: str, host: Tools, worker: Worker, tmp_path: Path
 ) -> None:
     invoice = an_invoice()
-    await tools("process_invoice", invoice_data=invoice)
+    await host("process_invoice", invoice_data=invoice)
     async with inspector(era, address, tmp_path) as url:
         await browser(
             "await page.goto(url);"
             "await page.getByRole('switch', { name: /Connect/ }).press(' ');"
+            "await page.getByText('Tools', { exact: true }).click();",
+            url=url,
+        )
+        # This tab has every tool, as if a model could call them all.
+        approved = await call_in_inspector(browser, "approve_invoice", invoice_id=invoice["id"])
+        assert "Nothing is approved or paid yet" in approved
+        assert "$7,000.00" in await call_in_inspector(
+            browser, "invoice_card", invoice_id=invoice["id"]
+        )
+        forged = {"invoice_id": invoice["id"], "approve": True, "seal": "0" * 64}
+        assert "out of date" in await call_in_inspector(browser, "decide_on_card", **forged)
+
+        await browser(
             "await page.getByText('Apps', { exact: true }).click();"
-            "await page.getByRole('button', { name: 'Approve and pay an invoice' }).click();"
-            "await page.getByRole('textbox', { name: 'invoice_id' }).fill(id);"
+            "await page.getByRole('button').filter({ hasText: 'Approve and pay an invoice',"
+            " hasNotText: 'approve_invoice' }).click();"
+            "const field = page.getByRole('textbox', { name: 'invoice_id', exact: true });"
+            "await field.filter({ visible: true }).last().fill(id);"
             "await page.getByRole('button', { name: 'Open App' }).click();"
             f"await {INSPECTED_CARD}.getByRole('button', {{ name: 'Approve and pay $7,000.00',"
             " disabled: false }).waitFor();"
             f"await {INSPECTED_CARD}.locator('#approve').evaluate(button => button.click());",
-            url=url,
             id=invoice["id"],
         )
-        # The tab has every tool, as if a model could call them all.
-        approved = await call_in_inspector(browser, "approve_invoice", invoice_id=invoice["id"])
-        assert "Nothing is approved or paid yet" in approved
-        forged = {"invoice_id": invoice["id"], "approve": True, "seal": "0" * 64}
-        assert "out of date" in await call_in_inspector(browser, "decide_on_card", **forged)
-        assert (await tools.status(invoice))["state"] == "waiting"
+        assert (await host.status(invoice))["state"] == "waiting"
 
         await browser(
-            "await page.getByText('Apps', { exact: true }).click();"
             f"const card = {INSPECTED_CARD};"
             "await card.getByRole('button', { name: 'Approve and pay $7,000.00' }).click();"
             "await card.getByText('Paid: 2 of 2 lines').waitFor();"
@@ -498,7 +503,10 @@ INSPECTED_CARD = "page.frameLocator('iframe').frameLocator('iframe')"
 
 @asynccontextmanager
 async def inspector(era: str, address: str, folder: Path) -> AsyncIterator[str]:
-    """The address of an MCP Inspector's page, with the server to be connected."""
+    """The address of an MCP Inspector's page, with the server to be connected.
+
+    The Inspector can ask as well, and then no card is offered: so that is taken out on the way.
+    """
     port = free_port()
     settings = {
         "HOST": "127.0.0.1",
@@ -512,7 +520,7 @@ async def inspector(era: str, address: str, folder: Path) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(
         *npm_exec(INSPECTOR),
         *("mcp-inspector", "--web", "--protocol-era", era),
-        *(*server, str(ROOT / "invoice_server.py")),
+        *(*server, str(ROOT / "tests" / "processes" / "without_elicitation.py")),
         env={**os.environ, **settings},
         cwd=folder,
         stdout=asyncio.subprocess.DEVNULL,
