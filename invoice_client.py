@@ -363,7 +363,17 @@ class InvoiceClient:
         # Visibility lags a little behind, and the two calls may see different moments.
         not_shown = max(0, (await self.temporal.count_workflows(query)).count - looked_at)
         found.sort(key=lambda invoice: (invoice.is_open, invoice.submitted_at), reverse=True)
-        return InvoiceList.of(found, not_shown)
+        exact = not_shown == 0 or await self._is_exact(state, query)
+        return InvoiceList.of(found, not_shown, exact=exact)
+
+    async def _is_exact(self, state: State | None, query: str) -> bool:
+        """Whether all that the query finds is in the state."""
+        if state in (None, "terminated"):
+            return True
+        if not self._has_state_attribute:
+            return False
+        others = await self.temporal.count_workflows(f"{query} AND {INVOICE_STATE.name} IS NULL")
+        return others.count == 0
 
     async def _is_latest(self, execution: WorkflowExecution) -> bool:
         """A list of one state leaves out later runs in another."""

@@ -173,9 +173,9 @@ class InvoiceList(BaseModel):
     """The latest submission of each invoice: open ones first, and each kind newest first."""
 
     invoices: list[InvoiceStatus]
-    not_shown: Annotated[
-        int,
-        Field(description="How many older submissions that may match were not looked at."),
+    not_shown: Annotated[int, Field(description="How many older submissions are left out.")]
+    not_shown_may_differ: Annotated[
+        bool, Field(description="Whether some of those may be in another state.")
     ]
     total: Annotated[
         dict[str, Decimal], Field(description="Sum of the invoices shown, by currency.")
@@ -187,14 +187,20 @@ class InvoiceList(BaseModel):
     message: Annotated[str | None, Field(description="All of this in words.")] = None
 
     @classmethod
-    def of(cls, invoices: list[InvoiceStatus], not_shown: int) -> Self:
+    def of(cls, invoices: list[InvoiceStatus], not_shown: int, *, exact: bool) -> Self:
         total: dict[str, Decimal] = defaultdict(Decimal)
         by_state: dict[State, dict[str, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
         for invoice in invoices:
             if invoice.currency and invoice.total is not None:
                 total[invoice.currency] += invoice.total
                 by_state[invoice.state][invoice.currency] += invoice.total
-        return cls(invoices=invoices, not_shown=not_shown, total=total, totals_by_state=by_state)
+        return cls(
+            invoices=invoices,
+            not_shown=not_shown,
+            not_shown_may_differ=not_shown > 0 and not exact,
+            total=total,
+            totals_by_state=by_state,
+        )
 
     def to_structured(self) -> dict[str, Any]:
         """For programs: without empty fields, and without what only this project needs."""
@@ -217,8 +223,11 @@ class InvoiceList(BaseModel):
             ]
             lines.append(f"By state: {'; '.join(sums)}.")
         if self.not_shown:
+            older = pluralize(self.not_shown, "older one")
             lines.append(
-                f"Not looked at: {pluralize(self.not_shown, 'older one')} that may match too."
+                f"Not looked at: {older} that may match too."
+                if self.not_shown_may_differ
+                else f"Not shown: {older}."
             )
         return "\n".join(lines)
 

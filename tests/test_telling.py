@@ -110,7 +110,7 @@ async def test_a_list_that_leaves_something_out_says_so(tools: Tools, client: Cl
 
 
 def test_a_state_without_invoices_is_told() -> None:
-    nothing = InvoiceList.of([], not_shown=0)
+    nothing = InvoiceList.of([], not_shown=0, exact=True)
     assert nothing.to_text("timed_out") == "There are no timed out invoices."
 
 
