@@ -5,25 +5,27 @@ Against a FastMCP server with one empty tool and without Temporal.
     uv run benchmarks/cold_start.py [--rounds 30]
 """
 
+import asyncio
 import random
 from argparse import ArgumentParser
 from collections import defaultdict
 from pathlib import Path
 from time import perf_counter
 
-from common import EMPTY_SERVER, OUR_SERVER, TUTORIAL_SERVER, McpServer, ms, print_table
+from common import EMPTY_SERVER, OUR_SERVER, TUTORIAL_SERVER, ms, print_table
+from raw_client import RawClient
 
 SERVERS = {"empty": EMPTY_SERVER, "ours": OUR_SERVER, "tutorial": TUTORIAL_SERVER}
 
 
-def main(rounds: int) -> None:
+async def main(rounds: int) -> None:
     initialized: dict[str, list[float]] = defaultdict(list)
     listed: dict[str, list[float]] = defaultdict(list)
     for script in SERVERS.values():
-        start_up(script)  # compiles what is not yet compiled
+        await start_up(script)  # compiles what is not yet compiled
     for _ in range(rounds):
         for name in random.sample(list(SERVERS), len(SERVERS)):
-            first, second = start_up(SERVERS[name])
+            first, second = await start_up(SERVERS[name])
             initialized[name].append(first)
             listed[name].append(second)
 
@@ -37,16 +39,15 @@ def main(rounds: int) -> None:
     print("\nTo reach: 1.10 for ours.")
 
 
-def start_up(script: Path) -> tuple[float, float]:
+async def start_up(script: Path) -> tuple[float, float]:
     begin = perf_counter()
-    with McpServer(script) as server:
-        server.initialize()
+    async with RawClient(script=script) as server:
         initialized = perf_counter() - begin
-        server.request("tools/list")
+        await server.request("tools/list")
         return initialized, perf_counter() - begin
 
 
 if __name__ == "__main__":
     parser = ArgumentParser()
     parser.add_argument("--rounds", type=int, default=30)
-    main(**vars(parser.parse_args()))
+    asyncio.run(main(**vars(parser.parse_args())))

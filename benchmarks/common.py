@@ -1,17 +1,15 @@
-"""What the benchmarks share: the service and workers they run on, a bare MCP client, the table.
+"""What the benchmarks share: the service and workers they run on, the table.
 
 Imported before any other module of the project, since it puts their folders on the path.
 """
 
-import json
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any
 
 from temporalio.client import Client, WorkflowHandle
 
@@ -20,12 +18,13 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import support  # noqa: E402
+from raw_client import RawClient  # noqa: E402
 
 OUR_WORKER = ROOT / "worker.py"
 BARE_WORKER = HERE / "bare_worker.py"
 OUR_SERVER = ROOT / "invoice_server.py"
 EMPTY_SERVER = HERE / "empty_server.py"
-TUTORIAL_SERVER = ROOT / "tests" / "tutorial_server.py"
+TUTORIAL_SERVER = support.PROCESSES / "tutorial_server.py"
 
 
 @asynccontextmanager
@@ -61,54 +60,9 @@ async def start(
     )
 
 
-class McpServer:
-    """An MCP server process, spoken to in bare lines of JSON, so that no client's time counts."""
-
-    def __init__(self, script: Path, address: str = "") -> None:
-        self.requests = 0
-        self.process = subprocess.Popen(
-            [sys.executable, script],
-            env=support.environment(address, FASTMCP_CHECK_FOR_UPDATES="off"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-    def initialize(self) -> None:
-        self.request(
-            "initialize",
-            protocolVersion="2025-11-25",
-            capabilities={},
-            clientInfo={"name": "benchmark", "version": "1"},
-        )
-        self._send(method="notifications/initialized")
-
-    def call(self, tool: str, **arguments: Any) -> None:
-        result = self.request("tools/call", name=tool, arguments=arguments)
-        assert not result.get("isError"), result
-
-    def request(self, method: str, **params: Any) -> dict[str, Any]:
-        self.requests += 1
-        self._send(id=self.requests, method=method, params=params)
-        assert self.process.stdout
-        for line in self.process.stdout:
-            message = json.loads(line)
-            if message.get("id") == self.requests:
-                result: dict[str, Any] = message["result"]
-                return result
-        raise EOFError(f"The server ended instead of answering {method}.")
-
-    def _send(self, **message: Any) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")
-        self.process.stdin.flush()
+async def call_tool(server: RawClient, tool: str, **arguments: Any) -> None:
+    result = await server.call(tool, **arguments)
+    assert not result.get("isError"), result
 
 
 def ms(seconds: Iterable[float]) -> float:

@@ -16,9 +16,10 @@ from time import perf_counter
 
 from temporalio.client import Client
 
-from common import OUR_SERVER, OUR_WORKER, McpServer, address, ms, print_table, running
+from common import OUR_WORKER, address, call_tool, ms, print_table, running
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice
+from raw_client import RawClient
 from support import an_invoice
 
 FEW = 100
@@ -34,17 +35,17 @@ async def main(invoices: int, rounds: int) -> None:
         for goal in sorted({0, FEW, invoices // 10, invoices // 5, invoices // 2, invoices}):
             ids[invoices] += await submit_all(many, goal - len(ids[invoices]))
             memory.append((f"{goal:,}", resident_mib(pid)))
-        with McpServer(OUR_SERVER, address(few)) as a, McpServer(OUR_SERVER, address(many)) as b:
+        async with RawClient(address(few)) as a, RawClient(address(many)) as b:
             servers = {FEW: a, invoices: b}
             for server in servers.values():
-                server.initialize()
-                server.call("list_invoices")
+                await call_tool(server, "list_invoices")
             for _ in range(rounds):
                 for count in random.sample(list(servers), 2):
                     begin = perf_counter()
-                    servers[count].call("list_invoices", status="waiting")
+                    await call_tool(servers[count], "list_invoices", status="waiting")
                     listed = perf_counter()
-                    servers[count].call("get_invoice_status", invoice_id=random.choice(ids[count]))
+                    id = random.choice(ids[count])
+                    await call_tool(servers[count], "get_invoice_status", invoice_id=id)
                     times["list_invoices", count].append(listed - begin)
                     times["get_invoice_status", count].append(perf_counter() - listed)
         memory.append(("after the calls", resident_mib(pid)))

@@ -17,17 +17,17 @@ from temporalio.client import Client
 
 from common import (
     EMPTY_SERVER,
-    OUR_SERVER,
     OUR_WORKER,
     TUTORIAL_SERVER,
-    McpServer,
     address,
+    call_tool,
     ms,
     print_table,
     running,
     start,
 )
 from invoice_client import RECENT_SECONDS
+from raw_client import RawClient
 from support import an_invoice
 
 AFTER_PAUSE = "process_invoice, after a pause"
@@ -46,28 +46,26 @@ WAYS = ["raw", "plain", "ours", "tutorial"]
 async def main(rounds: int) -> None:
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
     nothing: list[float] = []
-    async with running(OUR_WORKER) as (client, _):
-        with (
-            McpServer(EMPTY_SERVER) as empty,
-            McpServer(OUR_SERVER, address(client)) as ours,
-            McpServer(TUTORIAL_SERVER, address(client)) as tutorial,
-        ):
-            servers = {"ours": ours, "tutorial": tutorial}
-            for server in (empty, ours, tutorial):
-                server.initialize()
-            for number in range(-2, rounds):
-                begin = perf_counter()
-                empty.call("nothing")
-                nothing.append(perf_counter() - begin)
-                for call in TO_REACH:
-                    if call == AFTER_PAUSE:
-                        if number % 5:  # as it takes so long
-                            continue
-                        await asyncio.sleep(RECENT_SECONDS + 1)
-                    for way in random.sample(WAYS, len(WAYS)):
-                        seconds = await measure(client, servers, call, way)
-                        if number >= 0:  # the first are to warm up
-                            times[call, way].append(seconds)
+    async with (
+        running(OUR_WORKER) as (client, _),
+        RawClient(script=EMPTY_SERVER) as empty,
+        RawClient(address(client)) as ours,
+        RawClient(address(client), script=TUTORIAL_SERVER) as tutorial,
+    ):
+        servers = {"ours": ours, "tutorial": tutorial}
+        for number in range(-2, rounds):
+            begin = perf_counter()
+            await call_tool(empty, "nothing")
+            nothing.append(perf_counter() - begin)
+            for call in TO_REACH:
+                if call == AFTER_PAUSE:
+                    if number % 5:  # as it takes so long
+                        continue
+                    await asyncio.sleep(RECENT_SECONDS + 1)
+                for way in random.sample(WAYS, len(WAYS)):
+                    seconds = await measure(client, servers, call, way)
+                    if number >= 0:  # the first are to warm up
+                        times[call, way].append(seconds)
     for name, raw in (("ours", "raw"), ("tutorial", "plain")):
         rows = []
         for call, goal in TO_REACH.items():
@@ -79,7 +77,7 @@ async def main(rounds: int) -> None:
         )
 
 
-async def measure(client: Client, servers: dict[str, McpServer], call: str, way: str) -> float:
+async def measure(client: Client, servers: dict[str, RawClient], call: str, way: str) -> float:
     """Makes one call, on an invoice of its own; leaves the worker with nothing to do."""
     tool = call.partition(",")[0]
     # Nothing is paid meanwhile, as with the two seconds that invoices have by default.
@@ -92,9 +90,8 @@ async def measure(client: Client, servers: dict[str, McpServer], call: str, way:
     begin = perf_counter()
     if way in servers:
         new = tool == "process_invoice"
-        servers[way].call(
-            tool, **({"invoice_data": invoice} if new else {"invoice_id": invoice["id"]})
-        )
+        arguments = {"invoice_data": invoice} if new else {"invoice_id": invoice["id"]}
+        await call_tool(servers[way], tool, **arguments)
     elif tool == "process_invoice":
         await start(client, invoice)
     elif tool == "get_invoice_status":

@@ -39,6 +39,8 @@ class RawClient:
         self.log = log
         self.environment = environment(address, **env)
         self.numbers = count(1)
+        self.waiting: dict[int, asyncio.Future[dict[str, Any] | None]] = {}
+        self.unclaimed: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -63,8 +65,6 @@ class RawClient:
         finally:
             if not isinstance(errors, int):
                 errors.close()
-        self.waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self.unclaimed: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.reader = asyncio.create_task(self._read())
         if self.era != "legacy":
             return {}
@@ -120,8 +120,7 @@ class RawClient:
             ConnectionError: the server ended before it answered.
         """
         number = next(self.numbers)
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self.waiting[number] = answer
+        self.waiting[number] = asyncio.get_running_loop().create_future()
         if self.era != "legacy":
             params["_meta"] = {
                 "io.modelcontextprotocol/protocolVersion": self.era,
@@ -131,9 +130,12 @@ class RawClient:
         try:
             await self.send(id=number, method=method, params=params)
             async with asyncio.timeout(60):
-                return await answer
+                answer = await self.waiting[number]
         finally:
             del self.waiting[number]
+        if not answer:
+            raise ConnectionError
+        return answer
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """The result of a tool, which may be an error of the tool's."""
@@ -157,4 +159,4 @@ class RawClient:
         finally:
             for request in self.waiting.values():
                 if not request.done():
-                    request.set_exception(ConnectionError())
+                    request.set_result(None)

@@ -22,6 +22,7 @@ from startup import StartupError
 from temporal_service import connection, dev_server
 
 ROOT = Path(__file__).parent.parent
+PROCESSES = ROOT / "tests" / "processes"
 T = TypeVar("T")
 STARTED = "Worker started. Listening for invoice workflows..."
 

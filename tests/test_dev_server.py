@@ -21,7 +21,7 @@ from temporalio.service import RPCError
 
 from startup import StartupError
 from support import (
-    ROOT,
+    PROCESSES,
     Service,
     Tools,
     Worker,
@@ -47,7 +47,7 @@ class Embedded:
         self.workers: list[Worker] = []
 
     def worker(self, **env: str) -> Worker:
-        script = ROOT / "tests" / "embedded_worker.py"
+        script = PROCESSES / "embedded_worker.py"
         ports = [str(self.port), str(self.ui_port)]
         worker = Worker("", self.data, script, arguments=ports, **env)
         self.workers.append(worker)

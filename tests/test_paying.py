@@ -12,7 +12,7 @@ from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
 from raw_client import RawClient
 from support import (
-    ROOT,
+    PROCESSES,
     Service,
     Tools,
     Worker,
@@ -22,8 +22,6 @@ from support import (
     mcp,
     paid,
 )
-
-TESTS = ROOT / "tests"
 
 
 async def approved(client: Client, **fields: Any) -> Invoice:
@@ -101,7 +99,7 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
     service: Service, tmp_path: Path
 ) -> None:
     client = await service.start()
-    worker = await Worker(service.address, tmp_path, TESTS / "slow_worker.py").start()
+    worker = await Worker(service.address, tmp_path, PROCESSES / "slow_worker.py").start()
     invoice = await approved(client)
     await exists(tmp_path / "paying")
     await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
@@ -143,7 +141,7 @@ async def test_the_end_of_the_worker_waits_for_the_payment_under_way(
     service: Service, tmp_path: Path
 ) -> None:
     client = await service.start()
-    worker = await Worker(service.address, tmp_path, TESTS / "slow_worker.py").start()
+    worker = await Worker(service.address, tmp_path, PROCESSES / "slow_worker.py").start()
     invoice = await approved(client, lines=[{"item": "Hosting", "amount": "19.99"}])
     await exists(tmp_path / "paying")
     end = asyncio.create_task(worker.end())
@@ -169,7 +167,7 @@ async def test_kill_between_commit_and_completion_pays_once(
     service: Service, tmp_path: Path
 ) -> None:
     client = await service.start()
-    crashing = await Worker(service.address, tmp_path, TESTS / "crashing_worker.py").start()
+    crashing = await Worker(service.address, tmp_path, PROCESSES / "crashing_worker.py").start()
     invoice = await approved(client)
     await exists(tmp_path / "crashed")
     assert crashing.process

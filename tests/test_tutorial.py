@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from support import (
+    PROCESSES,
     ROOT,
     Refused,
     Service,
@@ -17,8 +18,6 @@ from support import (
     mcp,
     paid,
 )
-
-TESTS = ROOT / "tests"
 
 
 async def test_an_approved_invoice_is_paid_and_completes(tools: Tools, worker: Worker) -> None:
@@ -81,7 +80,7 @@ async def test_a_waiting_invoice_survives_the_end_of_every_process(
 @pytest.fixture(scope="module")
 async def tutorial_server(address: str, worker: Worker) -> AsyncIterator[Tools]:
     """The tutorial's MCP server, with our worker."""
-    async with mcp(address, script=TESTS / "tutorial_server.py") as client:
+    async with mcp(address, script=PROCESSES / "tutorial_server.py") as client:
         yield Tools(client)
 
 
@@ -114,7 +113,7 @@ async def test_our_tools_understand_what_the_tutorials_server_did(
 
 async def test_our_server_works_with_the_tutorials_worker(service: Service, tmp_path: Path) -> None:
     await service.start()
-    worker = Worker(service.address, tmp_path, TESTS / "tutorial_worker.py")
+    worker = Worker(service.address, tmp_path, PROCESSES / "tutorial_worker.py")
     await worker.start()
     async with mcp(service.address) as client:
         tools = Tools(client)

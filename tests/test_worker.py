@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from support import ROOT, STARTED, Worker, environment, free_port
+from support import PROCESSES, ROOT, STARTED, Worker, environment, free_port
 
 
 async def refused(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: str) -> str:
@@ -30,7 +30,7 @@ async def refused(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: s
 
 
 def embedded_worker(port: int, ui_port: int) -> tuple[str, ...]:
-    return str(ROOT / "tests" / "embedded_worker.py"), str(port), str(ui_port)
+    return str(PROCESSES / "embedded_worker.py"), str(port), str(ui_port)
 
 
 async def test_a_port_taken_by_something_else_is_named(tmp_path: Path) -> None:
