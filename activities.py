@@ -81,6 +81,7 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     invoice_id = str(invoice["id"])
     key = f"invoice-{invoice_id}/line-"
     with _as_application_errors(invoice_id):
+        _expect_ledger(ledger, invoice.get("ledger"))
         for number, line in enumerate(invoice["lines"], start=1):
             try:
                 gateway.check(_payment(f"{key}{number}", invoice_id, line, invoice))
@@ -88,7 +89,6 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
                 of_line = error.field in {"item", "amount"}
                 field = f"lines[{number - 1}].{error.field}" if of_line else error.field
                 raise InvalidPayment(field, error.rule) from error
-        _expect_ledger(ledger, invoice.get("ledger"))
         entries = await asyncio.to_thread(ledger.paid, invoice_id)
     lines = [
         {

@@ -80,7 +80,7 @@ async def run() -> None:
     # A thread for each payment under way, so that none waits for one within its 30 s.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PAYMENTS_AT_ONCE))
     directory = data_directory()
-    activities.open_payments()
+    gateway, ledger = activities.open_payments()
     notify_url()
     metrics_address = os.environ.get("INVOICE_METRICS_ADDRESS") or None
     async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
@@ -88,7 +88,8 @@ async def run() -> None:
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
         if address == f"localhost:{connection.PORT}":
             log.info("Web UI            http://localhost:%s", connection.UI_PORT)
-        log.info("Data and ledger   %s, payments.db", directory)
+        log.info("Data              %s", directory)
+        log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)
         worker = Worker(
             client,
             task_queue=TASK_QUEUE,

@@ -216,8 +216,8 @@ class InvoiceWorkflow:
                 schedule_to_close_timeout=timedelta(seconds=3),
                 retry_policy=RetryPolicy(maximum_attempts=2),
             )
-        except ActivityError as error:
-            cause = error.cause
+        except (ActivityError, ApplicationError) as error:
+            cause = _cause(error)
             is_final = isinstance(cause, ApplicationError) and cause.non_retryable
             if is_final or workflow.cancellation_reason() is not None:
                 raise self._stopped(error) from error
@@ -311,13 +311,14 @@ class InvoiceWorkflow:
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
 
-    def _stopped(self, error: ActivityError) -> BaseException:
+    def _stopped(self, error: ActivityError | ApplicationError) -> BaseException:
         """What an activity that failed for good means for this run."""
         if workflow.cancellation_reason() is not None:
             return asyncio.CancelledError()
-        if isinstance(error.cause, ApplicationError):
-            return self._failed(error.cause.type or "PaymentFailed", error.cause.message)
-        return self._failed("PaymentFailed", str(error.cause))
+        cause = _cause(error)
+        if isinstance(cause, ApplicationError):
+            return self._failed(cause.type or "PaymentFailed", cause.message)
+        return self._failed("PaymentFailed", str(cause))
 
     def _failed(self, kind: str, reason: str) -> ApplicationError:
         text = INVALID_INVOICE if kind == "InvalidInvoice" else PAYMENT_FAILED
@@ -380,3 +381,8 @@ class InvoiceWorkflow:
             # Upserting None deletes a memo key.
             workflow.upsert_memo({key: memo.get(key) for key in changed})
         self.memo = memo
+
+
+def _cause(error: ActivityError | ApplicationError) -> BaseException | None:
+    """What the activity raised; a local activity's error comes without an `ActivityError`."""
+    return error.cause if isinstance(error, ActivityError) else error

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
+from postgres import PostgreSQL, programs
 from support import Service, Tools, Worker, connect, mcp
 
 ERAS = ["legacy", "2026-07-28"]
@@ -73,6 +74,19 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
         yield service
     finally:
         service.kill()
+
+
+@pytest.fixture(scope="session")
+async def postgresql() -> AsyncIterator[PostgreSQL]:
+    """A PostgreSQL server for tests that harm none but their own database."""
+    if programs() is None:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    server = PostgreSQL()
+    try:
+        await server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from tempfile import mkdtemp
+from uuid import uuid4
 
 import psycopg
 
@@ -77,8 +78,9 @@ class PostgreSQL:
                 stderr=log,
             )
 
-    def create_database(self, name: str) -> str:
-        """Its URL."""
+    def create_database(self) -> str:
+        """The URL of a new one."""
+        name = f"test-{uuid4().hex}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
         return self.url(name)

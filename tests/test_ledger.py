@@ -6,22 +6,23 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from uuid import uuid4
 
+import psycopg
 import pytest
 from psycopg_pool import ConnectionPool
 
 from payments.gateway import GatewayUnavailable, LedgerEntry, Payment, pay_once
 from payments.ledger import Ledger, PostgreSQLLedger, SQLiteLedger
 from payments.simulated import SimulatedGateway
-from postgres import PostgreSQL, programs
+from postgres import PASSWORD, PostgreSQL
 from startup import StartupError, data_directory
 from support import ROOT, payments
 
@@ -30,31 +31,22 @@ PAYMENT = Payment(
 )
 BEGUN = LedgerEntry(PAYMENT, 1, "provider", "ref-1", "begun", datetime.now(UTC))
 
-needs_postgresql = pytest.mark.skipif(
-    programs() is None, reason="no PostgreSQL server here: apt-get install postgresql"
-)
 
-
-@pytest.fixture(scope="session")
-async def postgresql() -> AsyncIterator[PostgreSQL]:
-    server = PostgreSQL()
-    try:
-        await server.start()
-        yield server
-    finally:
-        server.remove()
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=needs_postgresql)])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The path of a file, or the URL of a PostgreSQL database of the test's own."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "payments.db")
-        return
-    server: PostgreSQL = request.getfixturevalue("postgresql")
-    yield server.create_database(f"test-{uuid4().hex}")
+@pytest.fixture
+def database(postgresql: PostgreSQL) -> Iterator[str]:
+    """The URL of a PostgreSQL database of the test's own."""
+    yield postgresql.create_database()
     while POOLS:
         POOLS.pop().close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The path of a file, or the URL of a database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "payments.db")
+    url: str = request.getfixturevalue("database")
+    return url
 
 
 POOLS: list[ConnectionPool] = []
@@ -381,3 +373,76 @@ def test_a_ledger_that_is_opened_and_only_read_is_not_taken_for_another(tmp_path
     ledger.settle(replace(BEGUN, state="paid"))
     assert ledger.paid("INV-1")
     assert not ledger._retired
+
+
+def test_payments_go_on_when_all_connections_were_ended(database: str) -> None:
+    ledger = open_at(database)
+    ledger.add(BEGUN)
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    assert ledger.latest(PAYMENT.idempotency_key) == BEGUN
+
+
+def test_a_database_that_is_too_slow_is_unavailable_and_works_again(database: str) -> None:
+    ledger = open_at(f"{database}?options=-c%20statement_timeout%3D200ms")
+    with psycopg.connect(database) as connection:
+        connection.execute("LOCK TABLE payments")
+        with pytest.raises(GatewayUnavailable, match="due to statement timeout"):
+            ledger.add(BEGUN)
+    assert ledger.add(BEGUN) == BEGUN
+
+
+def test_tables_that_were_made_anew_are_not_taken_for_the_ledger(database: str) -> None:
+    ledger = open_at(database)
+    ledger.add(replace(BEGUN, state="paid"))
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP TABLE payments, payment_ledger")
+    with pytest.raises(GatewayUnavailable, match="does not exist"):
+        ledger.latest(PAYMENT.idempotency_key)
+    assert open_at(database).id != ledger.id
+    with pytest.raises(GatewayUnavailable, match="is not the ledger it was when the worker star"):
+        ledger.latest(PAYMENT.idempotency_key)
+
+
+def test_a_payment_is_on_disk_once_it_is_confirmed(database: str) -> None:
+    ledger = open_at(database)
+    assert ledger._execute("SHOW synchronous_commit") == ([("on",)], 1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3cret",
+        "mysql://user:s3cret@host/database",
+        "postgresql://user:s3cret%zz@host/database",
+        "postgresql://user:p@s3cret@host/database",
+        "postgresql://user:p/s3cret@host/database",
+        "postgresql://user:p?s3cret@host/database",
+        "postgresql://user:\udcffs3cret@host/database",
+        "postgresql://user:p@host/database?s3cret",
+        "host=host user=user password=s3cret",
+    ],
+)
+def test_a_url_that_is_none_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(StartupError, match="PAYMENT_LEDGER_URL must be like") as refusal:
+        PostgreSQLLedger(url)
+    assert "s3cret" not in "".join(traceback.format_exception(refusal.value))
+
+
+def test_a_database_that_refuses_is_told_without_the_password(postgresql: PostgreSQL) -> None:
+    cannot = r"^The payment ledger .* can't be used: "
+    for url, reason in (
+        (postgresql.url("nowhere"), 'database "nowhere" does not exist'),
+        (postgresql.url().replace(PASSWORD, "wr0ng-one"), "password authentication failed"),
+        (f"postgresql://user:{PASSWORD}@127.0.0.1:1/there", "Connection refused"),
+    ):
+        with pytest.raises(StartupError, match=cannot) as refusal:
+            PostgreSQLLedger(url)
+        told = "".join(traceback.format_exception(refusal.value))
+        assert reason in told
+        assert PASSWORD not in told
+        assert "wr0ng-one" not in told
+        assert "\n" not in str(refusal.value)
