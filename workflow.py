@@ -15,7 +15,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import RawValue, RetryPolicy, SearchAttributeKey
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
@@ -216,7 +216,7 @@ class InvoiceWorkflow:
                 schedule_to_close_timeout=timedelta(seconds=3),
                 retry_policy=RetryPolicy(maximum_attempts=2),
             )
-        except (ActivityError, ApplicationError) as error:
+        except FailureError as error:
             cause = _cause(error)
             is_final = isinstance(cause, ApplicationError) and cause.non_retryable
             if is_final or workflow.cancellation_reason() is not None:
@@ -311,7 +311,7 @@ class InvoiceWorkflow:
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
 
-    def _stopped(self, error: ActivityError | ApplicationError) -> BaseException:
+    def _stopped(self, error: FailureError) -> BaseException:
         """What an activity that failed for good means for this run."""
         if workflow.cancellation_reason() is not None:
             return asyncio.CancelledError()
@@ -383,6 +383,6 @@ class InvoiceWorkflow:
         self.memo = memo
 
 
-def _cause(error: ActivityError | ApplicationError) -> BaseException | None:
+def _cause(error: FailureError) -> BaseException | None:
     """What the activity raised; a local activity's error comes without an `ActivityError`."""
     return error.cause if isinstance(error, ActivityError) else error

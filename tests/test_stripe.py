@@ -421,7 +421,7 @@ async def test_a_key_in_the_environment_moves_no_money(
 
 WITHOUT = """
 import os, sys
-sys.modules[sys.argv[1]] = None  # as if it was not installed
+sys.modules[sys.argv.pop()] = None  # as if it was not installed
 sys.path.insert(0, {root!r})
 import worker
 status = worker.main()
