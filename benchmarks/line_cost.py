@@ -1,6 +1,7 @@
 """What a line costs in invoices of 10, 100 and 500 lines: time, events and bytes of history.
 
-From the approval to the end, without pacing; sizes take turns.
+From the approval to the end, without pacing, against a bare workflow; sizes and workflows take
+turns.
 
     uv run benchmarks/line_cost.py [--rounds 5]
 """
@@ -13,36 +14,46 @@ from time import perf_counter
 
 from temporalio.client import Client
 
-from common import OUR_WORKER, print_table, running, start
+from common import BARE_WORKER, OUR_WORKER, print_table, running, start
 from support import an_invoice
 
 SIZES = {10: 10, 100: 1, 500: 1}
 """Lines of an invoice; how many such invoices a round pays, one after another."""
+OURS = ("InvoiceWorkflow", "invoice-task-queue")
+BARE = ("BareWorkflow", "bare-task-queue")
 
 
 async def main(rounds: int) -> None:
     costs: dict[int, list[list[float]]] = defaultdict(list)
-    async with running(OUR_WORKER) as (client, _):
-        await pay(client, 10)  # to warm up
+    bare: dict[int, list[list[float]]] = defaultdict(list)
+    async with running(BARE_WORKER, OUR_WORKER) as (client, _):
+        for workflow in (OURS, BARE):
+            await pay(client, 10, *workflow)  # to warm up
         for _ in range(rounds):
             for lines, invoices in SIZES.items():
-                costs[lines] += [await pay(client, lines) for _ in range(invoices)]
+                for _ in range(invoices):
+                    costs[lines].append(await pay(client, lines, *OURS))
+                    bare[lines].append(await pay(client, lines, *BARE))
     rows: list[list[object]] = []
     for lines in SIZES:
         seconds, events, size = map(median, zip(*costs[lines], strict=True))
         first = rows[0][1] if rows else seconds * 1000
         assert isinstance(first, float)
-        rows.append([lines, seconds * 1000, seconds * 1000 / first, events, size])
-    print_table(["lines", "ms a line", "to 10 lines", "events a line", "bytes a line"], rows)
-    print("\nTo stay within: 1.2.")
+        to_bare = seconds / median(cost[0] for cost in bare[lines])
+        rows.append([lines, seconds * 1000, seconds * 1000 / first, to_bare, events, size])
+    print_table(
+        ["lines", "ms a line", "to 10 lines", "to a bare line", "events a line", "bytes a line"],
+        rows,
+    )
+    print("\nGrowth to stay within: 1.2.")
 
 
-async def pay(client: Client, lines: int) -> list[float]:
+async def pay(client: Client, lines: int, workflow: str, task_queue: str) -> list[float]:
     """Seconds, events and bytes of history a line."""
     invoice = an_invoice(
         lines=[{"item": f"Item {n}", "amount": f"{n}.50"} for n in range(1, lines + 1)]
     )
-    handle = await start(client, invoice)
+    handle = await start(client, invoice, workflow, task_queue)
     await handle.query("get_status")
     begin = perf_counter()
     await handle.signal("approve_invoice")

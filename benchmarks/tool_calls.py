@@ -36,7 +36,7 @@ TO_REACH = {
     AFTER_PAUSE: "1.15",
     "approve_invoice": "1.15",
     "reject_invoice": "1.15",
-    "get_invoice_status": "1.25",
+    "get_invoice_status": "1.20",
 }
 # In these ways: the raw calls that our tool makes, those that the tutorial's tool makes, and both
 # tools themselves.
@@ -85,7 +85,8 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     if tool != "process_invoice":
         await start(client, invoice)
-        await handle.query("get_status")
+        while await handle.query("get_status") == "Processing":
+            await asyncio.sleep(0.01)
 
     begin = perf_counter()
     if way in servers:
@@ -94,17 +95,21 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
         await call_tool(servers[way], tool, **arguments)
     elif tool == "process_invoice":
         await start(client, invoice)
-    elif tool == "get_invoice_status":
         if way == "raw":
             await handle.describe()
-        await handle.query("get_progress" if way == "raw" else "get_status")
+    elif way == "plain":
+        await (handle.query("get_status") if tool == "get_invoice_status" else handle.signal(tool))
+    elif tool == "get_invoice_status":
+        await asyncio.gather(handle.describe(), handle.query("get_progress"))
     else:
+        await handle.describe()
         await handle.signal(tool)
-        if way == "raw":
-            await handle.query("get_progress")
+        await handle.query("get_progress")
     seconds = perf_counter() - begin
 
-    await handle.query("get_status")
+    # The worker is idle again before the next call, which would wait for its workflow task.
+    while await handle.query("get_status") == "Processing":
+        await asyncio.sleep(0.01)
     if not (await handle.describe()).close_time:
         await handle.terminate()
     return seconds

@@ -1,4 +1,4 @@
-"""Two workers against one: whole lives of invoices a second.
+"""Two workers against one: invoices end to end a second.
 
 Two services, one with each number of workers, in batches that take turns. What it shows depends on
 the machine: where the service takes all of it, a second worker has nothing to add.
@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 
 from common import OUR_WORKER, print_table, running
-from whole_lives import ours
+from end_to_end import ours
 
 
 async def main(rounds: int, invoices: int) -> None:
@@ -29,7 +29,7 @@ async def main(rounds: int, invoices: int) -> None:
                 rates[workers].append(invoices / (perf_counter() - begin))
     first = median(rates[1])
     print_table(
-        ["workers", "lives a second", "to one"],
+        ["workers", "invoices a second", "to one"],
         [[workers, median(rate), median(rate) / first] for workers, rate in rates.items()],
     )
 
