@@ -6,15 +6,36 @@ changes nothing. `--print` shows the entry, `--remove` takes it out again.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 NAME = "invoice-processor"
+SECRETS = {"TEMPORAL_API_KEY", "TEMPORAL_TLS_CLIENT_KEY_DATA"}
+METADATA = "TEMPORAL_GRPC_META_"
+"""Begins the names of headers for each call, which are mostly credentials."""
+VARIABLES = SECRETS | {
+    "INVOICE_APPROVAL_CARD",
+    "TEMPORAL_ADDRESS",
+    "TEMPORAL_CONFIG_FILE",
+    "TEMPORAL_NAMESPACE",
+    "TEMPORAL_PROFILE",
+    "TEMPORAL_TLS",
+    "TEMPORAL_TLS_CLIENT_CERT_DATA",
+    "TEMPORAL_TLS_CLIENT_CERT_PATH",
+    "TEMPORAL_TLS_CLIENT_KEY_PATH",
+    "TEMPORAL_TLS_DISABLE_HOST_VERIFICATION",
+    "TEMPORAL_TLS_SERVER_CA_CERT_DATA",
+    "TEMPORAL_TLS_SERVER_CA_CERT_PATH",
+    "TEMPORAL_TLS_SERVER_NAME",
+}
+"""What the server reads, itself and through `temporalio.envconfig`; all others are the worker's."""
 
 
 class ConfigError(Exception):
@@ -67,10 +88,10 @@ def entry() -> dict[str, Any]:
     """How Claude Desktop starts the server: by absolute paths, since its `PATH` is a poor one.
 
     It passes on next to nothing of the environment either, so the entry has the variables of this
-    one that concern the server.
+    one that the server reads.
 
     Raises:
-        ConfigError: there is no uv.
+        ConfigError: there is no uv, or a path or a variable isn't text.
     """
     # `uv run` sets UV, to a path that may not outlive uv's next version: so it comes second.
     uv = shutil.which("uv") or os.environ.get("UV")
@@ -86,18 +107,29 @@ def entry() -> dict[str, Any]:
     }
     if env := _environment():
         wanted["env"] = env
+    try:
+        json.dumps(wanted, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            "A path of uv or of this project, or a TEMPORAL_* variable, isn't text in UTF-8;"
+            " change it and run this again."
+        ) from error
     return wanted
 
 
 def _environment() -> dict[str, str]:
-    # The server runs in another directory than this command.
     return {
+        # The server runs in another directory than this command.
         name: str(Path(value).expanduser().absolute())
-        if name.endswith(("_FILE", "_PATH", "_DIR"))
+        if name.endswith(("_FILE", "_PATH"))
         else value
         for name, value in sorted(os.environ.items())
-        if name.startswith(("TEMPORAL_", "INVOICE_")) and value
+        if (name in VARIABLES or name.startswith(METADATA)) and value.strip()
     }
+
+
+def _is_secret(name: str) -> bool:
+    return name in SECRETS or name.startswith(METADATA)
 
 
 def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
@@ -116,7 +148,7 @@ def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
         changed = True
         found = file.parent.is_dir()
         backup = _back_up(file) if file.exists() else None
-        _write(file, text)
+        _write(file, text, private=any(map(_is_secret, (wanted or {}).get("env", ()))))
         print(f"{file}: {NAME} was {'added' if wanted else 'removed'}.")
         if backup:
             print(f"The file as it was: {backup}")
@@ -124,7 +156,7 @@ def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
             print("Claude Desktop was not found there, but the file is ready for it.")
     if wanted and changed:
         passed_on = ", ".join(wanted.get("env", ())) or "none is set here"
-        print(f"TEMPORAL_* and INVOICE_* variables the server gets: {passed_on}.")
+        print(f"Variables the server gets: {passed_on}.")
     if changed:
         print(
             "Next: quit Claude Desktop fully (closing its window isn't enough) and start it again."
@@ -133,48 +165,84 @@ def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
         )
 
 
-def _new_text(file: Path, wanted: dict[str, Any] | None) -> str | None:
+def _new_text(file: Path, wanted: dict[str, Any] | None) -> bytes | None:
     """The file's text with the entry as wanted; None if it is so already."""
     try:
+        config = _parsed(file)
+        servers = config.setdefault("mcpServers", {}) if isinstance(config, dict) else None
+        if not isinstance(servers, dict):
+            raise ConfigError(f"{file} has no object under mcpServers; nothing was changed.")
+        if servers.get(NAME) == wanted:
+            return None
+        if wanted:
+            servers[NAME] = wanted
+        else:
+            del servers[NAME]
+        return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested too deeply; nothing was changed.") from error
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{file} has half a character (a lone surrogate); nothing was changed."
+        ) from error
+
+
+def _parsed(file: Path) -> Any:
+    """The file's value, if it can be written back without loss; an empty object if not there."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise ConfigError(f"{file} has {name!r} twice in one object; nothing was changed.")
+        return found
+
+    def finite(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ConfigError(f"{file} has {text} for a number; nothing was changed.")
+        return float(text)
+
+    try:
         # Python finds out the encoding: Windows tools write UTF-8 with a mark, or UTF-16.
-        config = json.loads(file.read_bytes() or b"{}")
+        return json.loads(
+            file.read_bytes() or b"{}",
+            object_pairs_hook=unique,
+            parse_float=finite,
+            parse_constant=finite,
+        )
     except FileNotFoundError:
-        config = {}
+        return {}
     except ValueError as error:
         raise ConfigError(f"{file} is no JSON ({error}); nothing was changed.") from error
-    servers = config.setdefault("mcpServers", {}) if isinstance(config, dict) else None
-    if not isinstance(servers, dict):
-        raise ConfigError(f"{file} has no object under mcpServers; nothing was changed.")
-    if servers.get(NAME) == wanted:
-        return None
-    if wanted:
-        servers[NAME] = wanted
-    else:
-        del servers[NAME]
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
 
 
 def _back_up(file: Path) -> Path:
-    """A copy beside the file; earlier ones with other content stay."""
+    """A copy beside the file, for its owner alone; earlier ones with other content stay."""
     number = 1
     backup = file.with_name(f"{file.name}.bak")
     while backup.exists() and backup.read_bytes() != file.read_bytes():
         number += 1
         backup = file.with_name(f"{file.name}.bak{number}")
     if not backup.exists():
-        shutil.copy2(file, backup)
+        backup.touch(mode=0o600)
+        shutil.copyfile(file, backup)
+    backup.chmod(0o600)  # one of an earlier version has the permissions that the file had
     return backup
 
 
-def _write(file: Path, text: str) -> None:
-    """Replaces the file at once and as a whole; its permissions stay, and so does a symlink."""
+def _write(file: Path, text: bytes, private: bool) -> None:
+    """Replaces the file at once and as a whole; a symlink stays, and so do permissions.
+
+    Args:
+        private: make it readable by its owner alone.
+    """
     target = file.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent) as folder:
         new = Path(folder) / target.name
-        new.touch(mode=0o600)  # the entry may have an API key
-        new.write_bytes(text.encode())
-        if target.exists():
+        new.touch(mode=0o600)
+        new.write_bytes(text)
+        if target.exists() and not private:
             shutil.copymode(target, new)
         new.replace(target)
 

@@ -21,6 +21,19 @@ FOLDER = {
 STORE = "AppData/Local/Packages/Claude_pzs8sxrjxfjjc/LocalCache/Roaming/Claude"
 OTHERS = '{"théme": "dark",\n "mcpServers": {"ours": {"command": "x"}},\n "last": [1.5, null]}'
 
+WORKERS_OWN = [
+    "INVOICE_DATA_DIR",
+    "INVOICE_DECLINE_OVER",
+    "INVOICE_METRICS_ADDRESS",
+    "INVOICE_NOTIFY_URL",
+    "PAYMENT_GATEWAY",
+    "PAYMENT_LEDGER_URL",
+    "STRIPE_API_BASE",
+    "STRIPE_API_KEY",
+    "TEMPORAL_DEPLOYMENT_NAME",
+    "TEMPORAL_WORKER_BUILD_ID",
+]
+
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions and symlinks")
 
 
@@ -33,7 +46,7 @@ class Machine:
         self.uv.parent.mkdir()
         self.uv.touch(mode=0o755)
         for name in list(os.environ):
-            if name.startswith(("TEMPORAL_", "INVOICE_", "XDG_")) or name == "UV":
+            if name.split("_")[0] in ("TEMPORAL", "INVOICE", "PAYMENT", "STRIPE", "XDG", "UV"):
                 patch.delenv(name)
         patch.setenv("HOME", str(self.home))
         patch.setenv("USERPROFILE", str(self.home))
@@ -132,16 +145,40 @@ def test_entry_passes_on_the_variables_of_the_server_only(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
-    monkeypatch.setenv("TEMPORAL_NAMESPACE", "")  # as good as unset
-    monkeypatch.setenv("INVOICE_DECLINE_OVER", "1000")
+    monkeypatch.setenv("TEMPORAL_GRPC_META_TEAM", "accounts")
+    monkeypatch.setenv("INVOICE_APPROVAL_CARD", "required")
+    for name in WORKERS_OWN:
+        monkeypatch.setenv(name, "worker")
     run()
-    expected = {"INVOICE_DECLINE_OVER": "1000", "TEMPORAL_ADDRESS": "cluster:7233"}
-    assert ours(machine.file())["env"] == expected
+    assert ours(machine.file())["env"] == {
+        "INVOICE_APPROVAL_CARD": "required",
+        "TEMPORAL_ADDRESS": "cluster:7233",
+        "TEMPORAL_GRPC_META_TEAM": "accounts",
+    }
 
 
-@pytest.mark.parametrize(
-    "name", ["TEMPORAL_CONFIG_FILE", "TEMPORAL_TLS_CLIENT_CERT_PATH", "INVOICE_DATA_DIR"]
-)
+@pytest.mark.parametrize("empty", ["", " ", "\t\n"])
+def test_variable_of_spaces_is_left_out(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, empty: str
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", empty)
+    run()
+    assert "env" not in ours(machine.file())
+
+
+@posix_only
+def test_variable_that_is_no_text_is_refused(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = machine.file(content="{}")
+    monkeypatch.setenv("TEMPORAL_NAMESPACE", os.fsdecode(b"\xff"))
+    assert run() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "isn't text" in line
+    assert [file.read_text() for file in file.parent.iterdir()] == ["{}"]
+
+
+@pytest.mark.parametrize("name", ["TEMPORAL_CONFIG_FILE", "TEMPORAL_TLS_CLIENT_CERT_PATH"])
 def test_relative_paths_are_made_absolute(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
@@ -222,6 +259,13 @@ def test_second_run_changes_nothing_and_says_so(
         ("{broken", "is no JSON"),
         ("[]", "no object under mcpServers"),
         ('{"mcpServers": []}', "no object under mcpServers"),
+        (r'{"mcpServers": {"invoice-processor": {}}, "theme": "\ud800"}', "lone surrogate"),
+        ('{"theme": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ('{"last": 1e999}', "1e999"),
+        ('{"last": -Infinity}', "-Infinity"),
+        ('{"last": [NaN]}', "NaN"),
+        ('{"mcpServers": {"ours": {"command": "x"}, "ours": {}}}', "'ours' twice"),
+        ('{"mcpServers": {"ours": {}}, "mcpServers": {}}', "'mcpServers' twice"),
     ],
 )
 @pytest.mark.parametrize("arguments", [[], ["--remove"]])
@@ -269,6 +313,35 @@ def test_permissions_are_kept(machine: Machine, mode: int) -> None:
 def test_new_file_is_private(machine: Machine) -> None:
     run()
     assert machine.file().stat().st_mode & 0o777 == 0o600
+
+
+@posix_only
+@pytest.mark.parametrize(
+    "name", ["TEMPORAL_API_KEY", "TEMPORAL_TLS_CLIENT_KEY_DATA", "TEMPORAL_GRPC_META_AUTHORIZATION"]
+)
+def test_file_that_gets_a_secret_becomes_private(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "secret")
+    file = machine.file(content="{}")
+    file.chmod(0o644)
+    run()
+    assert ours(file)["env"] == {name: "secret"}
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@posix_only
+def test_backups_are_private(machine: Machine) -> None:
+    file = machine.file(content="{}")
+    file.chmod(0o644)
+    earlier = file.with_name(f"{file.name}.bak")
+    earlier.write_text("{}")
+    earlier.chmod(0o644)
+    run()
+    run("--remove")
+    backups = list(file.parent.glob("*.bak*"))
+    assert len(backups) == 2
+    assert {backup.stat().st_mode & 0o777 for backup in backups} == {0o600}
 
 
 @posix_only
