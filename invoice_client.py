@@ -312,8 +312,13 @@ class InvoiceClient:
         finally:
             query.cancel()
 
-    async def invoice_for_approval(self, invoice_id: str) -> tuple[InvoiceRun, Invoice]:
+    async def invoice_for_approval(
+        self, invoice_id: str, *, ask_worker: bool = True
+    ) -> tuple[InvoiceRun, Invoice]:
         """What a person decides on, as the workflow has it: no worker is needed to see it.
+
+        Args:
+            ask_worker: what was paid earlier, where that isn't noted yet.
 
         Raises:
             InvoiceError: there is no such invoice, or its content breaks the rules.
@@ -326,9 +331,11 @@ class InvoiceClient:
                 f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a"
                 " person. Nothing was approved; reject it."
             )
-        if run.is_open and run.status.paid_earlier_lines is None:  # not noted yet, or unknown
+        if ask_worker and run.is_open and run.status.paid_earlier_lines is None:
             answer = await self._query_worker(self._handle(invoice_id, run.id))
             run = replace(run, status=_with_answer(run, answer))
+        elif run.is_open:
+            run.status.retry = _retry(run.description)
         return run, invoice
 
     async def list_invoices(self, state: State | None = None) -> InvoiceList:

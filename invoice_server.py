@@ -21,23 +21,20 @@ os.environ.setdefault("PY_KEY_VALUE_DISABLE_BEARTYPE", "true")
 
 import pydantic
 from fastmcp import Context, FastMCP
+from fastmcp.apps.config import AppConfig
 from fastmcp.exceptions import ToolError
 from fastmcp.exceptions import ValidationError as ArgumentError
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import Tool, ToolResult
 from mcp_types import (
     CallToolRequestParams,
-    DiscoverRequest,
-    DiscoverResult,
-    InitializeRequest,
-    InitializeResult,
     InputRequiredResult,
     ListToolsRequest,
-    ServerCapabilities,
     ToolAnnotations,
 )
 from pydantic import BeforeValidator, Field
 
+from approval.card import CARD_URI, ApprovalCards, InvoiceCard, card_html
 from approval.elicitation import PERSON_SECONDS, ask_person, supports_elicitation
 from invoices.answers import InvoiceList, InvoiceStatus
 from invoices.invoice import Invoice, InvoiceId, plain_number
@@ -88,26 +85,6 @@ class PlainContract(Middleware):
             for tool in await call_next(context)
         ]
 
-    async def on_initialize(
-        self,
-        context: MiddlewareContext[InitializeRequest],
-        call_next: CallNext[InitializeRequest, InitializeResult | None],
-    ) -> InitializeResult | None:
-        result = await call_next(context)
-        if result:
-            _advertise_no_resources(result.capabilities)
-        return result
-
-    async def on_discover(
-        self,
-        context: MiddlewareContext[DiscoverRequest],
-        call_next: CallNext[DiscoverRequest, DiscoverResult | dict[str, Any]],
-    ) -> DiscoverResult | dict[str, Any]:
-        result = await call_next(context)
-        if isinstance(result, DiscoverResult):
-            _advertise_no_resources(result.capabilities)
-        return result
-
 
 def _without_booleans(schema: Any) -> Any:
     if isinstance(schema, dict):
@@ -119,11 +96,7 @@ def _without_booleans(schema: Any) -> Any:
     return [_without_booleans(item) for item in schema] if isinstance(schema, list) else schema
 
 
-def _advertise_no_resources(capabilities: ServerCapabilities) -> None:
-    """FastMCP also advertises what it could serve and this server has none of."""
-    capabilities.resources = None
-
-
+cards = ApprovalCards()
 mcp = FastMCP(
     "invoice-processor",
     version=VERSION,
@@ -131,7 +104,7 @@ mcp = FastMCP(
 Invoices are submitted, wait up to some days for a person's decision, and are paid line by line once
 approved. No tool waits for a decision or for payments: look again with get_invoice_status when
 asked to. Repeating a call is safe; an invoice is paid once.""",
-    middleware=[ReadableErrors(), PlainContract()],
+    middleware=[ReadableErrors(), PlainContract(), cards],
     mask_error_details=True,
     on_duplicate="error",
 )
@@ -204,11 +177,14 @@ async def approve_invoice(
     that total. Where the host can ask, the person is asked again here. The first decision stands: a
     later one is told what was decided, by whom and why.
     """
-    if not supports_elicitation(ctx):
+    host_asks = supports_elicitation(ctx)
+    if not host_asks and not cards.ask_on_card(ctx):
         return await _decide(invoice_id, approve=True, reason=reason, total=total)
     async with invoices(read_only=True) as client:
         run, invoice = await client.invoice_for_approval(invoice_id)
     if run.status.state == "waiting" and not run.status.is_past_deadline:
+        if not host_asks:
+            return _asked_on_card(run.status)
         answer = await ask_person(ctx, invoice, run.status, run.id)
         if isinstance(answer, InputRequiredResult):
             return answer
@@ -219,6 +195,16 @@ async def approve_invoice(
                 log_level=logging.INFO,
             )
     return await _decide(invoice_id, approve=True, reason=reason, total=total, run_id=run.id)
+
+
+def _asked_on_card(status: InvoiceStatus) -> ToolResult:
+    status.outcome = "asked_on_card"
+    return _answer(
+        f"A card with invoice {status.invoice_id} is shown to the person, who decides on it with a"
+        " click. Nothing is approved or paid yet. Call this again only if the person says that"
+        f" there is no card. {status.to_text()}",
+        status,
+    )
 
 
 NOT_A_YES = {
@@ -303,6 +289,49 @@ def submit_an_invoice() -> str:
         " it isn't in US dollars, the currency. Show me all of it with the total, and when I say"
         " that it is right, submit it with process_invoice. Don't approve it."
     )
+
+
+@mcp.resource(CARD_URI, name="Approval card", app=AppConfig(prefers_border=False))
+def approval_card() -> str:
+    """The card on which a person decides about an invoice."""
+    return card_html()
+
+
+@mcp.tool(
+    title="Load the card of an invoice",
+    annotations=ToolAnnotations(
+        read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+    ),
+    output_schema=InvoiceCard.model_json_schema(mode="serialization"),
+    app=AppConfig(visibility=["app"]),
+)
+async def invoice_card(invoice_id: InvoiceId) -> ToolResult:
+    """What the card shows. For the card alone; get_invoice_status says the same."""
+    async with invoices(read_only=True) as client:
+        run, invoice = await client.invoice_for_approval(invoice_id)
+    return cards.result(run.id, invoice, run.status)
+
+
+@mcp.tool(
+    title="Decide on an invoice",
+    annotations=ToolAnnotations(
+        read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True
+    ),
+    output_schema=InvoiceCard.model_json_schema(mode="serialization"),
+    app=AppConfig(visibility=["app"]),
+)
+async def decide_on_card(
+    invoice_id: InvoiceId,
+    approve: bool,
+    seal: Annotated[str, Field(max_length=100)],
+    reason: Reason = None,
+) -> ToolResult:
+    """The person's click on the card. For the card alone: without its seal nothing is decided."""
+    async with invoices() as client:
+        run, invoice = await client.invoice_for_approval(invoice_id, ask_worker=False)
+        cards.check_seal(seal, run.id, invoice)
+        status = await client.decide(invoice_id, approve=approve, reason=reason, run_id=run.id)
+    return cards.result(run.id, invoice, status)
 
 
 async def _decide(

@@ -19,12 +19,14 @@ from typing import Any, Self
 from fastmcp import Context
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from fastmcp.exceptions import NotFoundError, ToolError
+from fastmcp.resources import Resource
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import Tool, ToolResult
 from mcp_types import (
     CallToolRequestParams,
     InitializeRequest,
     InitializeResult,
+    ListResourcesRequest,
     ListToolsRequest,
 )
 from pydantic import BaseModel
@@ -33,7 +35,7 @@ from approval.elicitation import supports_elicitation
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.status import State
-from invoices.wording import format_money, pluralize, sanitized
+from invoices.wording import format_lines_and_total, format_money, sanitized, sanitized_quote
 
 CARD_URI = "ui://invoice-processor/approval-card.html"
 APPROVE_TOOL = "approve_invoice"
@@ -61,28 +63,22 @@ class InvoiceCard(BaseModel):
     """What the card shows: sentences and amounts ready to read, other people's text sanitized."""
 
     invoice_id: str
-    charged_to: str | None
+    charged: str | None
     lines: list[CardLine]
     total: str
     paid_earlier: str | None
     to_pay: str
     deadline: datetime | None
     state: State
+    can_be_decided: bool
     paid_lines: int
     details: str
 
     @classmethod
     def of(cls, invoice: Invoice, status: InvoiceStatus) -> Self:
-        charged = (getattr(invoice, "customer", None), getattr(invoice, "payment_method", None))
-        waiting = status.state == "waiting"
-        paid_earlier = None
-        if waiting and status.paid_lines:
-            amount = format_money(status.paid_amount, invoice.currency)
-            count = pluralize(len(invoice.lines), "line")
-            paid_earlier = f"{status.paid_lines:,} of {count}, {amount}"
         return cls(
             invoice_id=invoice.id,
-            charged_to=", ".join(sanitized(str(part), 255) for part in charged if part) or None,
+            charged=_charged(invoice),
             lines=[
                 CardLine(
                     item=sanitized(line.item, 200),
@@ -92,20 +88,35 @@ class InvoiceCard(BaseModel):
                 for line in invoice.lines
             ],
             total=format_money(invoice.total, invoice.currency),
-            paid_earlier=paid_earlier,
+            paid_earlier=_paid_earlier(status),
             to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
             deadline=status.deadline,
             state=status.state,
+            can_be_decided=status.state == "waiting" and not status.is_past_deadline,
             paid_lines=status.paid_lines,
             details=_details(status),
         )
 
 
+def _charged(invoice: Invoice) -> str | None:
+    parts = (("customer", invoice.customer), ("payment method", invoice.payment_method))
+    named = [f"{name} {sanitized_quote(str(value), 255)}" for name, value in parts if value]
+    return f"Charged: {', '.join(named)}" if named else None
+
+
+def _paid_earlier(status: InvoiceStatus) -> str | None:
+    if status.paid_earlier_lines is None:
+        return "not known"
+    if not status.paid_lines or status.currency is None:
+        return None
+    return format_lines_and_total(status.paid_lines, status.paid_amount, status.currency)
+
+
 def _details(status: InvoiceStatus) -> str:
     """What is left to say beside the lines, amounts and deadline."""
-    if status.state == "waiting":
+    if status.state == "waiting" and not status.is_past_deadline:
         if status.worker_answers is False:
-            return "No worker runs now: the decision is kept and takes effect when one does."
+            return "No worker answers now: the decision is kept and takes effect when one runs."
         return ""
     if status.state == "failed":
         return f"{sanitized(status.status, 600)}. {status.details}"
@@ -134,8 +145,8 @@ class ApprovalCards(Middleware):
         self._has_loaded = False
         """Whether any card has asked for its data."""
 
-    def decides(self, ctx: Context) -> bool:
-        """Whether approving is left to a click on the card.
+    def ask_on_card(self, ctx: Context) -> bool:
+        """Whether approving is left to the person's click on a card.
 
         Some hosts say that they show cards and don't. So with `auto`, if no card has asked for its
         data `LOADING_SECONDS` after the first one was to be shown, approving is left to the host's
@@ -169,10 +180,11 @@ class ApprovalCards(Middleware):
 
     def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus) -> ToolResult:
         """The data of a card, with the seal for a click on it while the invoice waits."""
+        card = InvoiceCard.of(invoice, status)
         return ToolResult(
             content=status.to_text(),
-            structured_content=InvoiceCard.of(invoice, status).model_dump(mode="json"),
-            meta={"seal": self._seal(run_id, invoice)} if status.state == "waiting" else None,
+            structured_content=card.model_dump(mode="json"),
+            meta={"seal": self._seal(run_id, invoice)} if card.can_be_decided else None,
         )
 
     def check_seal(self, seal: str, run_id: str, invoice: Invoice) -> None:
@@ -192,9 +204,9 @@ class ApprovalCards(Middleware):
 
     def _offered_to(self, ctx: Context | None) -> bool:
         """Whether this host gets cards: not where it asks the person itself, which goes first."""
-        if ctx is None or self._setting == "off" or supports_elicitation(ctx):
+        if self._setting == "off" or ctx is None or ctx.request_context is None:  # no host
             return False
-        return supports_cards(ctx)
+        return supports_cards(ctx) and not supports_elicitation(ctx)
 
     async def on_initialize(
         self,
@@ -216,6 +228,13 @@ class ApprovalCards(Middleware):
         if self._offered_to(context.fastmcp_context):
             return [_with_card(tool) if tool.name == APPROVE_TOOL else tool for tool in tools]
         return [tool for tool in tools if tool.name not in APP_TOOLS]
+
+    async def on_list_resources(
+        self,
+        context: MiddlewareContext[ListResourcesRequest],
+        call_next: CallNext[ListResourcesRequest, Sequence[Resource]],
+    ) -> Sequence[Resource]:
+        return await call_next(context) if self._offered_to(context.fastmcp_context) else []
 
     async def on_call_tool(
         self,
