@@ -89,11 +89,9 @@ async def connect_or_start(
                 " stop it, or set TEMPORAL_ADDRESS to a service elsewhere."
             ) from error
         await _check_namespace(client)
-        with suppress(RPCError):  # the service found may not allow it
-            await _extend_retention(client)
-            await _register(client, search_attribute)
+        await _prepare(client, search_attribute)
         async with asyncio.TaskGroup() as tasks:
-            keeper = tasks.create_task(server.keep_running())
+            keeper = tasks.create_task(server.keep_running(client, search_attribute))
             yield client
             keeper.cancel()
     finally:
@@ -151,7 +149,7 @@ class _DevServer:
             f"The Temporal dev server doesn't start: {last_line} (from {self._log_file})"
         )
 
-    async def keep_running(self) -> None:
+    async def keep_running(self, client: Client, search_attribute: str) -> None:
         """Starts a server whenever there is none; never returns."""
         while True:
             if self._process:
@@ -162,6 +160,7 @@ class _DevServer:
             log.warning("The Temporal Service on port %s ended; starting it.", connection.PORT)
             await self.stop()
             await self.find_or_start()
+            await _prepare(client, search_attribute)  # this directory's database may be a new one
 
     async def stop(self) -> None:
         """Ends the server if this process has started it."""
@@ -220,6 +219,12 @@ async def _check_namespace(client: Client) -> None:
         await _describe_namespace(client)
     except RPCError as error:
         raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
+
+
+async def _prepare(client: Client, search_attribute: str) -> None:
+    with suppress(RPCError):  # a service that was found may not allow it
+        await _extend_retention(client)
+        await _register(client, search_attribute)
 
 
 async def _extend_retention(client: Client) -> None:
