@@ -247,18 +247,17 @@ class InvoiceWorkflow:
         """Notes which ledger this is and what it holds as paid; fails where that was changed."""
         self.progress.ledger = found["ledger"]
         self.notifies = bool(found.get("notify"))
-        amount = Decimal("0.00")
-        for payment in found["lines"]:
-            number, paid = payment["line"], Decimal(payment["amount"])
-            lines = self.invoice.lines
-            line = lines[number - 1] if number <= len(lines) else None
-            was = (payment["item"], paid, payment["currency"])
-            if line is None or was != (line.item, line.amount, self.invoice.currency):
-                raise self._failed("PaymentConflict", describe_changed_line(number, *was))
-            self.paid_earlier.add(number)
-            amount += paid
-        self.progress.paid_lines = self.progress.paid_earlier_lines = len(self.paid_earlier)
+        paid = found["lines"]
+        self.paid_earlier = {payment["line"] for payment in paid}
+        amount = sum((Decimal(payment["amount"]) for payment in paid), Decimal("0.00"))
+        self.progress.paid_lines = self.progress.paid_earlier_lines = len(paid)
         self.progress.paid_amount = self.progress.paid_earlier_amount = amount
+        lines = dict(enumerate(self.invoice.lines, start=1))
+        for payment in paid:
+            line = lines.get(payment["line"])
+            was = (payment["item"], Decimal(payment["amount"]), payment["currency"])
+            if line is None or was != (line.item, line.amount, self.invoice.currency):
+                raise self._failed("PaymentConflict", describe_changed_line(payment["line"], *was))
 
     async def _decision_or_deadline(self) -> None:
         if self.notifies:

@@ -124,6 +124,9 @@ class Progress(BaseModel):
             if earlier == 0:
                 return f"{self.amounts}; nothing of it is paid."
             return f"{self.amounts}; whether any of it was paid isn't known."
+        if self.failure == "PaymentConflict" and self.paid_lines == earlier:
+            amount = format_money(self.paid_amount, self.currency)
+            return f"Paid earlier, as it was then: {pluralize(self.paid_lines, 'line')}, {amount}."
         lines = f"{self.paid_lines:,} of {pluralize(self.line_count, 'line')}"
         amount = format_money(self.paid_amount, self.currency)
         if earlier == self.paid_lines and self.is_open:
