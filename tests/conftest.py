@@ -21,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    if config.option.markexpr == "unit":
+        config.option.numprocesses = 0  # these take less time than to start three processes
+
+
 @pytest.fixture(scope="session")
 async def address(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

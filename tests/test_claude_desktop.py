@@ -13,6 +13,8 @@ import pytest
 import claude_desktop
 from support import ROOT
 
+pytestmark = pytest.mark.unit
+
 FOLDER = {
     "darwin": "Library/Application Support/Claude",
     "win32": "AppData/Roaming/Claude",

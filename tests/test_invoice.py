@@ -23,6 +23,8 @@ from invoices.wording import (
     sanitized_quote,
 )
 
+pytestmark = pytest.mark.unit
+
 CENTS = st.integers(min_value=1, max_value=10**12 - 1)
 DEEPEST = 150
 """A nesting that every JSON parser on the way can take."""

@@ -26,6 +26,8 @@ from postgres import PASSWORD, PostgreSQL
 from startup import StartupError, data_directory
 from support import ROOT, payments
 
+pytestmark = pytest.mark.unit
+
 PAYMENT = Payment(
     "invoice-INV-1/line-1", "INV-1", "Hosting ☂", Decimal("19.99"), "USD", "cus_A", "pm_A"
 )

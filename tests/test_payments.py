@@ -24,6 +24,8 @@ from payments.simulated import SimulatedGateway, decline_limit
 from startup import StartupError
 from support import payments
 
+pytestmark = pytest.mark.unit
+
 PAYMENT = Payment("invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD", "cus_A")
 
 

@@ -46,6 +46,8 @@ from record_histories import COURSES, HISTORIES
 from temporal_service.payloads import NO_PAYLOAD
 from workflow import InvoiceWorkflow
 
+pytestmark = pytest.mark.unit
+
 FILES = sorted(HISTORIES.rglob("*.json*"))
 
 
