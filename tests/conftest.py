@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from temporalio.client import Client
 
+from payments.ledger import SQLiteLedger
 from postgres import PostgreSQL, programs
 from support import Service, Tools, Worker, connect, mcp
 
@@ -70,6 +71,11 @@ async def tools(
     """The tools of an MCP server that the tests share, over stdio, in both eras of MCP."""
     async with mcp(address, request.param) as client:
         yield Tools(client)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> SQLiteLedger:
+    return SQLiteLedger(tmp_path / "payments.db")
 
 
 @pytest.fixture

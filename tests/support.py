@@ -18,6 +18,7 @@ from fastmcp import Client as McpClient
 from fastmcp.client.transports import StdioTransport
 from temporalio.client import Client
 
+from payments.ledger import SQLiteLedger
 from startup import StartupError
 from temporal_service import connection, dev_server
 
@@ -162,6 +163,12 @@ def payments(data: Path) -> dict[str, tuple[str, str, str]]:
         return {key: (item, amount, currency) for key, item, amount, currency in rows}
 
 
+def states(ledger: SQLiteLedger) -> list[str]:
+    """Of all attempts, in the order of the lines."""
+    rows, _ = ledger._execute("SELECT state FROM payments ORDER BY idempotency_key, attempt")
+    return [state for [state] in rows]
+
+
 def paid(data: Path, invoice: dict[str, Any]) -> list[str]:
     """The keys of an invoice's payments."""
     return sorted(key for key in payments(data) if key.startswith(f"invoice-{invoice['id']}/"))
@@ -217,3 +224,10 @@ class Tools:
 
 class Refused(Exception):
     """A tool answered with an error."""
+
+
+async def submitted(tools: Tools, **fields: Any) -> dict[str, Any]:
+    """An invoice of `an_invoice`, after the tool has taken it."""
+    invoice = an_invoice(**fields)
+    await tools("process_invoice", invoice_data=invoice)
+    return invoice

@@ -13,7 +13,17 @@ from mcp.client.extension import advertise
 from approval.card import APP_TOOLS, CARD_URI, LOADING_SECONDS
 from conftest import ERAS
 from raw_client import RawClient
-from support import ROOT, Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
+from support import (
+    ROOT,
+    Refused,
+    Service,
+    Tools,
+    Worker,
+    eventually,
+    mcp,
+    paid,
+    submitted,
+)
 
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 CARDS = {"extensions": {UI_EXTENSION_ID: {"mimeTypes": [UI_MIME_TYPE]}}}
@@ -30,12 +40,6 @@ async def host(era: str, address: str, worker: Worker) -> AsyncIterator[Tools]:
     """The tools in a host that shows cards and can't ask."""
     async with mcp(address, era, extensions=[SHOWS_CARDS]) as client:
         yield Tools(client)
-
-
-async def submitted(tools: Tools, **fields: Any) -> dict[str, Any]:
-    invoice = an_invoice(**fields)
-    await tools("process_invoice", invoice_data=invoice)
-    return invoice
 
 
 async def load_card(tools: Tools, invoice: dict[str, Any]) -> tuple[dict[str, Any], str]:

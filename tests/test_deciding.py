@@ -13,13 +13,7 @@ from conftest import ERAS
 from invoice_client import InvoiceClient, InvoiceError, whoami
 from invoices.invoice import Invoice
 from raw_client import RawClient
-from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
-
-
-async def submitted(tools: Tools, **fields: Any) -> dict[str, Any]:
-    invoice = an_invoice(**fields)
-    await tools("process_invoice", invoice_data=invoice)
-    return invoice
+from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid, submitted
 
 
 async def test_a_decision_is_told_with_who_and_why(tools: Tools) -> None:

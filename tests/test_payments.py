@@ -22,7 +22,7 @@ from payments.gateway import (
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway, decline_limit
 from startup import StartupError
-from support import payments
+from support import payments, states
 
 pytestmark = pytest.mark.unit
 
@@ -70,16 +70,6 @@ class OtherProvider(Provider):
 @pytest.fixture
 def provider() -> Provider:
     return Provider()
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> SQLiteLedger:
-    return SQLiteLedger(tmp_path / "payments.db")
-
-
-def states(ledger: SQLiteLedger) -> list[str]:
-    rows, _ = ledger._execute("SELECT state FROM payments ORDER BY idempotency_key, attempt")
-    return [state for [state] in rows]
 
 
 def test_the_same_payment_again_returns_the_first_confirmation(

@@ -30,7 +30,7 @@ from payments.ledger import SQLiteLedger
 from payments.stripe_gateway import StripeGateway, minor_units, open_stripe
 from startup import StartupError
 from stripe_stand_in import Fault, Step, StripeStandIn
-from support import ROOT, Service, Worker, an_invoice
+from support import ROOT, Service, Worker, an_invoice, states
 
 PAYMENT = Payment(
     "invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD", "cus_A", "pm_visa"
@@ -46,16 +46,6 @@ def stand_in() -> Iterator[StripeStandIn]:
 @pytest.fixture
 def gateway(stand_in: StripeStandIn) -> StripeGateway:
     return StripeGateway("sk_test_ok", "stripe test", stand_in.url)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> SQLiteLedger:
-    return SQLiteLedger(tmp_path / "payments.db")
-
-
-def states(ledger: SQLiteLedger) -> list[str]:
-    rows, _ = ledger._execute("SELECT state FROM payments ORDER BY idempotency_key, attempt")
-    return [state for [state] in rows]
 
 
 def test_a_line_is_charged_to_the_customers_card(

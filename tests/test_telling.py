@@ -11,13 +11,7 @@ from temporalio.client import Client
 from invoice_client import InvoiceClient
 from invoices.answers import InvoiceList
 from invoices.invoice import Invoice
-from support import Refused, Tools, Worker, an_invoice, eventually
-
-
-async def submitted(tools: Tools, **fields: Any) -> dict[str, Any]:
-    invoice = an_invoice(**fields)
-    await tools("process_invoice", invoice_data=invoice)
-    return invoice
+from support import Refused, Tools, Worker, an_invoice, eventually, submitted
 
 
 async def details(client: Client, invoice: dict[str, Any]) -> str:
