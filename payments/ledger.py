@@ -163,7 +163,6 @@ class SQLiteLedger(Ledger):
         self._path = path
         self._wal = path.with_name(f"{path.name}-wal")
         self._lock = threading.Lock()
-        self._retired: list[sqlite3.Connection] = []
         try:
             self._connection = self._connect()
             self._connection.execute("PRAGMA journal_mode=WAL")
@@ -216,8 +215,7 @@ class SQLiteLedger(Ledger):
         except (sqlite3.Error, GatewayUnavailable):
             connection.close()
             raise
-        # Never closed, since SQLite then deletes the -wal by name, which may be another's by now.
-        self._retired.append(self._connection)
+        self._connection.close()
         self._connection, self._opened = connection, self._files()
 
 

@@ -220,6 +220,7 @@ def _handler(stand_in: StripeStandIn) -> type[BaseHTTPRequestHandler]:
                 body = json.dumps({"error": {"type": "api_error", **error}}).encode()
                 self.send_response(fault.kind)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("Connection", "close")
                 self.end_headers()
                 self.wfile.write(body)
                 raise ConnectionAbortedError

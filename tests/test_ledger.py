@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,18 @@ def test_a_ledger_keeps_its_id_and_has_it_alone(where: str, tmp_path: Path) -> N
     ledger = open_at(where)
     assert open_at(where).id == ledger.id
     assert SQLiteLedger(tmp_path / "other.db").id != ledger.id
+
+
+def test_a_new_ledger_that_is_opened_many_times_at_once_is_made_once(where: str) -> None:
+    together = threading.Barrier(8)
+
+    def open_together() -> str:
+        together.wait()
+        return open_at(where).id
+
+    with ThreadPoolExecutor(8) as pool:
+        opened = [pool.submit(open_together) for _ in range(8)]
+    assert len({ledger.result() for ledger in opened}) == 1
 
 
 def test_threads_that_pay_one_line_get_one_confirmation(where: str, tmp_path: Path) -> None:
@@ -364,17 +377,19 @@ def test_the_files_of_a_ledger_that_took_its_place_are_left_alone(tmp_path: Path
     with pytest.raises(GatewayUnavailable):
         ledger.latest(PAYMENT.idempotency_key)
     other.add(replace(BEGUN, state="paid"))
-    del ledger
+    ledger._connection.close()
+    assert (tmp_path / "payments.db-wal").exists()
     assert len(payments(tmp_path)) == 1
 
 
 def test_a_ledger_that_is_opened_and_only_read_is_not_taken_for_another(tmp_path: Path) -> None:
     SQLiteLedger(tmp_path / "payments.db").add(BEGUN)
     ledger = SQLiteLedger(tmp_path / "payments.db")
+    connection = ledger._connection
     assert ledger.latest(PAYMENT.idempotency_key)
     ledger.settle(replace(BEGUN, state="paid"))
     assert ledger.paid("INV-1")
-    assert not ledger._retired
+    assert ledger._connection is connection
 
 
 def test_payments_go_on_when_all_connections_were_ended(database: str) -> None:
