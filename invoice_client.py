@@ -135,13 +135,13 @@ class InvoiceClient:
             return await self._submit_again(invoice, progress)
         # Asking takes longer than starting: not again if a worker has answered just now.
         is_recent = time.monotonic() - self._last_worker_answer <= RECENT_SECONDS
-        return await self._started(invoice, progress, handle, ask=not is_recent)
+        return await self._started(invoice, handle, ask=not is_recent)
 
     async def _submit_again(self, invoice: Invoice, progress: RunProgress) -> InvoiceStatus:
-        last = await self._latest_run(invoice.id)
+        last = await self._run(invoice.id)
         if last.is_open:
             return self._same_open_run(invoice, last)
-        if last.status.state == "completed":
+        if last.status.state == "completed" and last.description.workflow_type == INVOICE_WORKFLOW:
             when = f" on {format_utc(last.status.closed_at)}" if last.status.closed_at else ""
             raise InvoiceError(f"Invoice {invoice.id} was already paid{when}. Nothing was started.")
         if last.progress:
@@ -149,9 +149,9 @@ class InvoiceClient:
         try:
             handle = await self._start(invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
         except WorkflowAlreadyStartedError:  # another client was faster
-            return self._same_open_run(invoice, await self._latest_run(invoice.id))
-        status = await self._started(invoice, progress, handle, ask=True)
-        if last.progress and last.progress.digest != invoice.digest:
+            return self._same_open_run(invoice, await self._run(invoice.id))
+        status = await self._started(invoice, handle, ask=True)
+        if last.progress is None or last.progress.digest != invoice.digest:
             status.replaces = last.status.amounts
         return status
 
@@ -181,19 +181,11 @@ class InvoiceClient:
             raise error
         self._has_state_attribute = False
 
-    async def _started(
-        self, invoice: Invoice, progress: RunProgress, handle: Handle, *, ask: bool
-    ) -> InvoiceStatus:
-        run = self._handle(invoice.id, handle.result_run_id)
-        query = self._begin_query(run) if ask else None
-        description = await run.describe()  # only the service knows when it began
-        answer = await query if query else None
-        if isinstance(answer, RunProgress):
-            progress = answer
-        status = _status(invoice.id, progress, _submitted_at(description))
+    async def _started(self, invoice: Invoice, handle: Handle, *, ask: bool) -> InvoiceStatus:
+        query = self._begin_query(self._handle(invoice.id, handle.result_run_id)) if ask else None
+        run = await self._run(invoice.id, handle.result_run_id)
+        status = await self._with_answer(run, await query) if query and run.is_open else run.status
         status.outcome = "started"
-        if ask:
-            status.worker_answers = answer is not None
         if status.state == "failed":
             raise InvoiceError(
                 f"Invoice {invoice.id} failed at its start: {sanitized(status.status, 600)}."
@@ -240,29 +232,35 @@ class InvoiceClient:
             InvoiceError: there is no such invoice, it is another than the one meant, its deadline
                 has passed, or a decision to the other effect stands.
         """
-        run = await self._latest_run(invoice_id)
+        run = await self._run(invoice_id)
         _expect_invoice(run)
         if run_id and run.id != run_id:
             raise InvoiceError(
                 f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided."
                 " Look at it before you decide on it."
             )
+        if run.status.state == "waiting":
+            _expect_before_deadline(run.status, approve)
         if approve and run.status.state == "waiting":
-            _expect_before_deadline(run.status)
             if total is not None:
-                _expect_total(run.status, total)
+                # Of the content itself: the memo is whoever's who started the run.
+                _expect_total(await self._readable_invoice(run), total)
             elif run_id is None:
                 await self._expect_unchanged(run)
         details = DecisionDetails(
             by=whoami(), reason=reason, request=uuid4().hex, sent_at=datetime.now(UTC)
         )
         status = await self._send(run, details, approve) if run.is_open else run.status
-        mine = status.decision is not None and status.decision.request == details.request
+        reached: tuple[State, ...] = ("paying", "completed") if approve else ("rejected",)
+        if status.decision:
+            mine = status.decision.request == details.request
+        else:  # the tutorial's worker doesn't tell whose decision it took
+            mine = run.is_open and status.state in reached
         if mine:
             status.outcome = "approved" if approve else "rejected"
-        elif status.is_open and status.worker_answers is False:
+        elif status.state == "waiting" and status.worker_answers is False:
             status.outcome = "decision_kept"
-        elif status.state in (("paying", "completed") if approve else ("rejected",)):
+        elif status.state in reached:
             status.outcome = "already_approved" if approve else "already_rejected"
         else:
             raise InvoiceError(_too_late(status, approve))
@@ -280,17 +278,18 @@ class InvoiceClient:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            return (await self._latest_run(invoice_id)).status  # closed in the meantime
-        return _with_answer(run, await self._query_worker(handle))
+            return (await self._run(invoice_id)).status  # closed in the meantime
+        return await self._with_answer(run, await self._query_worker(handle))
 
     async def _expect_unchanged(self, run: InvoiceRun) -> None:
         """A host that shows the arguments of a call shows an id: it must not stand for two sums."""
+        invoice = await self._invoice(run.description)
         query = f"WorkflowId = '{run.description.id}'"
         async for execution in self.temporal.list_workflows(query):
             if execution.run_id == run.id:
                 continue
             progress = await self._noted_progress(execution)
-            if progress and run.progress and progress.digest != run.progress.digest:
+            if progress and invoice and progress.digest != invoice.digest:
                 raise InvoiceError(
                     f"The id {run.status.invoice_id} was used before with other content. Nothing"
                     f" was approved. It is now {run.status.amounts}: show the person every line,"
@@ -306,37 +305,45 @@ class InvoiceClient:
         # At the same time, since most invoices that are asked about are open.
         query = self._begin_query(self._handle(invoice_id))
         try:
-            run = await self._latest_run(invoice_id)
+            run = await self._run(invoice_id)
             _expect_invoice(run)
-            return _with_answer(run, await query) if run.is_open else run.status
+            return await self._with_answer(run, await query) if run.is_open else run.status
         finally:
             query.cancel()
 
     async def invoice_for_approval(
-        self, invoice_id: str, *, ask_worker: bool = True
+        self, invoice_id: str, total: Decimal | None = None, *, ask_worker: bool = True
     ) -> tuple[InvoiceRun, Invoice]:
         """What a person decides on, as the workflow has it: no worker is needed to see it.
 
         Args:
-            ask_worker: what was paid earlier, where that isn't noted yet.
+            total: of a waiting invoice; anything else is refused.
+            ask_worker: where it isn't noted yet whether any of it was paid earlier.
 
         Raises:
-            InvoiceError: there is no such invoice, or its content breaks the rules.
+            InvoiceError: there is no such invoice, its content breaks the rules, or its total is
+                another.
         """
-        run = await self._latest_run(invoice_id)
+        run = await self._run(invoice_id)
         _expect_invoice(run)
-        invoice = await self._invoice(run.description)
-        if invoice is None:
-            raise InvoiceError(
-                f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a"
-                " person. Nothing was approved; reject it."
-            )
+        invoice = await self._readable_invoice(run)
+        if total is not None and run.status.state == "waiting":
+            _expect_total(invoice, total)
         if ask_worker and run.is_open and run.status.paid_earlier_lines is None:
             answer = await self._query_worker(self._handle(invoice_id, run.id))
-            run = replace(run, status=_with_answer(run, answer))
+            run = replace(run, status=await self._with_answer(run, answer))
         elif run.is_open:
             run.status.retry = _retry(run.description)
         return run, invoice
+
+    async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
+        invoice = await self._invoice(run.description)
+        if invoice is None:
+            raise InvoiceError(
+                f"The content of invoice {run.status.invoice_id} breaks the rules, so it can't be"
+                " shown to a person. Nothing was approved; reject it."
+            )
+        return invoice
 
     async def list_invoices(self, state: State | None = None) -> InvoiceList:
         """The latest runs of fifty invoices, or of fifty in one state, from their memos.
@@ -361,10 +368,14 @@ class InvoiceClient:
             if execution.id in seen:  # in Temporal's order, the first run is an invoice's latest
                 continue
             seen.add(execution.id)
-            progress = await self._noted_progress(execution)
-            status = await self._status_without_worker(execution, progress)
-            if state is None or (status.state == state and await self._is_latest(execution)):
-                found.append(status)
+            try:
+                progress = await self._noted_progress(execution)
+                status = await self._status_without_worker(execution, progress)
+                if state is None or (status.state == state and await self._is_latest(execution)):
+                    found.append(status)
+            except RPCError as error:
+                if not _is_unknown_workflow(error):  # deleted in the meantime
+                    raise
             if len(found) == LIST_LIMIT:
                 break
         # Visibility lags a little behind, and the two calls may see different moments.
@@ -394,11 +405,12 @@ class InvoiceClient:
             InvoiceWorkflow.run, workflow_id(invoice_id), run_id=run_id
         )
 
-    async def _latest_run(self, invoice_id: str) -> InvoiceRun:
+    async def _run(self, invoice_id: str, run_id: str | None = None) -> InvoiceRun:
+        """The latest run, unless another is named."""
         try:
-            description = await self._handle(invoice_id).describe()
+            description = await self._handle(invoice_id, run_id).describe()
         except RPCError as error:
-            if error.status != RPCStatusCode.NOT_FOUND or "amespace" in error.message:
+            if not _is_unknown_workflow(error):
                 raise
             raise InvoiceError(_unknown(invoice_id)) from error
         progress = None
@@ -425,6 +437,26 @@ class InvoiceClient:
         if answer is not None:
             self._last_worker_answer = time.monotonic()
         return answer
+
+    async def _with_answer(
+        self, run: InvoiceRun, answer: RunProgress | str | None
+    ) -> InvoiceStatus:
+        """The status of an open run, with what a worker says about it."""
+        if answer is None:  # a worker may have taken it up meanwhile and failed, or ended it
+            run = await self._run(run.status.invoice_id, run.id)
+            if not run.is_open:
+                return run.status
+        status = run.status
+        if isinstance(answer, RunProgress):
+            status = _status(status.invoice_id, answer, answer.submitted_at or status.submitted_at)
+        elif answer is not None:
+            status.status, status.state = answer, state_of_text(answer)
+        status.worker_answers = answer is not None
+        attempt = run.description.raw_description.pending_workflow_task.attempt
+        if answer is None and attempt > 1:
+            status.worker_failures = attempt - 1
+        status.retry = _retry(run.description)
+        return status
 
     async def _progress_or_status(self, handle: Handle) -> RunProgress | str | None:
         try:
@@ -472,7 +504,8 @@ class InvoiceClient:
     ) -> InvoiceStatus:
         """The final status of a closed run, or the one last noted in the memo of an open one."""
         if progress:
-            status = _status(invoice_id_of(execution.id), progress, _submitted_at(execution))
+            submitted_at = _submitted_at(execution, progress)
+            status = _status(invoice_id_of(execution.id), progress, submitted_at)
         else:
             noted = (await execution.memo()).get("status")
             if not isinstance(noted, str):
@@ -489,7 +522,8 @@ class InvoiceClient:
             return status
         status.closed_at = execution.close_time
         match execution.status:
-            case WorkflowExecutionStatus.COMPLETED if status.is_open:  # by the tutorial's worker
+            # By the tutorial's worker.
+            case WorkflowExecutionStatus.COMPLETED if status.state not in _COMPLETED_STATES:
                 handle = self.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
                 paid = await handle.result(follow_runs=False) == "COMPLETED"
                 status.status, status.state = (
@@ -497,9 +531,9 @@ class InvoiceClient:
                 )
                 if paid and status.line_count and status.total:  # by that worker's word
                     status.paid_lines, status.paid_amount = status.line_count, status.total
-            case WorkflowExecutionStatus.FAILED if status.is_open:
+            case WorkflowExecutionStatus.FAILED if status.state != "failed":
                 status.status, status.state = "Failed", "failed"
-            case WorkflowExecutionStatus.CANCELED if status.is_open:
+            case WorkflowExecutionStatus.CANCELED if status.state != "cancelled":
                 status.status, status.state = CANCELLED, "cancelled"
             case WorkflowExecutionStatus.TERMINATED | WorkflowExecutionStatus.TIMED_OUT:
                 status.status, status.state = "Terminated by an operator in Temporal", "terminated"
@@ -517,6 +551,10 @@ def _list_query(state: State | None, has_state_attribute: bool) -> str:
             name = INVOICE_STATE.name
             query += f" AND ({name} = '{state}' OR {name} IS NULL)"
     return query
+
+
+def _is_unknown_workflow(error: RPCError) -> bool:
+    return error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message
 
 
 def _unknown(invoice_id: str) -> str:
@@ -537,20 +575,21 @@ def _expect_invoice(run: InvoiceRun) -> None:
         )
 
 
-def _expect_before_deadline(status: InvoiceStatus) -> None:
-    if status.is_past_deadline:
+def _expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
+    verb = "approved" if approve else "rejected"
+    if status.deadline and status.is_past_deadline:
         raise InvoiceError(
-            f"Invoice {status.invoice_id} can't be approved: its approval deadline,"
-            f" {format_utc(status.deadline or datetime.now(UTC))}, has passed. Nothing is paid by"
-            " this submission. To start anew, submit it again once it has timed out."
+            f"Invoice {status.invoice_id} can't be {verb} now: its approval deadline,"
+            f" {format_utc(status.deadline)}, has passed. Unless somebody decided before, it times"
+            " out, and nothing is paid by this submission. To start anew, submit it again then."
         )
 
 
-def _expect_total(status: InvoiceStatus, total: Decimal) -> None:
-    if status.total is not None and status.currency and total != status.total:
+def _expect_total(invoice: Invoice, total: Decimal) -> None:
+    if total != invoice.total:
         raise InvoiceError(
-            f"Invoice {status.invoice_id} is for {format_money(status.total, status.currency)}, not"
-            f" {format_money(total, status.currency)}. Nothing was approved: show the person every"
+            f"Invoice {invoice.id} is for {format_money(invoice.total, invoice.currency)}, not"
+            f" {format_money(total, invoice.currency)}. Nothing was approved: show the person every"
             " line and the total before they decide."
         )
 
@@ -572,6 +611,7 @@ def _too_late(status: InvoiceStatus, approve: bool) -> str:
     return f"{text} {status.paid}"
 
 
+_COMPLETED_STATES: set[State] = {"completed", "rejected", "timed_out"}
 _EXECUTION_STATUS: dict[State, list[str]] = {
     "waiting": ["Running"],
     "paying": ["Running"],
@@ -584,28 +624,13 @@ _EXECUTION_STATUS: dict[State, list[str]] = {
 }
 
 
-def _submitted_at(execution: WorkflowExecution) -> datetime:
+def _submitted_at(execution: WorkflowExecution, progress: RunProgress) -> datetime:
     """As the workflow has it: after a reset, a run's own start is later than the submission."""
     if isinstance(execution, WorkflowExecutionDescription):
         extended = execution.raw_description.workflow_extended_info
         if extended.HasField("original_start_time"):
             return extended.original_start_time.ToDatetime(UTC)
-    return execution.start_time
-
-
-def _with_answer(run: InvoiceRun, answer: RunProgress | str | None) -> InvoiceStatus:
-    """The status of an open run, with what a worker says about it."""
-    status = run.status
-    if isinstance(answer, RunProgress):
-        status = _status(status.invoice_id, answer, answer.submitted_at or status.submitted_at)
-    elif answer is not None:
-        status.status, status.state = answer, state_of_text(answer)
-    status.worker_answers = answer is not None
-    pending_task = run.description.raw_description.pending_workflow_task
-    if answer is None and pending_task.attempt > 1:
-        status.worker_failures = pending_task.attempt - 1
-    status.retry = _retry(run.description)
-    return status
+    return progress.submitted_at or execution.start_time
 
 
 def _status(invoice_id: str, progress: RunProgress, submitted_at: datetime) -> InvoiceStatus:

@@ -7,8 +7,10 @@ Service and connects with the first call that needs it.
 import asyncio
 import logging
 import os
+import select
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -120,8 +122,10 @@ STATUS_SCHEMA = InvoiceStatus.model_json_schema(mode="serialization")
 Total = Annotated[
     Decimal | None,
     Field(
+        ge=0,
+        lt=10**13,
         description="The invoice's total as the person was shown it, such as 7000.00. Always pass"
-        " it: it is checked, and the host shows it to the person."
+        " it: it is checked, and the host shows it to the person.",
     ),
     BeforeValidator(plain_number),
 ]
@@ -181,7 +185,10 @@ async def approve_invoice(
     if not host_asks and not cards.ask_on_card(ctx):
         return await _decide(invoice_id, approve=True, reason=reason, total=total)
     async with invoices(read_only=True) as client:
-        run, invoice = await client.invoice_for_approval(invoice_id)
+        # The era that asks by two calls has asked the worker with the first one.
+        run, invoice = await client.invoice_for_approval(
+            invoice_id, total, ask_worker=not ctx.input_responses
+        )
     if run.status.state == "waiting" and not run.status.is_past_deadline:
         if not host_asks:
             return _asked_on_card(run.status)
@@ -191,10 +198,10 @@ async def approve_invoice(
         if answer != "yes":
             raise ToolError(
                 f"Invoice {invoice_id} was not approved: {NOT_A_YES[answer]}"
-                " Nothing was changed and nothing is paid.",
+                " Nothing was changed or paid by this.",
                 log_level=logging.INFO,
             )
-    return await _decide(invoice_id, approve=True, reason=reason, total=total, run_id=run.id)
+    return await _decide(invoice_id, approve=True, reason=reason, run_id=run.id)
 
 
 def _asked_on_card(status: InvoiceStatus) -> ToolResult:
@@ -352,9 +359,14 @@ async def _decide(
         return _answer(f"Already {verb}; nothing was changed. {status.to_text()}", status)
     text = f"Sent {noun} signal for invoice {invoice_id}."
     if status.outcome == "decision_kept":
+        why = (
+            "A worker took this invoice up and failed; its log says why"
+            if status.worker_failures
+            else "No worker answers now"
+        )
         return _answer(
-            f"{text} No worker answers now: the decision is kept and takes effect when a worker"
-            " runs, unless an earlier one is waiting too.",
+            f"{text} {why}: the decision is kept and takes effect when a worker runs, unless an"
+            " earlier one is waiting too.",
             status,
         )
     if already:
@@ -415,6 +427,7 @@ def main() -> None:
     # sys.exit: a thread that still reads standard input would keep the process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
+    threading.Thread(target=_end_with_standard_output, args=(os.dup(1),), daemon=True).start()
     code = 1
     try:
         mcp.run(transport="stdio", show_banner=False)
@@ -423,6 +436,18 @@ def main() -> None:
         log.exception("The server crashed")
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end_with_standard_output(output: int) -> None:
+    """Ends the process once the host has closed its side of standard output.
+
+    The next answer would fail there, and the server then wait for a line of standard input.
+    """
+    if hasattr(select, "poll"):  # Windows has none
+        poll = select.poll()
+        poll.register(output, 0)  # errors and hang-ups are told of anyway
+        poll.poll()
+        os._exit(0)
 
 
 if __name__ == "__main__":

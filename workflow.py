@@ -168,15 +168,18 @@ class InvoiceWorkflow:
         if self.asks_ledger:
             self.progress.status = PROCESSING  # until the ledger has answered
         # The deadline counts from the submission, also if the first worker came later.
-        self.progress.submitted_at = workflow.info().workflow_start_time
-        self.deadline = self.progress.submitted_at + timedelta(days=invoice.approval_timeout_days)
+        submitted_at = workflow.info().workflow_start_time
+        if self.asks_ledger:
+            self.progress.submitted_at = submitted_at
+        self.deadline = submitted_at + timedelta(days=invoice.approval_timeout_days)
         self.progress.deadline = self.deadline
         self.web_ui = WebUiDetails(invoice, self.deadline)
         return None
 
     def _invalid(self, problem: str) -> ApplicationError:
         self.status = f"{INVALID_INVOICE}: {problem}"
-        workflow.upsert_memo({"status": self.status})
+        workflow.upsert_memo({"status": self.status, "state": "failed"})
+        self._upsert_state("failed")
         workflow.logger.warning("%s: %s", workflow.info().workflow_id, self.status)
         return ApplicationError(problem, type="InvalidInvoice", non_retryable=True)
 
@@ -194,7 +197,8 @@ class InvoiceWorkflow:
         decided_at = workflow.now()
         # The deadline is a decision too: what is read after it counts only if it was sent before.
         if decided_at >= self.deadline and workflow.patched("deadline-is-a-decision"):
-            if details.sent_at is None or details.sent_at >= self.deadline:
+            submitted_at = workflow.info().workflow_start_time
+            if details.sent_at is None or not submitted_at <= details.sent_at < self.deadline:
                 workflow.logger.info("%s: a decision came after the deadline", self.invoice.id)
                 return
             decided_at = details.sent_at
@@ -253,11 +257,14 @@ class InvoiceWorkflow:
         self.progress.paid_lines = self.progress.paid_earlier_lines = len(paid)
         self.progress.paid_amount = self.progress.paid_earlier_amount = amount
         lines = dict(enumerate(self.invoice.lines, start=1))
+        changed = []
         for payment in paid:
             line = lines.get(payment["line"])
             was = (payment["item"], Decimal(payment["amount"]), payment["currency"])
             if line is None or was != (line.item, line.amount, self.invoice.currency):
-                raise self._failed("PaymentConflict", describe_changed_line(payment["line"], *was))
+                changed.append(describe_changed_line(payment["line"], *was))
+        if changed:
+            raise self._failed("PaymentConflict", "; ".join(changed))
 
     async def _decision_or_deadline(self) -> None:
         if self.notifies:

@@ -123,7 +123,7 @@ class InvoiceStatus(Progress):
         if self.is_past_deadline:
             return (
                 f"The approval deadline, {format_utc(self.deadline)}, has passed: it can't be"
-                " approved any more. Submit it again to start anew."
+                " approved any more. Once it has timed out it can be submitted again."
             )
         left = self.deadline - datetime.now(UTC)
         return (
@@ -160,7 +160,10 @@ class InvoiceStatus(Progress):
         parts = [sanitized(self.status, 200), self.amounts]
         parts.append(f"submitted {format_duration(datetime.now(UTC) - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
-            parts.append(f"{format_money(self.paid_amount, self.currency)} paid")
+            paid = f"{format_money(self.paid_amount, self.currency)} paid"
+            if self.is_open and self.total is not None:
+                paid += f", {format_money(self.total - self.paid_amount, self.currency)} to pay"
+            parts.append(paid)
         if self.state == "waiting" and self.deadline:
             passed = "deadline passed" if self.is_past_deadline else "deadline"
             parts.append(f"{passed} {format_utc(self.deadline)}")

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from invoices.invoice import Invoice
 from invoices.wording import (
@@ -58,9 +59,9 @@ class DecisionDetails(BaseModel):
 
     by: Annotated[str | None, Field(max_length=200)] = None
     reason: Annotated[str | None, Field(max_length=1000)] = None
-    request: Annotated[str | None, Field(max_length=100)] = None
+    request: SkipJsonSchema[Annotated[str | None, Field(max_length=100)]] = None
     """Made up by the sender, to know its own decision again."""
-    sent_at: AwareDatetime | None = None
+    sent_at: SkipJsonSchema[AwareDatetime | None] = None
     """By the sender's clock: a decision that is read after the deadline may have been in time."""
 
 
@@ -118,9 +119,11 @@ class Progress(BaseModel):
     def paid(self) -> str:
         """How much is paid, as a sentence."""
         if self.total is None or self.currency is None or self.line_count is None:
-            return "Nothing is paid." if self.failure else "What is paid isn't known."
+            return "This submission paid nothing." if self.failure else "What is paid isn't known."
         earlier = self.paid_earlier_lines
         if not self.paid_lines:
+            if self.failure == "PaymentConflict":
+                return f"{self.amounts}; this submission paid nothing."
             if earlier == 0:
                 return f"{self.amounts}; nothing of it is paid."
             return f"{self.amounts}; whether any of it was paid isn't known."
@@ -166,7 +169,7 @@ class RunProgress(Progress):
     """The id of the payment ledger that this invoice belongs to."""
     submitted_at: datetime | None = None
     deadline: datetime | None = None
-    """Neither of the two is in the memo: they follow from what Temporal shows anyway."""
+    """Not in the memo: it follows from the others."""
 
     @classmethod
     def of(cls, invoice: Invoice) -> Self:
@@ -190,4 +193,4 @@ class RunProgress(Progress):
 
     def to_memo(self) -> dict[str, Any]:
         """A key for each field that is there."""
-        return self.model_dump(mode="json", exclude_none=True, exclude={"submitted_at", "deadline"})
+        return self.model_dump(mode="json", exclude_none=True, exclude={"deadline"})

@@ -220,7 +220,7 @@ async def test_anything_but_a_clear_yes_does_nothing(
 ) -> None:
     invoice = an_invoice()
     await raw_host.call("process_invoice", invoice_data=invoice)
-    with pytest.raises(Refused, match=r"was not approved.*nothing is paid"):
+    with pytest.raises(Refused, match=r"was not approved.*Nothing was changed or paid"):
         await approve(raw_host, invoice, answer)
     status = await raw_host.call("get_invoice_status", invoice_id=invoice["id"])
     assert status["structuredContent"]["state"] == "waiting"
