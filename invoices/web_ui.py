@@ -8,6 +8,9 @@ from invoices.invoice import Invoice
 from invoices.status import Progress
 from invoices.wording import format_money, format_utc, sanitized
 
+_GAP = "\N{NO-BREAK SPACE}" * 2
+"""Keeps the columns apart: the Web UI leaves no room between them."""
+
 
 class WebUiDetails:
     """Renders the details of one invoice; the cells of its table are made once."""
@@ -16,7 +19,7 @@ class WebUiDetails:
         self._deadline = deadline
         self._cells = [
             (
-                f"| {number} | {format_money(line.amount, invoice.currency)} |",
+                f"| {number} |{_GAP}{format_money(line.amount, invoice.currency)} |",
                 f"| {sanitized(line.item, 40)} |",
             )
             for number, line in enumerate(invoice.lines, start=1)
@@ -25,16 +28,20 @@ class WebUiDetails:
     def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
         """Takes the numbers of the lines that earlier runs for this invoice have paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
-        sentences = [progress.paid, progress.decided, progress.advice]
-        if progress.state == "paying":
-            sentences.append("A payment that is being tried again stands under Pending Activities.")
+        sentences = [progress.paid, progress.decided]
+        match progress.state:
+            case "paying":
+                pending = "A payment that is being tried again stands under Pending Activities."
+                sentences.append(pending)
+            case "failed" | "cancelled":
+                sentences.append(progress.advice)
         header = (
             f"### {progress.status}{until}\n\n"
             f"{' '.join(filter(None, sentences))}\n\n"
-            "| # | Amount | State | Item |\n|--:|--:|:--|:--|\n"
+            f"| # |{_GAP}Amount |{_GAP}State{_GAP}| Item |\n|--:|--:|:--|:--|\n"
         )
         rows = [
-            f"{number_and_amount} {state} {item}"
+            f"{number_and_amount}{_GAP}{state}{_GAP}{item}"
             for (number_and_amount, item), state in zip(
                 self._cells, self._line_states(progress, paid_earlier), strict=True
             )
@@ -49,4 +56,6 @@ class WebUiDetails:
         current = {"failed": "failed", "cancelled": "stopped"}.get(progress.state, "next")
         words = chain(repeat("paid", paid_now), [current] if progress.current_line else [])
         for number in range(1, len(self._cells) + 1):
-            yield "paid earlier" if number in paid_earlier else next(words, "unpaid")
+            yield (
+                "paid\N{NO-BREAK SPACE}earlier" if number in paid_earlier else next(words, "unpaid")
+            )
