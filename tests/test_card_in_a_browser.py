@@ -53,7 +53,7 @@ class Browser:
         number = str(len(self._waiting) + 1)
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         self._write({"id": number, "js": names + js})
-        message = await asyncio.wait_for(answer, 40)
+        message = await asyncio.wait_for(answer, 90)
         assert "error" not in message, message["error"]
         return message["value"]
 
@@ -147,7 +147,7 @@ class Card:
         messages: list[dict[str, Any]] = await self.browser("return page.evaluate(() => messages);")
         return messages
 
-    async def sees(self, words: str, seconds: float = 15) -> str:
+    async def sees(self, words: str, seconds: float = 30) -> str:
         """The card's text, once it has these words."""
         await self.browser(
             f"await {CARD_FRAME}.locator('main', {{ hasText: words }}).waitFor({{ timeout }});",
@@ -344,7 +344,7 @@ async def test_a_click_without_a_worker_is_kept(
         assert not await card.buttons()
         worker = await Worker(service.address, tmp_path).start()
         try:
-            await card.sees("Paid: 2 of 2 lines", seconds=25)
+            await card.sees("Paid: 2 of 2 lines")
         finally:
             worker.kill()
 
@@ -464,7 +464,7 @@ async def test_in_the_inspector_only_the_persons_click_pays(
         await browser(
             "await page.goto(url);"
             "await page.getByRole('switch', { name: /Connect/ }).press(' ');"
-            "await page.getByText('Tools', { exact: true }).click();",
+            "await page.getByText('Tools', { exact: true }).first().click();",
             url=url,
         )
         # This tab has every tool, as if a model could call them all.
@@ -477,7 +477,7 @@ async def test_in_the_inspector_only_the_persons_click_pays(
         assert "out of date" in await call_in_inspector(browser, "decide_on_card", **forged)
 
         await browser(
-            "await page.getByText('Apps', { exact: true }).click();"
+            "await page.getByText('Apps', { exact: true }).first().click();"
             "await page.getByRole('button').filter({ hasText: 'Approve and pay an invoice',"
             " hasNotText: 'approve_invoice' }).click();"
             "const field = page.getByRole('textbox', { name: 'invoice_id', exact: true });"
@@ -546,7 +546,7 @@ async def inspector(era: str, address: str, folder: Path) -> AsyncIterator[str]:
 async def call_in_inspector(browser: Browser, tool: str, **arguments: Any) -> str:
     """Calls a tool by name in the Inspector's own tab; the text of the answer."""
     text: str = await browser(
-        "await page.getByText('Tools', { exact: true }).click();"
+        "await page.getByText('Tools', { exact: true }).first().click();"
         "const screen = page.getByTestId('tools-screen');"
         "await screen.getByRole('button', { name: tool }).click();"
         "for (const [name, value] of Object.entries(given)) {"

@@ -16,7 +16,7 @@ async function main() {
   const [executablePath] = process.argv.slice(2);
   const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
   const page = await browser.newPage({ deviceScaleFactor: 2 });
-  page.setDefaultTimeout(15000);
+  page.setDefaultTimeout(30000);
   page.on("console", (message) => console.error(`page: ${message.text()}`));
   page.on("pageerror", (error) => console.error(`page: ${error}`));
   const calls = new Map();
