@@ -138,7 +138,7 @@ class InvoiceClient:
         return await self._started(invoice, handle, ask=not is_recent)
 
     async def _submit_again(self, invoice: Invoice, progress: RunProgress) -> InvoiceStatus:
-        last = await self._run(invoice.id)
+        last = await self.get_run(invoice.id)
         if last.is_open:
             return self._same_open_run(invoice, last)
         if last.status.state == "completed" and last.description.workflow_type == INVOICE_WORKFLOW:
@@ -149,7 +149,7 @@ class InvoiceClient:
         try:
             handle = await self._start(invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
         except WorkflowAlreadyStartedError:  # another client was faster
-            return self._same_open_run(invoice, await self._run(invoice.id))
+            return self._same_open_run(invoice, await self.get_run(invoice.id))
         status = await self._started(invoice, handle, ask=True)
         if last.progress is None or last.progress.digest != invoice.digest:
             status.replaces = last.status.amounts
@@ -183,7 +183,7 @@ class InvoiceClient:
 
     async def _started(self, invoice: Invoice, handle: Handle, *, ask: bool) -> InvoiceStatus:
         query = self._begin_query(self._handle(invoice.id, handle.result_run_id)) if ask else None
-        run = await self._run(invoice.id, handle.result_run_id)
+        run = await self.get_run(invoice.id, handle.result_run_id)
         status = await self._with_answer(run, await query) if query and run.is_open else run.status
         status.outcome = "started"
         if status.state == "failed":
@@ -232,7 +232,7 @@ class InvoiceClient:
             InvoiceError: there is no such invoice, it is another than the one meant, its deadline
                 has passed, or a decision to the other effect stands.
         """
-        run = await self._run(invoice_id)
+        run = await self.get_run(invoice_id)
         _expect_invoice(run)
         if run_id and run.id != run_id:
             raise InvoiceError(
@@ -278,7 +278,7 @@ class InvoiceClient:
         except RPCError as error:
             if error.status != RPCStatusCode.NOT_FOUND:
                 raise
-            return (await self._run(invoice_id)).status  # closed in the meantime
+            return (await self.get_run(invoice_id)).status  # closed in the meantime
         return await self._with_answer(run, await self._query_worker(handle))
 
     async def _expect_unchanged(self, run: InvoiceRun) -> None:
@@ -305,7 +305,7 @@ class InvoiceClient:
         # At the same time, since most invoices that are asked about are open.
         query = self._begin_query(self._handle(invoice_id))
         try:
-            run = await self._run(invoice_id)
+            run = await self.get_run(invoice_id)
             _expect_invoice(run)
             return await self._with_answer(run, await query) if run.is_open else run.status
         finally:
@@ -324,7 +324,7 @@ class InvoiceClient:
             InvoiceError: there is no such invoice, its content breaks the rules, or its total is
                 another.
         """
-        run = await self._run(invoice_id)
+        run = await self.get_run(invoice_id)
         _expect_invoice(run)
         invoice = await self._readable_invoice(run)
         if total is not None and run.status.state == "waiting":
@@ -405,8 +405,12 @@ class InvoiceClient:
             InvoiceWorkflow.run, workflow_id(invoice_id), run_id=run_id
         )
 
-    async def _run(self, invoice_id: str, run_id: str | None = None) -> InvoiceRun:
-        """The latest run, unless another is named."""
+    async def get_run(self, invoice_id: str, run_id: str | None = None) -> InvoiceRun:
+        """One run for an invoice, by default the latest.
+
+        Raises:
+            InvoiceError: Temporal has no such run.
+        """
         try:
             description = await self._handle(invoice_id, run_id).describe()
         except RPCError as error:
@@ -443,7 +447,7 @@ class InvoiceClient:
     ) -> InvoiceStatus:
         """The status of an open run, with what a worker says about it."""
         if answer is None:  # a worker may have taken it up meanwhile and failed, or ended it
-            run = await self._run(run.status.invoice_id, run.id)
+            run = await self.get_run(run.status.invoice_id, run.id)
             if not run.is_open:
                 return run.status
         status = run.status

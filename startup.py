@@ -8,8 +8,10 @@ class StartupError(Exception):
     """What is wrong at the start, in words for the person who can mend it."""
 
 
-def data_directory() -> Path:
+def data_directory(*, make: bool = True) -> Path:
     """`INVOICE_DATA_DIR`, by default `data` beside the code; made private to the user if missing.
+
+    With `make=False` a missing one stays missing, for whoever only reads.
 
     Raises:
         StartupError: it can't be made, or isn't a directory.
@@ -18,7 +20,8 @@ def data_directory() -> Path:
     directory = Path(configured) if configured else Path(__file__).parent / "data"
     try:
         directory = directory.expanduser().resolve()
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if make:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home for `~`
         raise StartupError(f"The data directory can't be used: {error}.") from error
     return directory

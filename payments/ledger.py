@@ -50,14 +50,17 @@ _INSERT_ID = "INSERT INTO payment_ledger (one, id) VALUES (1, ?) ON CONFLICT DO 
 _SELECT_ID = "SELECT id FROM payment_ledger"
 
 
-def open_ledger(directory: Path) -> "Ledger":
-    """The one at `PAYMENT_LEDGER_URL`, else `payments.db` in `directory`; made where it is missing.
+def open_ledger(directory: Path, *, read_only: bool = False) -> "Ledger":
+    """The one at `PAYMENT_LEDGER_URL`, else `payments.db` in `directory`.
+
+    It is made or migrated where that is necessary, but not for `read_only`.
 
     Raises:
         StartupError: it can't be used.
     """
-    url = os.environ.get("PAYMENT_LEDGER_URL")
-    return PostgreSQLLedger(url) if url else SQLiteLedger(directory / "payments.db")
+    if url := os.environ.get("PAYMENT_LEDGER_URL"):
+        return PostgreSQLLedger(url, read_only=read_only)
+    return SQLiteLedger(directory / "payments.db", read_only=read_only)
 
 
 class Ledger(ABC):
@@ -108,6 +111,21 @@ class Ledger(ABC):
     def paid(self, invoice_id: str) -> list[LedgerEntry]:
         return self._select("invoice_id = ? AND state = 'paid'", invoice_id)
 
+    def entries(self, invoice_id: str) -> list[LedgerEntry]:
+        """Every attempt to pay a line of an invoice, earlier attempts first."""
+        return self._select("invoice_id = ?", invoice_id)[::-1]
+
+    def invoice_ids(self) -> Iterator[str]:
+        """Of all invoices that have entries, read a thousand at a time."""
+        after = ""
+        while rows := self._execute(
+            "SELECT DISTINCT invoice_id FROM payments WHERE invoice_id > ?"
+            " ORDER BY invoice_id LIMIT 1000",
+            after,
+        )[0]:
+            yield from (str(row[0]) for row in rows)
+            after = rows[-1][0]
+
     def _standing(self, entry: LedgerEntry) -> LedgerEntry:
         [standing] = self._select(
             "idempotency_key = ? AND attempt = ?", entry.payment.idempotency_key, entry.attempt
@@ -153,20 +171,23 @@ class SQLiteLedger(Ledger):
     writing into the file that no longer has a name.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Opens the ledger, and makes or migrates it.
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Opens the ledger, and makes or migrates it unless it is `read_only`.
 
         Raises:
             StartupError: it can't be opened, or is no ledger.
         """
         self.name = path.name
         self._path = path
+        self._read_only = read_only
         self._wal = path.with_name(f"{path.name}-wal")
         self._lock = threading.Lock()
         try:
             self._connection = self._connect()
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self.id = _make_tables(self._connection)
+            if not read_only:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                _make_tables(self._connection)
+            [(self.id,)] = self._connection.execute(_SELECT_ID).fetchall()
             self._opened = self._files()
         except (sqlite3.Error, OSError) as error:
             raise StartupError(f"The payment ledger {self.name} can't be used: {error}.") from error
@@ -193,7 +214,11 @@ class SQLiteLedger(Ledger):
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path, timeout=5, isolation_level=None, check_same_thread=False
+            f"{self._path.absolute().as_uri()}?mode=ro" if self._read_only else self._path,
+            uri=self._read_only,
+            timeout=5,
+            isolation_level=None,
+            check_same_thread=False,
         )
         connection.execute("PRAGMA synchronous=FULL")
         return connection
@@ -219,8 +244,8 @@ class SQLiteLedger(Ledger):
         self._connection, self._opened = connection, self._files()
 
 
-def _make_tables(connection: sqlite3.Connection) -> str:
-    """Makes the tables, or brings a ledger of an earlier version to this one; returns the id."""
+def _make_tables(connection: sqlite3.Connection) -> None:
+    """Makes the tables, or brings a ledger of an earlier version to this one."""
     with connection:  # commits, or rolls back on an error
         # IMMEDIATE takes the write lock before the look: of several workers one does it.
         connection.execute("BEGIN IMMEDIATE")
@@ -238,15 +263,13 @@ def _make_tables(connection: sqlite3.Connection) -> str:
             )
             connection.execute("DROP TABLE payments_1")
         connection.execute(_INSERT_ID, (uuid4().hex,))
-        [(ledger_id,)] = connection.execute(_SELECT_ID).fetchall()
-    return str(ledger_id)
 
 
 class PostgreSQLLedger(Ledger):
     """In a PostgreSQL database, for workers on any number of machines."""
 
-    def __init__(self, url: str) -> None:
-        """Connects once, and makes the tables where they are missing.
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
+        """Connects once, and makes the tables where they are missing unless it is `read_only`.
 
         Raises:
             StartupError: the driver is missing, or the database can't be used. Without a password.
@@ -260,15 +283,18 @@ class PostgreSQLLedger(Ledger):
             ) from None
         self._error = psycopg.Error
         settings = _connection_settings(url)
+        if read_only:
+            settings["options"] += " -c default_transaction_read_only=on"
         self.name = f"{settings.get('dbname', 'PostgreSQL')} on {settings.get('host', 'localhost')}"
         try:
             # A connection of its own first: the pool doesn't tell why it can't connect.
             with psycopg.connect(**settings) as connection:
-                # Two workers that make the same table at once would fail.
-                connection.execute("SELECT pg_advisory_xact_lock(hashtext('payment_ledger'))")
-                for statement in _TABLES:
-                    connection.execute(statement)
-                connection.execute(_INSERT_ID.replace("?", "%s"), (uuid4().hex,))
+                if not read_only:
+                    # Two workers that make the same table at once would fail.
+                    connection.execute("SELECT pg_advisory_xact_lock(hashtext('payment_ledger'))")
+                    for statement in _TABLES:
+                        connection.execute(statement)
+                    connection.execute(_INSERT_ID.replace("?", "%s"), (uuid4().hex,))
                 [(self.id,)] = connection.execute(_SELECT_ID).fetchall()
         except psycopg.Error as error:
             raise StartupError(

@@ -1,0 +1,396 @@
+"""The books: for each invoice what was asked, who decided, and each payment with its reference.
+
+    uv run audit.py > books.csv
+    uv run audit.py --format jsonl > books.jsonl
+
+Takes the worker's settings (TEMPORAL_..., INVOICE_DATA_DIR, PAYMENT_LEDGER_URL), reads Temporal and
+the payment ledger, and changes neither. Each point on which the two disagree is a line on standard
+error.
+
+Exit code: 0 if they agree, 1 if they disagree, 2 if one of them can't be read.
+"""
+
+import argparse
+import asyncio
+import csv
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import groupby
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from temporalio.api.common.v1 import Payloads
+from temporalio.api.history.v1 import HistoryEvent
+from temporalio.service import RPCError
+
+from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceError, InvoiceRun, whoami
+from invoices.invoice import BEFORE_1_1, WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
+from invoices.status import Decision, DecisionDetails
+from invoices.wording import format_money, pluralize, sanitized_quote
+from payments.gateway import GatewayUnavailable, LedgerEntry
+from payments.ledger import Ledger, open_ledger
+from startup import StartupError, data_directory
+from temporal_service.connection import connect, connect_config, describe_rpc_error
+
+COLUMNS = [
+    *["invoice_id", "submitted_at", "state"],
+    *["decision", "decided_at", "decided_by", "decided_through", "reason"],
+    *["line", "item", "amount", "currency", "customer"],
+    *["payment", "attempt", "payment_at", "payment_amount", "payment_currency"],
+    *["provider", "reference", "run_id"],
+]
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What makes a spreadsheet program take a text for a formula, by OWASP's "CSV Injection"."""
+
+Row = dict[str, str | int | Decimal | None]
+Write = Callable[[Row], object]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class PaidLine(BaseModel):
+    """A line as a history has it: in what was asked of `process_payment`, or paid earlier."""
+
+    line: int | None = None
+    item: str = "Unknown"
+    amount: Decimal = Decimal("0.0")
+    currency: str = "USD"
+    ledger: str | None = None
+
+    def __str__(self) -> str:
+        return f"{sanitized_quote(self.item)} for {format_money(self.amount, self.currency)}"
+
+
+class LedgerAnswer(BaseModel):
+    """What `payments_made` answered."""
+
+    ledger: str
+    lines: list[PaidLine]
+
+
+@dataclass
+class PaymentActivity:
+    """A `process_payment` of a run."""
+
+    asked: PaidLine
+    scheduled_at: datetime
+    paid_at: datetime | None = None
+
+
+@dataclass
+class Run:
+    """What Temporal has of one submission. Lines are known by their number, as text."""
+
+    found: InvoiceRun
+    invoice: Invoice | None = None
+    signals: list[tuple[Decision, str]] = field(default_factory=list)
+    """Each decision that was sent, with the identity of the Temporal client that sent it."""
+    payments: dict[str, PaymentActivity] = field(default_factory=dict)
+    under_way: dict[int, PaymentActivity] = field(default_factory=dict)
+    """Those that have no end in the history, by the number of the event that began them."""
+    paid_earlier: dict[str, PaidLine] = field(default_factory=dict)
+    """What the ledger had as paid when this run asked for it."""
+    has_asked: bool = False
+    ledgers: set[str] = field(default_factory=set)
+
+    def __str__(self) -> str:
+        return f"run {self.found.id} ({self.found.status.state})"
+
+    @property
+    def decision(self) -> tuple[Decision | None, str | None]:
+        """The one that stands, and who sent it; for the tutorial's worker, the first one sent."""
+        standing = self.found.status.decision
+        if self.found.status.state == "timed_out":
+            return None, None
+        for sent, identity in self.signals:
+            same = standing and (standing.approved, standing.request)
+            if standing is None or same == (sent.approved, sent.request):
+                return standing or sent, identity
+        return standing, None
+
+    def add(self, event: HistoryEvent) -> None:
+        kind = event.WhichOneof("attributes") or ""
+        attributes: Any = getattr(event, kind)
+        at = event.event_time.ToDatetime(UTC)
+        match kind.removesuffix("_event_attributes"), attributes:
+            case "workflow_execution_started", started:
+                self.invoice = _parsed(Invoice, started.input) or _parsed(
+                    Invoice, started.input, context=BEFORE_1_1
+                )
+            case "workflow_execution_signaled", signal:
+                if signal.signal_name in ("approve_invoice", "reject_invoice"):
+                    details = _parsed(DecisionDetails, signal.input) or DecisionDetails()
+                    approved = signal.signal_name == "approve_invoice"
+                    decision = Decision(**details.model_dump(), approved=approved, at=at)
+                    self.signals.append((decision, signal.identity))
+            case "activity_task_scheduled", activity:
+                if activity.activity_type.name == "process_payment":
+                    asked = _parsed(PaidLine, activity.input) or PaidLine()
+                    self.under_way[event.event_id] = PaymentActivity(asked, at)
+                    line = activity.activity_id.removeprefix("line-")
+                    self.payments[line] = self.under_way[event.event_id]
+                    self.ledgers |= {asked.ledger} if asked.ledger else set()
+            case "activity_task_completed", completed:
+                if payment := self.under_way.pop(completed.scheduled_event_id, None):
+                    payment.paid_at = at
+                else:
+                    self._take_answer(completed.result)
+            case (
+                "activity_task_failed" | "activity_task_timed_out" | "activity_task_canceled",
+                ended,
+            ):
+                self.under_way.pop(ended.scheduled_event_id, None)
+            case "marker_recorded", marker if "result" in marker.details:  # of a local activity
+                self._take_answer(marker.details["result"])
+
+    def _take_answer(self, result: Payloads) -> None:
+        if answer := _parsed(LedgerAnswer, result):
+            self.has_asked = True
+            self.paid_earlier = {str(paid.line): paid for paid in answer.lines}
+            self.ledgers.add(answer.ledger)
+
+
+def _parsed(model: type[Model], payloads: Payloads, context: str | None = None) -> Model | None:
+    with suppress(ValidationError):
+        data = payloads.payloads[0].data if payloads.payloads else b""
+        return model.model_validate_json(data, context=context)
+    return None
+
+
+async def read_run(client: InvoiceClient, invoice_id: str, run_id: str | None = None) -> Run | None:
+    """One run for an invoice, by default the latest; None if Temporal has none."""
+    try:
+        run = Run(await client.get_run(invoice_id, run_id))
+    except InvoiceError:
+        return None
+    if run.found.description.workflow_type != INVOICE_WORKFLOW:
+        return None
+    handle = client.temporal.get_workflow_handle(workflow_id(invoice_id), run_id=run.found.id)
+    async for event in handle.fetch_history_events():
+        run.add(event)
+    if run.found.progress and run.found.progress.ledger:
+        run.ledgers.add(run.found.progress.ledger)
+    return run
+
+
+async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
+    """Writes the rows of every invoice, in order of their ids; returns how many disagree.
+
+    Raises:
+        GatewayUnavailable: the ledger can't be read any more.
+        temporalio.service.RPCError, TimeoutError: Temporal can't.
+    """
+    with closing(sqlite3.connect("")) as index:  # a temporary file, so that memory doesn't grow
+        index.execute("CREATE TABLE runs (invoice_id, run_id, PRIMARY KEY (invoice_id, run_id))")
+        insert = "INSERT OR IGNORE INTO runs VALUES (?, ?)"
+        query = (
+            f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH '{WORKFLOW_ID_PREFIX}'"
+        )
+        async for execution in client.temporal.list_workflows(query):
+            index.execute(insert, (invoice_id_of(execution.id), execution.run_id))
+        index.executemany(insert, ((invoice_id, "") for invoice_id in ledger.invoice_ids()))
+        found = index.execute("SELECT invoice_id, run_id FROM runs ORDER BY invoice_id")
+        invoices = disagreeing = 0
+        for invoice_id, group in groupby(found, key=lambda row: str(row[0])):
+            run_ids = {row[1] for row in group if row[1]}
+            async with asyncio.timeout(60):
+                texts = await _audit_invoice(client, ledger, write, invoice_id, run_ids)
+            for text in texts:
+                print(f"{invoice_id}: {text}", file=sys.stderr)
+            invoices += 1
+            disagreeing += bool(texts)
+    print(f"{pluralize(invoices, 'invoice')}, {disagreeing:,} with disagreements", file=sys.stderr)
+    return disagreeing
+
+
+async def _audit_invoice(
+    client: InvoiceClient, ledger: Ledger, write: Write, invoice_id: str, run_ids: set[str]
+) -> list[str]:
+    # Payments go on meanwhile. What the ledger has before the histories are read must be in them,
+    # and what they have must be in the ledger after that.
+    before = ledger.entries(invoice_id)
+    latest = await read_run(client, invoice_id)  # which Temporal's list may not have yet
+    earlier = run_ids - {latest.found.id if latest else ""}
+    read = [latest, *[await read_run(client, invoice_id, run_id) for run_id in earlier]]
+    runs = sorted((run for run in read if run), key=lambda run: run.found.status.submitted_at)
+    entries = ledger.entries(invoice_id)
+    for row in _rows(invoice_id, runs, entries):
+        write(row)
+    return list(_disagreements(ledger, runs, before, entries))
+
+
+def _rows(invoice_id: str, runs: list[Run], entries: list[LedgerEntry]) -> list[Row]:
+    """Of each run its lines, each with the attempts to pay it; then what no run accounts for."""
+    rows: list[Row] = []
+    for run in reversed(runs):  # an entry belongs to the last run that had begun its line by then
+        numbers = map(str, range(1, len(run.invoice.lines) + 1)) if run.invoice else ()
+        of_run: list[Row] = []
+        for line in dict.fromkeys([*numbers, *run.payments]) or [""]:
+            begun = run.payments.get(line)
+            own = [e for e in entries if begun and _line(e) == line and begun.scheduled_at <= e.at]
+            entries = [entry for entry in entries if entry not in own]
+            of_run += [_row(invoice_id, run, line, entry) for entry in own]
+            of_run += [] if own else [_row(invoice_id, run, line, None)]
+        rows = of_run + rows
+    return rows + [_row(invoice_id, None, _line(entry), entry) for entry in entries]
+
+
+def _row(invoice_id: str, run: Run | None, line: str, entry: LedgerEntry | None) -> Row:
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= {"invoice_id": invoice_id, "state": "not_in_temporal", "line": line}
+    if run:
+        row |= {"state": run.found.status.state, "run_id": run.found.id}
+        row["submitted_at"] = _iso(run.found.status.submitted_at)
+        decision, row["decided_through"] = run.decision
+        if decision:
+            row["decision"] = "approved" if decision.approved else "rejected"
+            row |= {"decided_at": _iso(decision.at), "decided_by": decision.by}
+            row["reason"] = decision.reason
+        if run.invoice and line.isdecimal() and int(line) <= len(run.invoice.lines):
+            asked = run.invoice.lines[int(line) - 1]
+            row |= {"item": asked.item, "amount": asked.amount, "currency": run.invoice.currency}
+            row["customer"] = run.invoice.customer
+        begun = run.payments.get(line)
+        if begun and begun.paid_at:
+            row |= {"payment": "not_in_ledger", "payment_at": _iso(begun.paid_at)}
+        elif line in run.paid_earlier:
+            row["payment"] = "paid_earlier"
+    if entry:
+        row |= {"payment": entry.state, "attempt": entry.attempt, "payment_at": _iso(entry.at)}
+        row |= {"provider": entry.provider, "reference": entry.reference}
+        row["payment_amount"] = entry.payment.amount
+        row["payment_currency"] = entry.payment.currency
+        if not run:
+            row |= {"item": entry.payment.item, "customer": entry.payment.customer}
+    return row
+
+
+def _disagreements(
+    ledger: Ledger, runs: list[Run], before: list[LedgerEntry], entries: list[LedgerEntry]
+) -> Iterator[str]:
+    """A sentence for each point on which Temporal and the ledger disagree about one invoice."""
+    if others := set[str]().union(*(run.ledgers for run in runs)) - {ledger.id}:
+        names = ", ".join(sorted(other[:8] for other in others))
+        yield f"more than one ledger: {names} in the history, this one is {ledger.id[:8]}"
+    for run in runs:
+        if run.payments and not any(decision.approved for decision, _ in run.signals):
+            yield f"payments without an approval in {run}"
+    lines = {line for run in runs for line in [*run.payments, *run.paid_earlier]}
+    for line in sorted(lines | set(map(_line, entries)), key=lambda line: (len(line), line)):
+        of_line = [entry for entry in entries if _line(entry) == line]
+        was_paid = any(_line(entry) == line and entry.state == "paid" for entry in before)
+        for text in _line_disagreements(line, runs, of_line, was_paid):
+            yield f"line {line}: {text}"
+
+
+def _line_disagreements(
+    line: str, runs: list[Run], entries: list[LedgerEntry], was_paid: bool
+) -> Iterator[str]:
+    begun = [(run, run.payments[line]) for run in runs if line in run.payments]
+    done = [(run, payment) for run, payment in begun if payment.paid_at]
+    told = [(run, payment.asked) for run, payment in done]
+    told += [(run, run.paid_earlier[line]) for run in runs if line in run.paid_earlier]
+    paid = [entry for entry in entries if entry.state == "paid"]
+    if len(paid) > 1:
+        yield f"paid twice in the ledger: {', '.join(map(_described, paid))}"
+    # A reset by an operator copies events into another run; the copies keep their time.
+    if len({payment.paid_at for _, payment in done}) > 1:
+        yield f"paid by {' and by '.join(str(run) for run, _ in done)}"
+    if told and not paid:
+        run, known = told[0]
+        state = f"{entries[-1].state} in the ledger" if entries else "not in the ledger"
+        yield f"paid as {known} in the history of {run}, {state}"
+    for entry in paid:
+        payment = entry.payment
+        for run, known in told:
+            same = (known.item, known.amount, known.currency)
+            if same != (payment.item, payment.amount, payment.currency):
+                yield f"paid as {_described(entry)} in the ledger, as {known} in {run}"
+    if not was_paid or told:
+        return
+    if any(run.found.is_open and payment in run.under_way.values() for run, payment in begun):
+        return
+    text = f"paid as {_described(paid[0])} in the ledger"
+    if begun:
+        yield f"{text}, begun and not completed in {begun[-1][0]}"
+    # An entry older than every run that Temporal still has may be of one that it has no more.
+    elif any(run.has_asked or run.found.status.submitted_at <= paid[0].at for run in runs):
+        yield f"{text}, in no history"
+
+
+def _line(entry: LedgerEntry) -> str:
+    key = entry.payment.idempotency_key
+    return key.removeprefix(f"{workflow_id(entry.payment.invoice_id)}/").removeprefix("line-")
+
+
+def _described(entry: LedgerEntry) -> str:
+    payment = entry.payment
+    money = format_money(payment.amount, payment.currency)
+    return f"{sanitized_quote(payment.item)} for {money} ({entry.reference}, {_iso(entry.at)})"
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def spreadsheet_safe(value: str | int | Decimal | None) -> str | int | Decimal | None:
+    """A text that a spreadsheet program would take for a formula, behind an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+
+
+def _csv_writer() -> Write:
+    writer = csv.DictWriter(sys.stdout, COLUMNS)
+    writer.writeheader()
+    return lambda row: writer.writerow({key: spreadsheet_safe(row[key]) for key in row})
+
+
+def _jsonl_writer() -> Write:
+    return lambda row: print(json.dumps(row, default=str))
+
+
+async def run(make_writer: Callable[[], Write]) -> int:
+    """Returns how many invoices disagree.
+
+    Raises:
+        StartupError: Temporal or the ledger can't be read.
+    """
+    ledger = open_ledger(data_directory(make=False), read_only=True)
+    client = await connect(connect_config(), identity=whoami())
+    try:
+        return await audit(InvoiceClient(client), ledger, make_writer())
+    except GatewayUnavailable as error:
+        raise StartupError(str(error)) from error
+    except (RPCError, TimeoutError) as error:
+        raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    writers = {"csv": _csv_writer, "jsonl": _jsonl_writer}
+    parser.add_argument("--format", choices=writers, default="csv")
+    arguments = parser.parse_args()
+    # The csv module ends lines itself, and Windows has other encodings.
+    sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
+    try:
+        code = 1 if asyncio.run(run(writers[arguments.format])) else 0
+        sys.stdout.flush()
+        return code
+    except StartupError as error:
+        print(error, file=sys.stderr)
+    except BrokenPipeError:  # as by `| head`
+        pass
+    return 2
+
+
+if __name__ == "__main__":
+    status = main()
+    # Not sys.exit, as in worker.py: the SDK's threads can abort the interpreter at its end.
+    os._exit(status)
