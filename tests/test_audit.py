@@ -1,0 +1,356 @@
+"""The books, from a real service, a real worker's ledger, and copies of it that were edited."""
+
+import asyncio
+import csv
+import io
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.client import Client
+
+from audit import spreadsheet_safe
+from invoice_client import InvoiceClient, whoami
+from invoices.invoice import Invoice
+from support import ROOT, Service, Worker, an_invoice, environment, eventually, payments
+from workflow import TASK_QUEUE
+
+TESTS = ROOT / "tests"
+AGREE, DISAGREE, UNREADABLE = 0, 1, 2
+
+
+@dataclass
+class Books:
+    """What `audit.py` printed."""
+
+    code: int
+    printed: str
+    problems: list[str]
+
+    def of(self, invoice_id: str) -> list[dict[str, str]]:
+        return [
+            row
+            for row in csv.DictReader(io.StringIO(self.printed))
+            if row["invoice_id"] == invoice_id
+        ]
+
+
+async def audited(address: str, data: Path, *arguments: str, **env: str) -> Books:
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, str(ROOT / "audit.py"), *arguments],
+        env=environment(address, INVOICE_DATA_DIR=str(data), **env),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Books(process.returncode, out.decode(), err.decode().splitlines()[:-1] or [err.decode()])
+
+
+class Desk:
+    """Submits and decides, as the MCP server does."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = InvoiceClient(client)
+
+    async def submit(self, invoice_id: str, **fields: Any) -> None:
+        await self.client.submit(Invoice.model_validate(an_invoice(id=invoice_id, **fields)))
+
+    async def decide(self, invoice_id: str, *states: str, approve: bool = True) -> None:
+        await self.client.decide(invoice_id, approve=approve, reason="Hours checked")
+        await self.until(invoice_id, *states)
+
+    async def until(self, invoice_id: str, *states: str) -> None:
+        async def reached() -> bool:
+            return (await self.client.get_status(invoice_id)).state in states
+
+        await eventually(reached)
+
+
+@pytest.fixture(scope="module")
+async def books(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    """A service with an invoice of every kind; its directory has the ledger. No worker runs."""
+    folder = tmp_path_factory.mktemp("books")
+    (folder / "before").mkdir()
+    before, service = Service(folder / "before"), Service(folder)
+    try:
+        # Retention takes its time: a service that has never known the invoice stands in for it.
+        desk = Desk(await before.start())
+        worker = await Worker(before.address, folder).start()
+        await desk.submit("FORGOTTEN")
+        await desk.decide("FORGOTTEN", "completed")
+        worker.kill()
+        before.kill()
+
+        desk = Desk(await service.start())
+        worker = await Worker(service.address, folder, INVOICE_DECLINE_OVER="6000").start()
+        await desk.submit("PAID", customer="=cmd|calc")
+        await desk.decide("PAID", "completed")
+        await desk.submit("REJECTED")
+        await desk.decide("REJECTED", "rejected", approve=False)
+        await desk.submit("TIMED-OUT", approval_timeout_days=1 / 24 / 3600)
+        await desk.until("TIMED-OUT", "timed_out")
+        lines = [{"item": "Domain", "amount": "9.90"}, {"item": "=1+1", "amount": "6000.01"}]
+        await desk.submit("DECLINED", lines=lines)
+        await desk.decide("DECLINED", "failed")
+        worker.kill()
+        worker = await Worker(service.address, folder).start()
+        await desk.submit("DECLINED", lines=lines)
+        await desk.decide("DECLINED", "completed")
+        worker.kill()
+        worker = await Worker(service.address, folder, TESTS / "slow_worker.py").start()
+        await desk.submit("UNDER-WAY")
+        await desk.decide("UNDER-WAY", "paying")
+
+        async def paying() -> bool:
+            return (folder / "paying").exists()
+
+        await eventually(paying)
+        worker.kill()
+        await desk.submit("WAITING")
+        yield service
+    finally:
+        before.kill()
+        service.kill()
+
+
+@pytest.fixture
+def copy(books: Service, tmp_path: Path) -> Path:
+    """A folder with a copy of the ledger, to be edited."""
+    for file in books.directory.glob("payments.db*"):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def edit(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "payments.db")) as ledger, ledger:
+        assert ledger.execute(statement).rowcount == 1
+
+
+async def test_books_that_agree_say_so(books: Service) -> None:
+    audit = await audited(books.address, books.directory)
+    assert (audit.code, audit.problems) == (AGREE, ["7 invoices, 0 with disagreements\n"])
+
+
+async def test_a_paid_line_has_the_decision_and_the_reference(books: Service) -> None:
+    first, second = (await audited(books.address, books.directory)).of("PAID")
+    assert (first["line"], first["item"], first["amount"]) == ("1", "Web Development", "5000.00")
+    assert (first["decision"], first["decided_by"]) == ("approved", whoami())
+    assert (first["reason"], first["state"]) == ("Hours checked", "completed")
+    assert (first["payment"], first["payment_amount"]) == ("paid", "5000.00")
+    assert first["payment_currency"] == "USD"
+    assert first["reference"].startswith("simulated-")
+    assert second["reference"].startswith("simulated-")
+    assert first["submitted_at"] <= first["decided_at"] <= first["payment_at"]
+    assert first["payment_at"].endswith("Z")
+
+
+async def test_invoices_that_are_not_paid_are_in_the_books(books: Service) -> None:
+    audit = await audited(books.address, books.directory)
+    [rejected, _], [timed_out, _], [waiting, _] = map(
+        audit.of, ["REJECTED", "TIMED-OUT", "WAITING"]
+    )
+    assert (rejected["state"], rejected["decision"]) == ("rejected", "rejected")
+    assert (timed_out["state"], timed_out["decision"]) == ("timed_out", "")
+    assert (waiting["state"], waiting["payment"]) == ("waiting", "")
+
+
+async def test_every_attempt_is_in_the_books_with_the_run_that_made_it(books: Service) -> None:
+    rows = (await audited(books.address, books.directory)).of("DECLINED")
+    assert [(row["state"], row["line"], row["payment"], row["attempt"]) for row in rows] == [
+        ("failed", "1", "paid", "1"),
+        ("failed", "2", "declined", "1"),
+        ("completed", "1", "paid_earlier", ""),
+        ("completed", "2", "paid", "2"),
+    ]
+
+
+async def test_a_payment_under_way_is_shown_and_no_disagreement(books: Service) -> None:
+    first, second = (await audited(books.address, books.directory)).of("UNDER-WAY")
+    assert (first["state"], first["payment"]) == ("paying", "begun")
+    assert (second["payment"], second["reference"]) == ("", "")
+
+
+async def test_an_invoice_that_temporal_no_longer_has_is_shown_as_such(books: Service) -> None:
+    rows = (await audited(books.address, books.directory)).of("FORGOTTEN")
+    assert [(row["state"], row["payment"]) for row in rows] == [("not_in_temporal", "paid")] * 2
+
+
+async def test_json_lines_have_the_same_rows_exactly(books: Service) -> None:
+    audit = await audited(books.address, books.directory, "--format", "jsonl")
+    rows = [json.loads(line) for line in audit.printed.splitlines()]
+    table = list(
+        csv.DictReader(io.StringIO((await audited(books.address, books.directory)).printed))
+    )
+    assert len(rows) == len(table) == 16
+    assert [list(row) for row in rows] == [list(row) for row in table]
+    assert {row["item"] for row in rows if row["invoice_id"] == "DECLINED"} == {"Domain", "=1+1"}
+
+
+async def test_no_text_becomes_a_formula(books: Service) -> None:
+    audit = await audited(books.address, books.directory)
+    assert audit.of("PAID")[0]["customer"] == "'=cmd|calc"
+    assert audit.of("DECLINED")[1]["item"] == "'=1+1"
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_text_that_starts_like_a_formula_is_quoted(start: str) -> None:
+    assert spreadsheet_safe(f"{start}1") == f"'{start}1"
+    assert spreadsheet_safe(f"1{start}") == f"1{start}"
+
+
+KEY = "idempotency_key = 'invoice-PAID/line-1'"
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        (
+            f"DELETE FROM payments WHERE {KEY}",
+            "line 1: paid as “Web Development” for $5,000.00 in the history of run",
+        ),
+        (f"UPDATE payments SET state = 'declined' WHERE {KEY}", "declined in the ledger"),
+        (
+            f"UPDATE payments SET amount = '5000.01' WHERE {KEY}",
+            "“Web Development” for $5,000.01 (",
+        ),
+        (f"UPDATE payments SET currency = 'EUR' WHERE {KEY}", "for EUR 5,000.00 ("),
+        (
+            "INSERT INTO payments SELECT 'invoice-PAID/line-3', 1, invoice_id, item, amount,"
+            " currency, customer, payment_method, provider, reference, state, at FROM payments"
+            f" WHERE {KEY}",
+            "line 3: paid as “Web Development” for $5,000.00 (",
+        ),
+        (
+            "INSERT INTO payments SELECT idempotency_key, 2, invoice_id, item, amount,"
+            " currency, customer, payment_method, provider, reference, state, at FROM payments"
+            f" WHERE {KEY}",
+            "line 1: paid twice in the ledger: ",
+        ),
+        ("UPDATE payment_ledger SET id = 'another-ledger'", "more than one ledger: "),
+    ],
+)
+async def test_a_ledger_that_was_changed_disagrees(
+    statement: str, problem: str, books: Service, copy: Path
+) -> None:
+    edit(copy, statement)
+    audit = await audited(books.address, copy)
+    assert audit.code == DISAGREE
+    [text] = [line for line in audit.problems if line.startswith("PAID: ")]
+    assert problem in text
+
+
+async def test_a_payment_of_an_invoice_that_was_rejected_disagrees(
+    books: Service, copy: Path
+) -> None:
+    edit(
+        copy,
+        "UPDATE payments SET invoice_id = 'REJECTED',"
+        f" idempotency_key = 'invoice-REJECTED/line-1' WHERE {KEY}",
+    )
+    audit = await audited(books.address, copy)
+    [text] = [line for line in audit.problems if line.startswith("REJECTED: ")]
+    assert text.endswith("in the ledger, in no history")
+
+
+async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
+    service: Service, tmp_path: Path
+) -> None:
+    desk = Desk(await service.start())
+    worker = await Worker(service.address, tmp_path, TESTS / "crashing_worker.py").start()
+    await desk.submit("CRASHED")
+    await desk.client.decide("CRASHED", approve=True)
+    assert worker.process
+    await asyncio.to_thread(worker.process.wait, 20)
+    assert len(payments(tmp_path)) == 1
+    assert (await audited(service.address, tmp_path)).code == AGREE  # it is tried again
+
+    await desk.client.temporal.get_workflow_handle("invoice-CRASHED").terminate()
+    audit = await audited(service.address, tmp_path)
+    assert audit.code == DISAGREE
+    [text] = audit.problems
+    assert "line 1: paid as “Web Development” for $5,000.00" in text
+    assert "begun and not completed in run" in text
+    assert text.endswith("(terminated)")
+
+
+async def test_runs_on_two_ledgers_that_both_paid_disagree(
+    service: Service, tmp_path: Path
+) -> None:
+    client = await service.start()
+    desk = Desk(client)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        worker = await Worker(service.address, tmp_path / name).start()
+        # By the tutorial's client, which doesn't say which ledger the invoice belongs to.
+        await client.start_workflow(
+            "InvoiceWorkflow", an_invoice(id="TWICE"), id="invoice-TWICE", task_queue=TASK_QUEUE
+        )
+        await client.get_workflow_handle("invoice-TWICE").signal("approve_invoice")
+        await desk.until("TWICE", "completed")
+        worker.kill()
+    audit = await audited(service.address, tmp_path / "one")
+    assert audit.code == DISAGREE
+    assert [text.split(": ")[1] for text in audit.problems] == [
+        "more than one ledger",
+        "line 1",
+        "line 2",
+    ]
+    assert audit.problems[1].count("(completed)") == 2
+
+
+async def test_what_cannot_be_read_is_told_in_a_sentence(books: Service, tmp_path: Path) -> None:
+    missing = await audited(books.address, tmp_path / "missing")
+    assert (missing.code, missing.printed) == (UNREADABLE, "")
+    assert "The payment ledger payments.db can't be used" in missing.problems[0]
+    assert not (tmp_path / "missing").exists()
+    away = await audited("127.0.0.1:9", books.directory)
+    assert away.code == UNREADABLE
+    assert "The Temporal Service at 127.0.0.1:9 can't be reached" in away.problems[0]
+    unknown = await audited(books.address, books.directory, TEMPORAL_NAMESPACE="books")
+    assert unknown.code == UNREADABLE
+    assert "has no namespace 'books'" in unknown.problems[0]
+
+
+async def test_the_ledger_is_left_as_it_is(books: Service, copy: Path) -> None:
+    before = (copy / "payments.db").read_bytes()
+    await audited(books.address, copy)
+    assert (copy / "payments.db").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no wait4")
+async def test_memory_does_not_grow_with_the_invoices(books: Service, copy: Path) -> None:
+    async def peak() -> int:
+        """Of the memory of one audit; the unit differs between systems."""
+        process = await asyncio.to_thread(start)
+        _, status, usage = await asyncio.to_thread(os.wait4, process, 0)
+        assert os.waitstatus_to_exitcode(status) == AGREE
+        return usage.ru_maxrss
+
+    def start() -> int:
+        command = [sys.executable, str(ROOT / "audit.py")]
+        env = environment(books.address, INVOICE_DATA_DIR=str(copy))
+        null = os.open(os.devnull, os.O_WRONLY)
+        return os.posix_spawn(
+            sys.executable, command, env, file_actions=[(os.POSIX_SPAWN_DUP2, null, 1)]
+        )
+
+    few = await peak()
+    with closing(sqlite3.connect(copy / "payments.db")) as ledger, ledger:
+        ledger.execute(
+            "INSERT INTO payments WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n"
+            " WHERE n < 10000) SELECT 'invoice-OLD-' || n || '/line-1', 1, 'OLD-' || n, item,"
+            " amount, currency, customer, payment_method, provider, reference, state, at"
+            f" FROM n, payments WHERE {KEY}"
+        )
+    assert await peak() < few * 1.1
