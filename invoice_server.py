@@ -48,7 +48,7 @@ from startup import StartupError
 if TYPE_CHECKING:
     from invoice_client import InvoiceClient
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 TOOL_SECONDS = 8
 """For what a tool asks of Temporal; hosts give up a call at about 60 s, people long before."""
 
