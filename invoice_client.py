@@ -605,6 +605,11 @@ def _too_late(status: InvoiceStatus, approve: bool) -> str:
         f"Invoice {status.invoice_id} can't be {verb} now, status:"
         f" {sanitized(status.status, 600)}{decided}."
     )
+    if status.state == "failed" and status.closed_at is None:
+        return (
+            f"{text} The workflow {status.workflow_id} is open, but no invoice: terminate it in the"
+            " Web UI."
+        )
     if approve:
         return f"{text} {status.advice or 'To start anew, submit it again.'}"
     if status.state == "paying":

@@ -124,6 +124,7 @@ Total = Annotated[
     Field(
         ge=0,
         lt=10**13,
+        decimal_places=2,
         description="The invoice's total as the person was shown it, such as 7000.00. Always pass"
         " it: it is checked, and the host shows it to the person.",
     ),

@@ -178,7 +178,9 @@ class InvoiceWorkflow:
 
     def _invalid(self, problem: str) -> ApplicationError:
         self.status = f"{INVALID_INVOICE}: {problem}"
-        workflow.upsert_memo({"status": self.status, "state": "failed"})
+        # Whatever else the client has noted there isn't so.
+        nothing = dict.fromkeys(RunProgress.model_fields)
+        workflow.upsert_memo({**nothing, "status": self.status})
         self._upsert_state("failed")
         workflow.logger.warning("%s: %s", workflow.info().workflow_id, self.status)
         return ApplicationError(problem, type="InvalidInvoice", non_retryable=True)

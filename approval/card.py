@@ -24,6 +24,9 @@ from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import Tool, ToolResult
 from mcp_types import (
     CallToolRequestParams,
+    ClientCapabilities,
+    DiscoverRequest,
+    DiscoverResult,
     InitializeRequest,
     InitializeResult,
     ListResourcesRequest,
@@ -31,7 +34,7 @@ from mcp_types import (
 )
 from pydantic import BaseModel
 
-from approval.elicitation import supports_elicitation
+from approval.elicitation import can_ask
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.status import State
@@ -123,9 +126,8 @@ def _details(status: InvoiceStatus) -> str:
     return status.details
 
 
-def supports_cards(ctx: Context) -> bool:
+def can_show_cards(capabilities: ClientCapabilities | None) -> bool:
     """Whether the host says, in the handshake or with the request, that it shows cards."""
-    capabilities = ctx.session.client_capabilities
     settings = (capabilities.extensions or {}).get(UI_EXTENSION_ID) if capabilities else None
     mime_types = settings.get("mimeTypes") if settings else None
     return isinstance(mime_types, list) and UI_MIME_TYPE in mime_types
@@ -203,10 +205,16 @@ class ApprovalCards(Middleware):
         return hmac.new(self._key, f"{run_id} {invoice.digest}".encode(), "sha256").hexdigest()
 
     def _offered_to(self, ctx: Context | None) -> bool:
-        """Whether this host gets cards: not where it asks the person itself, which goes first."""
-        if self._setting == "off" or ctx is None or ctx.request_context is None:  # no host
+        # Without a request there is no host.
+        if ctx is None or ctx.request_context is None:
             return False
-        return supports_cards(ctx) and not supports_elicitation(ctx)
+        return self._offered_with(ctx.session.client_capabilities)
+
+    def _offered_with(self, capabilities: ClientCapabilities | None) -> bool:
+        """Whether a host gets cards: not where it asks the person itself, which goes first."""
+        if self._setting == "off":
+            return False
+        return can_show_cards(capabilities) and not can_ask(capabilities)
 
     async def on_initialize(
         self,
@@ -217,6 +225,19 @@ class ApprovalCards(Middleware):
         # The SDK leaves extensions out of this era's answer, and some hosts then show no cards.
         if result and self._setting != "off":
             result.capabilities.extensions = {UI_EXTENSION_ID: {}}
+        # The session has the host's capabilities only after this.
+        if result and not self._offered_with(context.message.params.capabilities):
+            result.capabilities.resources = None  # the card is the only one
+        return result
+
+    async def on_discover(
+        self,
+        context: MiddlewareContext[DiscoverRequest],
+        call_next: CallNext[DiscoverRequest, DiscoverResult | dict[str, Any]],
+    ) -> DiscoverResult | dict[str, Any]:
+        result = await call_next(context)
+        if isinstance(result, DiscoverResult) and not self._offered_to(context.fastmcp_context):
+            result.capabilities.resources = None
         return result
 
     async def on_list_tools(

@@ -7,7 +7,13 @@ from typing import Any, Literal
 
 from fastmcp import Context
 from mcp import MCPError
-from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
+from mcp_types import (
+    ClientCapabilities,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
+    InputRequiredResult,
+)
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
@@ -38,7 +44,11 @@ log = logging.getLogger("invoice_server")
 
 def supports_elicitation(ctx: Context) -> bool:
     """Whether the host can put a question to the person by a form."""
-    capabilities = ctx.session.client_capabilities
+    return can_ask(ctx.session.client_capabilities)
+
+
+def can_ask(capabilities: ClientCapabilities | None) -> bool:
+    """The same of a host with these capabilities."""
     elicitation = capabilities.elicitation if capabilities else None
     return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
 

@@ -12,7 +12,7 @@ import json
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
 
-from invoice_client import InvoiceClient
+from invoice_client import InvoiceClient, InvoiceError
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice, workflow_id
+from invoices.status import AWAITING_APPROVAL
 from support import Service, Worker, an_invoice, eventually
 from workflow import TASK_QUEUE
 
@@ -85,6 +86,18 @@ async def approved_before_a_worker_ran(do: Steps, name: str) -> None:
     await do.decide(name)
 
 
+async def approved_after_the_deadline(do: Steps, name: str) -> None:
+    await do.submit(name, wait=False, approval_timeout_days=1 / 24 / 3600)
+    await do.until(name, lambda status: status.is_past_deadline)
+    await do.handle(name).signal("approve_invoice")
+
+
+async def approved_in_time_but_read_late(do: Steps, name: str) -> None:
+    await do.submit(name, wait=False, approval_timeout_days=15 / 24 / 3600)
+    await do.decide(name)
+    await do.until(name, lambda status: status.is_past_deadline)
+
+
 def approved(**fields: Any) -> Course:
     async def course(do: Steps, name: str) -> None:
         await do.submit(name, **fields)
@@ -93,9 +106,12 @@ def approved(**fields: Any) -> Course:
     return course
 
 
-async def rejected(do: Steps, name: str) -> None:
-    await do.submit(name)
-    await do.decide(name, approve=False)
+def rejected(**fields: Any) -> Course:
+    async def course(do: Steps, name: str) -> None:
+        await do.submit(name, **fields)
+        await do.decide(name, approve=False)
+
+    return course
 
 
 async def timed_out(do: Steps, name: str) -> None:
@@ -148,6 +164,21 @@ async def gateway_outage(do: Steps, name: str) -> None:
     (do.data / "gateway-down").unlink()
 
 
+async def ledger_away_at_the_start(do: Steps, name: str) -> None:
+    ledger, away = do.data / "payments.db", do.data / "away.db"
+    ledger.rename(away)
+    await do.submit(name)
+    await do.until(name, lambda status: status.status == AWAITING_APPROVAL)
+    await do.decide(name)
+    await do.until(name, lambda status: status.retry)
+    away.rename(ledger)
+
+
+async def paid_line_changed(do: Steps, name: str) -> None:
+    with suppress(InvoiceError):  # it fails at its start
+        await do.submit(name, wait=False, lines=[{"item": "Domain", "amount": "8.90"}])
+
+
 async def cancelled_in_an_outage(do: Steps, name: str) -> None:
     await do.submit(name)
     (do.data / "gateway-down").touch()
@@ -158,15 +189,22 @@ async def cancelled_in_an_outage(do: Steps, name: str) -> None:
     (do.data / "gateway-down").unlink()
 
 
-WITHOUT_A_WORKER: dict[str, Course] = {"approved-before-a-worker-ran": approved_before_a_worker_ran}
-# The first run of the resubmitted one is declined too; the second is what is recorded.
-WITH_A_LIMIT = {"declined": approved(lines=ONE_ABOVE), "resubmitted": approved(lines=ONE_ABOVE)}
+WITHOUT_A_WORKER: dict[str, Course] = {
+    "approved-before-a-worker-ran": approved_before_a_worker_ran,
+    "approved-after-the-deadline": approved_after_the_deadline,
+    "approved-in-time-but-read-late": approved_in_time_but_read_late,
+}
+# The first run of these but one is declined after its first line; the second is what is recorded.
+PAID_IN_PART = ["resubmitted", "paid-in-part-then-rejected", "paid-line-changed"]
+WITH_A_LIMIT = dict.fromkeys(["declined", *PAID_IN_PART], approved(lines=ONE_ABOVE))
 TOGETHER: dict[str, Course] = {
     "completed": approved(),
     "paced": approved(payment_interval_seconds=1),
     "500-lines": approved(lines=DAYS),
     "resubmitted": approved(lines=ONE_ABOVE),
-    "rejected": rejected,
+    "paid-in-part-then-rejected": rejected(lines=ONE_ABOVE),
+    "paid-line-changed": paid_line_changed,
+    "rejected": rejected(),
     "timed-out": timed_out,
     "approved-then-rejected": approved_then_rejected,
     "tutorials-client": tutorials_client,
@@ -177,6 +215,7 @@ TOGETHER: dict[str, Course] = {
 ALONE: dict[str, Course] = {
     "cancelled-during-a-payment": cancelled_during_a_payment,
     "gateway-outage": gateway_outage,
+    "ledger-away-at-the-start": ledger_away_at_the_start,
     "cancelled-in-an-outage": cancelled_in_an_outage,
 }
 COURSES = WITHOUT_A_WORKER | WITH_A_LIMIT | TOGETHER | ALONE

@@ -1,16 +1,23 @@
 """The first decision stands, a person makes it, and everyone is told the truth about it."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastmcp import Client as McpClient
 from mcp import MCPError
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 
+import invoice_server
+from approval import elicitation
 from conftest import ERAS
-from invoice_client import InvoiceClient, InvoiceError, whoami
+from invoice_client import MAX_NAME, InvoiceClient, InvoiceError, whoami
 from invoices.invoice import Invoice
 from raw_client import RawClient
 from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid, submitted
@@ -287,3 +294,108 @@ async def test_hostile_text_does_not_change_what_the_person_sees(
     assert len(first) < 90
     assert not set("\u202e\x1b<`*&") & set(first)
     assert second == "2. $7.00 for “Hosting”"
+
+
+async def test_the_largest_lines_are_shown_wherever_they_stand(
+    asking: Tools, person: Person
+) -> None:
+    person.answer = {"approve": False}
+    lines = [{"item": f"Pen {number}", "amount": "1.00"} for number in range(1, 61)]
+    lines[57] = {"item": "Yacht", "amount": "900000.00"}
+    invoice = await submitted(asking, lines=lines)
+    with pytest.raises(Refused):
+        await asking("approve_invoice", invoice_id=invoice["id"])
+    question = person.asked[0].splitlines()
+    assert "58. $900,000.00 for “Yacht”" in question
+    assert question[-1] == "and 10 more lines of $1.00 at most, together $10.00"
+
+
+async def test_another_total_than_the_invoices_is_not_asked_about(
+    asking: Tools, person: Person
+) -> None:
+    invoice = await submitted(asking)
+    with pytest.raises(Refused, match=r"is for \$7,000\.00, not \$70\.00\. Nothing was approved"):
+        await asking("approve_invoice", invoice_id=invoice["id"], total="70.00")
+    assert not person.asked
+
+
+@pytest.mark.parametrize("total", ["7000.00", "7000", 7000, 7000.0])
+async def test_the_exact_total_approves(total: Any, tools: Tools) -> None:
+    invoice = await submitted(tools)
+    text = await tools("approve_invoice", invoice_id=invoice["id"], total=total)
+    assert text.startswith("Sent approval signal")
+
+
+@pytest.mark.parametrize("total", ["6999.99", "7000.01", "7000.001", 0, "NaN", "7e3"])
+async def test_any_other_total_approves_nothing(total: Any, tools: Tools) -> None:
+    invoice = await submitted(tools)
+    with pytest.raises(Refused, match=r"is for \$7,000\.00, not|^Nothing was done\. total: must"):
+        await tools("approve_invoice", invoice_id=invoice["id"], total=total)
+    assert (await tools.status(invoice))["state"] == "waiting"
+
+
+async def test_a_yes_that_comes_too_late_is_told_as_late(
+    address: str, worker: Worker, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elicitation, "PERSON_SECONDS", 0.3)
+    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(client))
+
+    async def slow_person(*_: Any) -> dict[str, bool]:
+        await asyncio.sleep(1)
+        return {"approve": True}
+
+    host: McpClient[Any] = McpClient(
+        invoice_server.mcp, mode="legacy", elicitation_handler=slow_person
+    )
+    async with host:
+        tools = Tools(host)
+        invoice = await submitted(tools)
+        with pytest.raises(Refused, match=r"no answer came within .* seconds.*ask once more"):
+            await tools("approve_invoice", invoice_id=invoice["id"])
+        assert (await tools.status(invoice))["state"] == "waiting"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows asks the system alone")
+async def test_the_name_of_who_decides_is_not_the_environments(
+    address: str, worker: Worker
+) -> None:
+    async with mcp(address, env={"LOGNAME": "x" * 210, "USER": "boss"}) as host:
+        invoice = await submitted(Tools(host))
+        text = await Tools(host)("reject_invoice", invoice_id=invoice["id"])
+    assert f"Rejected by {whoami()} on" in text
+    assert len(whoami()) <= MAX_NAME
+
+
+async def test_the_deadline_is_the_same_after_a_reset(tools: Tools, client: Client) -> None:
+    invoice = await submitted(tools)
+    await tools.until(invoice, "waiting")
+    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
+    run_id = (await handle.describe()).run_id
+
+    async def first_task_completed() -> int | None:
+        async for event in handle.fetch_history_events():
+            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
+                return event.event_id
+        return None
+
+    before = await tools.status(invoice)
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=run_id),
+            workflow_task_finish_event_id=await eventually(first_task_completed),
+            request_id=invoice["id"],
+            reason="a test",
+        )
+    )
+    assert (await handle.describe()).run_id != run_id
+    after = await tools.until(invoice, "waiting")
+    assert after["deadline"] == before["deadline"]
+
+    async def listed() -> str | None:
+        result = await tools.client.call_tool("list_invoices", {"status": "waiting"})
+        found: list[dict[str, Any]] = result.structured_content["invoices"]  # type: ignore[index]
+        deadlines = [one["deadline"] for one in found if one["invoice_id"] == invoice["id"]]
+        return deadlines[0] if deadlines else None
+
+    assert await eventually(listed) == before["deadline"]

@@ -32,6 +32,7 @@ something else than the history has, the run is stuck. To change `workflow.py`:
 
 import gzip
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,12 @@ async def test_recorded_run_replays(file: Path) -> None:
     await replay(InvoiceWorkflow, file)
 
 
-def test_every_course_is_recorded() -> None:
-    assert {file.name.partition(".")[0] for file in FILES} == set(COURSES)
+def test_every_course_is_recorded_in_one_folder_and_no_other_course_in_any() -> None:
+    folders: defaultdict[Path, set[str]] = defaultdict(set)
+    for file in FILES:
+        folders[file.parent].add(file.name.partition(".")[0])
+    assert set().union(*folders.values()) == set(COURSES)
+    assert set(COURSES) in folders.values()
 
 
 @workflow.defn(name="InvoiceWorkflow", sandboxed=False)

@@ -1,17 +1,33 @@
 """The MCP server as a process: only the protocol on its output, clear words on what is down."""
 
 import asyncio
+import json
 import re
 import signal
+import socket
+import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raw_client import RawClient
-from support import Refused, Service, Tools, Worker, an_invoice, free_port, mcp
+from support import (
+    PROCESSES,
+    ROOT,
+    Refused,
+    Service,
+    Tools,
+    Worker,
+    an_invoice,
+    environment,
+    eventually,
+    free_port,
+    mcp,
+)
 
 CALLS: dict[str, dict[str, Any]] = {
     "process_invoice": {"invoice_data": an_invoice()},
@@ -128,3 +144,79 @@ async def test_two_servers_see_one_truth(address: str, worker: Worker) -> None:
         await Tools(host)("process_invoice", invoice_data=invoice)
         await Tools(other)("reject_invoice", invoice_id=invoice["id"])
         assert (await Tools(host).status(invoice))["state"] == "rejected"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't wait for a closed pipe")
+@pytest.mark.parametrize("within_a_call", [True, False])
+def test_a_host_that_closes_its_side_ends_the_server(
+    within_a_call: bool, address: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "server.log"
+    hello = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "host", "version": "1"},
+    }
+    call = {"name": "process_invoice", "arguments": {"invoice_data": an_invoice()}}
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, ROOT / "invoice_server.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(address),
+        ) as server,
+    ):
+        assert server.stdin
+        assert server.stdout
+
+        def send(**message: Any) -> None:
+            server.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")  # type: ignore[union-attr]
+            server.stdin.flush()  # type: ignore[union-attr]
+
+        send(id=1, method="initialize", params=hello)
+        server.stdout.readline()
+        send(method="notifications/initialized")
+        if within_a_call:
+            send(id=2, method="tools/call", params=call)
+        server.stdout.close()
+        try:
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
+    assert "Traceback" not in log.read_text()
+
+
+async def test_a_worker_that_fails_is_not_told_as_none(service: Service, tmp_path: Path) -> None:
+    await service.start()
+    worker = await Worker(service.address, tmp_path, PROCESSES / "failing_worker.py").start()
+    invoice = an_invoice()
+    try:
+        async with mcp(service.address) as host:
+            tools = Tools(host)
+            await tools("process_invoice", invoice_data=invoice)
+
+            async def failed() -> bool:
+                return "worker_failures" in await tools.status(invoice)
+
+            assert await eventually(failed)
+            text = await tools("get_invoice_status", invoice_id=invoice["id"])
+            assert "A worker took this invoice up and failed" in text
+            text = await tools("approve_invoice", invoice_id=invoice["id"])
+            assert "A worker took this invoice up and failed" in text
+            assert "the decision is kept" in text
+            assert "No worker" not in text
+    finally:
+        worker.kill()
+
+
+@pytest.mark.slow  # a call waits for 8 s
+async def test_a_look_that_is_not_answered_says_nothing_of_effects() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        async with mcp(f"127.0.0.1:{silent.getsockname()[1]}") as host:
+            for tool in CALLS:
+                with pytest.raises(Refused, match="doesn't answer") as refusal:
+                    await Tools(host)(tool, **CALLS[tool])
+                looks = tool in ("get_invoice_status", "list_invoices")
+                assert ("took effect" in str(refusal.value)) is not looks

@@ -3,18 +3,22 @@
 import asyncio
 import json
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowFailureError
 from temporalio.service import RPCError
 
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
+from invoices.status import RunProgress
 from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
+from workflow import TASK_QUEUE
 
 
 async def runs(client: Client, name: str) -> int:
@@ -148,3 +152,54 @@ def ledger_rows(data: Path, name: str) -> list[tuple[str, ...]]:
     with closing(sqlite3.connect(data / "payments.db", timeout=10)) as ledger:
         query = "SELECT * FROM payments WHERE invoice_id = ? ORDER BY idempotency_key"
         return ledger.execute(query, (name,)).fetchall()
+
+
+@pytest.mark.parametrize(("kind", "content"), [("Another", {}), ("InvoiceWorkflow", 5)])
+async def test_an_open_run_that_is_no_invoice_is_told_at_once(
+    kind: str, content: Any, tools: Tools, client: Client
+) -> None:
+    invoice = an_invoice()
+    handle = await client.start_workflow(
+        kind, content, id=workflow_id(invoice["id"]), task_queue="of-nobody"
+    )
+    started = time.monotonic()
+    with pytest.raises(Refused, match=r"is no invoice.*Nothing was started.*terminate"):
+        await tools("process_invoice", invoice_data=invoice)
+    assert time.monotonic() - started < 2
+    await handle.terminate()
+    assert "Started processing" in await tools("process_invoice", invoice_data=invoice)
+
+
+async def test_content_that_was_swapped_under_an_id_needs_its_total(
+    tools: Tools, worker: Worker
+) -> None:
+    invoice = an_invoice(lines=[{"item": "Pens", "amount": "10.00"}])
+    swapped = {**invoice, "lines": [{"item": "Pens", "amount": "9999999.00"}]}
+    await tools("process_invoice", invoice_data=invoice)
+    await tools("reject_invoice", invoice_id=invoice["id"])
+    text = await tools("process_invoice", invoice_data=swapped)
+    assert "The last submission under this id was another: 1 line, $10.00." in text
+    with pytest.raises(Refused, match=r"used before with other content.*now 1 line, \$9,999,999"):
+        await tools("approve_invoice", invoice_id=invoice["id"])
+    with pytest.raises(Refused, match=r"is for \$9,999,999\.00, not \$10\.00"):
+        await tools("approve_invoice", invoice_id=invoice["id"], total="10.00")
+    assert not paid(worker.data, invoice)
+    await tools("approve_invoice", invoice_id=invoice["id"], total="9999999.00")
+    await tools.until(invoice, "completed")
+
+
+async def test_a_memo_of_payments_that_never_were_is_not_believed(
+    tools: Tools, client: Client
+) -> None:
+    invoice = Invoice.model_validate(an_invoice())
+    memo = RunProgress.of(invoice).to_memo()
+    memo |= {"state": "completed", "status": "Completed", "paid_lines": 2, "paid_amount": "7000.00"}
+    handle = await client.start_workflow(
+        "InvoiceWorkflow", 5, id=workflow_id(invoice.id), task_queue=TASK_QUEUE, memo=memo
+    )
+    with pytest.raises(WorkflowFailureError):
+        await handle.result()
+    text = await tools("get_invoice_status", invoice_id=invoice.id)
+    assert "Invalid invoice: invoice: must be an object. This submission paid nothing." in text
+    content = json.loads(invoice.to_json())
+    assert "Started processing" in await tools("process_invoice", invoice_data=content)

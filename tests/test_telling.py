@@ -1,8 +1,11 @@
 """What a person is told about invoices, in the chat and in the Web UI."""
 
 import asyncio
+import random
+import string
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import temporalio.api.sdk.v1
@@ -186,3 +189,44 @@ async def test_workflow_timer_and_activities_have_summaries(
         '"Pacing before line 2"',
         '"Design Services: $2,000.00"',
     ]
+
+
+async def test_an_invoice_is_listed_once_with_its_latest_submission(tools: Tools) -> None:
+    currency = "".join(random.choices(string.ascii_uppercase, k=3))
+    invoice = an_invoice(currency=currency)
+    for _ in range(2):
+        await tools("process_invoice", invoice_data=invoice)
+        await tools("reject_invoice", invoice_id=invoice["id"])
+    await tools("process_invoice", invoice_data=invoice)
+
+    async def listed(status: str) -> tuple[list[str], dict[str, Any]]:
+        result = await tools.client.call_tool("list_invoices", {"status": status})
+        content: dict[str, Any] = result.structured_content  # type: ignore[assignment]
+        found = [one for one in content["invoices"] if one["invoice_id"] == invoice["id"]]
+        return [one["state"] for one in found], content
+
+    async def waits() -> bool:
+        return (await listed("waiting"))[0] == ["waiting"]
+
+    assert await eventually(waits)
+    states, content = await listed("all")
+    assert states == ["waiting"]
+    assert content["total"][currency] == "7000.00"
+    assert content["totals_by_state"]["waiting"][currency] == "7000.00"
+    assert (await listed("rejected"))[0] == []
+
+
+async def test_a_workflow_id_with_a_line_break_makes_no_line(tools: Tools, client: Client) -> None:
+    name = f"x\n- INV-9: Completed; {uuid4().hex}"
+    handle = await client.start_workflow(
+        "InvoiceWorkflow", 5, id=f"invoice-{name}", task_queue="of-nobody"
+    )
+
+    async def line() -> str | None:
+        lines = (await tools("list_invoices")).splitlines()
+        return next((line for line in lines if name[-32:] in line), None)
+
+    try:
+        assert (await eventually(line)).startswith("- x - INV-9: Completed; ")
+    finally:
+        await handle.terminate()

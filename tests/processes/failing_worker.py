@@ -1,0 +1,27 @@
+"""A worker with a mistake in its workflow: it takes every invoice up and fails."""
+
+import asyncio
+import os
+
+from temporalio import workflow
+from temporalio.client import Client
+from temporalio.common import RawValue
+from temporalio.worker import Worker
+
+
+@workflow.defn(name="InvoiceWorkflow", sandboxed=False)
+class InvoiceWorkflow:
+    @workflow.run
+    async def run(self, invoice: RawValue) -> str:
+        raise KeyError("a mistake")
+
+
+async def main() -> None:
+    client = await Client.connect(os.environ["TEMPORAL_ADDRESS"])
+    worker = Worker(client, task_queue="invoice-task-queue", workflows=[InvoiceWorkflow])
+    print("Worker started. Listening for invoice workflows...", flush=True)
+    await worker.run()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,122 @@
+"""What earlier submissions of an invoice have paid is known from the start, and told everywhere."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ERAS
+from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
+
+LINES = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
+EARLIER = "2 lines, $510.00: 1 of 2 lines paid earlier, $10.00; $500.00 to pay."
+
+
+@pytest.fixture(scope="module")
+async def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+async def limited(data: Path) -> AsyncIterator[Service]:
+    """A service whose worker can't pay more than $50 for a line."""
+    service = Service(data)
+    worker = Worker(service.address, data, INVOICE_DECLINE_OVER="50")
+    try:
+        await service.start()
+        await worker.start()
+        yield service
+    finally:
+        worker.kill()
+        service.kill()
+
+
+@pytest.fixture(scope="module", params=ERAS)
+async def host(request: pytest.FixtureRequest, limited: Service) -> AsyncIterator[Tools]:
+    async with mcp(limited.address, request.param) as client:
+        yield Tools(client)
+
+
+@pytest.fixture
+async def half_paid(host: Tools) -> dict[str, Any]:
+    """An invoice whose first line is paid and whose second was declined."""
+    invoice = an_invoice(lines=LINES)
+    await host("process_invoice", invoice_data=invoice)
+    await host("approve_invoice", invoice_id=invoice["id"])
+    await host.until(invoice, "failed")
+    return invoice
+
+
+async def test_it_is_told_of_a_waiting_invoice(host: Tools, half_paid: dict[str, Any]) -> None:
+    name = half_paid["id"]
+    assert EARLIER in await host("process_invoice", invoice_data=half_paid)
+    assert EARLIER in await host("get_invoice_status", invoice_id=name)
+    status = await host.status(half_paid)
+    assert (status["paid_earlier_lines"], status["paid_earlier_amount"]) == (1, "10.00")
+
+    async def listed() -> bool:
+        lines = (await host("list_invoices", status="waiting")).splitlines()
+        return any(name in line and "; $10.00 paid, $500.00 to pay;" in line for line in lines)
+
+    assert await eventually(listed)
+
+
+async def test_it_is_told_when_the_invoice_is_rejected(
+    host: Tools, half_paid: dict[str, Any]
+) -> None:
+    await host("process_invoice", invoice_data=half_paid)
+    text = await host("reject_invoice", invoice_id=half_paid["id"])
+    assert "Paid: 1 of 2 lines, $10.00 of $510.00, of that $10.00 earlier." in text
+
+
+async def test_it_is_told_when_the_invoice_fails_again(
+    host: Tools, half_paid: dict[str, Any], data: Path
+) -> None:
+    await host("process_invoice", invoice_data=half_paid)
+    await host("approve_invoice", invoice_id=half_paid["id"], total="510.00")
+    await host.until(half_paid, "failed")
+    text = await host("get_invoice_status", invoice_id=half_paid["id"])
+    assert "Payment failed: line 2 of 2, “Server”, $500.00: declined" in text
+    assert "Paid: 1 of 2 lines, $10.00 of $510.00, of that $10.00 earlier." in text
+    assert paid(data, half_paid) == [f"invoice-{half_paid['id']}/line-1"]
+
+
+async def test_it_is_told_in_the_question(limited: Service, half_paid: dict[str, Any]) -> None:
+    asked: list[str] = []
+
+    async def person(message: str, *_: Any) -> dict[str, bool]:
+        asked.append(message)
+        return {"approve": False}
+
+    async with mcp(limited.address, elicitation_handler=person) as client:
+        await Tools(client)("process_invoice", invoice_data=half_paid)
+        with pytest.raises(Refused, match="not clearly said yes"):
+            await Tools(client)("approve_invoice", invoice_id=half_paid["id"])
+    assert asked[0].splitlines()[1] == "Paid earlier: 1 line, $10.00. To pay now: $500.00."
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lines": [{"item": "Domain", "amount": "11.00"}, LINES[1]]},
+        {"lines": [{"item": "Domains", "amount": "10.00"}, LINES[1]]},
+        {"lines": [LINES[1], LINES[0]]},
+        {"currency": "EUR"},
+    ],
+    ids=["amount", "item", "moved", "currency"],
+)
+async def test_a_changed_paid_line_fails_at_once_with_the_way_out(
+    change: dict[str, Any], host: Tools, half_paid: dict[str, Any]
+) -> None:
+    with pytest.raises(Refused) as refusal:
+        await host("process_invoice", invoice_data={**half_paid, **change})
+    text = str(refusal.value)
+    assert "line 1 was paid earlier as “Domain”, $10.00, and is now another or gone" in text
+    assert "this submission paid nothing" in text
+    assert "Submit it as it was when that line was paid" in text
+    assert "under a new id, with only what is unpaid" in text
+    status = await host.status(half_paid)
+    assert (status["state"], status["failure"]) == ("failed", "PaymentConflict")
+    # The way out leads out.
+    assert EARLIER in await host("process_invoice", invoice_data=half_paid)
