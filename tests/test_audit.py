@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from temporalio.client import Client
 
-from audit import spreadsheet_safe
+import audit
 from invoice_client import InvoiceClient, whoami
 from invoices.invoice import Invoice
-from support import ROOT, Service, Worker, an_invoice, environment, eventually, payments
+from payments.ledger import SQLiteLedger
+from support import ROOT, Service, Worker, an_invoice, connect, environment, eventually, payments
 from workflow import TASK_QUEUE
 
 TESTS = ROOT / "tests"
@@ -123,6 +124,11 @@ async def books(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servi
         service.kill()
 
 
+@pytest.fixture(scope="module")
+async def agreed(books: Service) -> Books:
+    return await audited(books.address, books.directory)
+
+
 @pytest.fixture
 def copy(books: Service, tmp_path: Path) -> Path:
     """A folder with a copy of the ledger, to be edited."""
@@ -131,18 +137,24 @@ def copy(books: Service, tmp_path: Path) -> Path:
     return tmp_path
 
 
+async def problems(address: str, data: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What an audit says of the invoices that disagree."""
+    ledger = SQLiteLedger(data / "payments.db", read_only=True)
+    await audit.audit(InvoiceClient(await connect(address)), ledger, lambda row: None)
+    return capsys.readouterr().err.splitlines()[:-1]
+
+
 def edit(folder: Path, statement: str) -> None:
     with closing(sqlite3.connect(folder / "payments.db")) as ledger, ledger:
         assert ledger.execute(statement).rowcount == 1
 
 
-async def test_books_that_agree_say_so(books: Service) -> None:
-    audit = await audited(books.address, books.directory)
-    assert (audit.code, audit.problems) == (AGREE, ["7 invoices, 0 with disagreements\n"])
+async def test_books_that_agree_say_so(agreed: Books) -> None:
+    assert (agreed.code, agreed.problems) == (AGREE, ["7 invoices, 0 with disagreements\n"])
 
 
-async def test_a_paid_line_has_the_decision_and_the_reference(books: Service) -> None:
-    first, second = (await audited(books.address, books.directory)).of("PAID")
+async def test_a_paid_line_has_the_decision_and_the_reference(agreed: Books) -> None:
+    first, second = agreed.of("PAID")
     assert (first["line"], first["item"], first["amount"]) == ("1", "Web Development", "5000.00")
     assert (first["decision"], first["decided_by"]) == ("approved", whoami())
     assert (first["reason"], first["state"]) == ("Hours checked", "completed")
@@ -154,18 +166,17 @@ async def test_a_paid_line_has_the_decision_and_the_reference(books: Service) ->
     assert first["payment_at"].endswith("Z")
 
 
-async def test_invoices_that_are_not_paid_are_in_the_books(books: Service) -> None:
-    audit = await audited(books.address, books.directory)
+async def test_invoices_that_are_not_paid_are_in_the_books(agreed: Books) -> None:
     [rejected, _], [timed_out, _], [waiting, _] = map(
-        audit.of, ["REJECTED", "TIMED-OUT", "WAITING"]
+        agreed.of, ["REJECTED", "TIMED-OUT", "WAITING"]
     )
     assert (rejected["state"], rejected["decision"]) == ("rejected", "rejected")
     assert (timed_out["state"], timed_out["decision"]) == ("timed_out", "")
     assert (waiting["state"], waiting["payment"]) == ("waiting", "")
 
 
-async def test_every_attempt_is_in_the_books_with_the_run_that_made_it(books: Service) -> None:
-    rows = (await audited(books.address, books.directory)).of("DECLINED")
+async def test_every_attempt_is_in_the_books_with_the_run_that_made_it(agreed: Books) -> None:
+    rows = agreed.of("DECLINED")
     assert [(row["state"], row["line"], row["payment"], row["attempt"]) for row in rows] == [
         ("failed", "1", "paid", "1"),
         ("failed", "2", "declined", "1"),
@@ -174,38 +185,35 @@ async def test_every_attempt_is_in_the_books_with_the_run_that_made_it(books: Se
     ]
 
 
-async def test_a_payment_under_way_is_shown_and_no_disagreement(books: Service) -> None:
-    first, second = (await audited(books.address, books.directory)).of("UNDER-WAY")
+async def test_a_payment_under_way_is_shown_and_no_disagreement(agreed: Books) -> None:
+    first, second = agreed.of("UNDER-WAY")
     assert (first["state"], first["payment"]) == ("paying", "begun")
     assert (second["payment"], second["reference"]) == ("", "")
 
 
-async def test_an_invoice_that_temporal_no_longer_has_is_shown_as_such(books: Service) -> None:
-    rows = (await audited(books.address, books.directory)).of("FORGOTTEN")
+async def test_an_invoice_that_temporal_no_longer_has_is_shown_as_such(agreed: Books) -> None:
+    rows = agreed.of("FORGOTTEN")
     assert [(row["state"], row["payment"]) for row in rows] == [("not_in_temporal", "paid")] * 2
 
 
-async def test_json_lines_have_the_same_rows_exactly(books: Service) -> None:
-    audit = await audited(books.address, books.directory, "--format", "jsonl")
-    rows = [json.loads(line) for line in audit.printed.splitlines()]
-    table = list(
-        csv.DictReader(io.StringIO((await audited(books.address, books.directory)).printed))
-    )
+async def test_json_lines_have_the_same_rows_exactly(books: Service, agreed: Books) -> None:
+    found = await audited(books.address, books.directory, "--format", "jsonl")
+    rows = [json.loads(line) for line in found.printed.splitlines()]
+    table = list(csv.DictReader(io.StringIO(agreed.printed)))
     assert len(rows) == len(table) == 16
     assert [list(row) for row in rows] == [list(row) for row in table]
     assert {row["item"] for row in rows if row["invoice_id"] == "DECLINED"} == {"Domain", "=1+1"}
 
 
-async def test_no_text_becomes_a_formula(books: Service) -> None:
-    audit = await audited(books.address, books.directory)
-    assert audit.of("PAID")[0]["customer"] == "'=cmd|calc"
-    assert audit.of("DECLINED")[1]["item"] == "'=1+1"
+async def test_no_text_becomes_a_formula(agreed: Books) -> None:
+    assert agreed.of("PAID")[0]["customer"] == "'=cmd|calc"
+    assert agreed.of("DECLINED")[1]["item"] == "'=1+1"
 
 
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_a_text_that_starts_like_a_formula_is_quoted(start: str) -> None:
-    assert spreadsheet_safe(f"{start}1") == f"'{start}1"
-    assert spreadsheet_safe(f"1{start}") == f"1{start}"
+    assert audit.spreadsheet_safe(f"{start}1") == f"'{start}1"
+    assert audit.spreadsheet_safe(f"1{start}") == f"1{start}"
 
 
 KEY = "idempotency_key = 'invoice-PAID/line-1'"
@@ -240,26 +248,27 @@ KEY = "idempotency_key = 'invoice-PAID/line-1'"
     ],
 )
 async def test_a_ledger_that_was_changed_disagrees(
-    statement: str, problem: str, books: Service, copy: Path
+    statement: str,
+    problem: str,
+    books: Service,
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     edit(copy, statement)
-    audit = await audited(books.address, copy)
-    assert audit.code == DISAGREE
-    [text] = [line for line in audit.problems if line.startswith("PAID: ")]
+    texts = await problems(books.address, copy, capsys)
+    [text] = [text for text in texts if text.startswith("PAID: ")]
     assert problem in text
 
 
 async def test_a_payment_of_an_invoice_that_was_rejected_disagrees(
-    books: Service, copy: Path
+    books: Service, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(
-        copy,
-        "UPDATE payments SET invoice_id = 'REJECTED',"
-        f" idempotency_key = 'invoice-REJECTED/line-1' WHERE {KEY}",
-    )
-    audit = await audited(books.address, copy)
-    [text] = [line for line in audit.problems if line.startswith("REJECTED: ")]
-    assert text.endswith("in the ledger, in no history")
+    key = "invoice-REJECTED/line-1"
+    edit(copy, f"UPDATE payments SET invoice_id='REJECTED', idempotency_key='{key}' WHERE {KEY}")
+    paid, rejected = await problems(books.address, copy, capsys)
+    assert paid.startswith("PAID: line 1: ")
+    assert rejected.startswith("REJECTED: line 1: paid as “Web Development” for $5,000.00 (")
+    assert rejected.endswith(" in the ledger, in no history")
 
 
 async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
@@ -275,9 +284,9 @@ async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
     assert (await audited(service.address, tmp_path)).code == AGREE  # it is tried again
 
     await desk.client.temporal.get_workflow_handle("invoice-CRASHED").terminate()
-    audit = await audited(service.address, tmp_path)
-    assert audit.code == DISAGREE
-    [text] = audit.problems
+    found = await audited(service.address, tmp_path)
+    assert found.code == DISAGREE
+    [text] = found.problems
     assert "line 1: paid as “Web Development” for $5,000.00" in text
     assert "begun and not completed in run" in text
     assert text.endswith("(terminated)")
@@ -298,14 +307,14 @@ async def test_runs_on_two_ledgers_that_both_paid_disagree(
         await client.get_workflow_handle("invoice-TWICE").signal("approve_invoice")
         await desk.until("TWICE", "completed")
         worker.kill()
-    audit = await audited(service.address, tmp_path / "one")
-    assert audit.code == DISAGREE
-    assert [text.split(": ")[1] for text in audit.problems] == [
+    found = await audited(service.address, tmp_path / "one")
+    assert found.code == DISAGREE
+    assert [text.split(": ")[1] for text in found.problems] == [
         "more than one ledger",
         "line 1",
         "line 2",
     ]
-    assert audit.problems[1].count("(completed)") == 2
+    assert found.problems[1].count("(completed)") == 2
 
 
 async def test_what_cannot_be_read_is_told_in_a_sentence(books: Service, tmp_path: Path) -> None:

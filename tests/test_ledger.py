@@ -55,10 +55,10 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 POOLS: list[ConnectionPool] = []
 
 
-def open_at(where: str) -> Ledger:
+def open_at(where: str, *, read_only: bool = False) -> Ledger:
     if "://" not in where:
-        return SQLiteLedger(Path(where))
-    ledger = PostgreSQLLedger(where)
+        return SQLiteLedger(Path(where), read_only=read_only)
+    ledger = PostgreSQLLedger(where, read_only=read_only)
     POOLS.append(ledger._pool)
     return ledger
 
@@ -100,6 +100,43 @@ def test_the_paid_lines_of_an_invoice_are_found(where: str) -> None:
     ledger.add(replace(BEGUN, payment=other, state="paid"))
     keys = sorted(entry.payment.idempotency_key for entry in ledger.paid("INV-1"))
     assert keys == ["invoice-INV-1/line-1", "invoice-INV-1/line-4"]
+
+
+def test_every_attempt_of_an_invoice_is_found_the_first_one_first(where: str) -> None:
+    ledger = open_at(where)
+    second = replace(BEGUN, attempt=2, reference="ref-2")
+    declined = replace(BEGUN, state="declined")
+    other = replace(PAYMENT, idempotency_key="invoice-INV-10/line-1", invoice_id="INV-10")
+    for entry in (second, declined, replace(BEGUN, payment=other)):
+        ledger.add(entry)
+    assert open_at(where, read_only=True).entries("INV-1") == [declined, second]
+
+
+def test_the_ids_of_all_invoices_are_found_each_one_once(where: str) -> None:
+    ledger = open_at(where)
+    ids = [f"INV-{number}" for number in range(2500)] + ["ÄRA", "a", "A"]
+    for invoice_id in ids:
+        for line in (1, 2) if invoice_id in ("INV-1", "A") else (1,):
+            key = f"invoice-{invoice_id}/line-{line}"
+            payment = replace(PAYMENT, idempotency_key=key, invoice_id=invoice_id)
+            ledger.add(replace(BEGUN, payment=payment))
+    assert sorted(open_at(where, read_only=True).invoice_ids()) == sorted(ids)
+
+
+def test_a_ledger_opened_to_be_read_takes_no_entry(where: str) -> None:
+    ledger = open_at(where)
+    reader = open_at(where, read_only=True)
+    assert reader.id == ledger.id
+    ledger.add(BEGUN)
+    with pytest.raises(GatewayUnavailable, match="read-?only"):
+        reader.settle(replace(BEGUN, state="paid"))
+    assert reader.entries("INV-1") == [BEGUN]
+
+
+def test_a_missing_ledger_that_is_only_to_be_read_is_not_made(where: str) -> None:
+    for _ in range(2):
+        with pytest.raises(StartupError, match="can't be used"):
+            open_at(where, read_only=True)
 
 
 def test_a_ledger_keeps_its_id_and_has_it_alone(where: str, tmp_path: Path) -> None:
