@@ -25,7 +25,7 @@ from payments.ledger import SQLiteLedger
 from support import ROOT, Service, Worker, an_invoice, connect, environment, eventually, payments
 from workflow import TASK_QUEUE
 
-TESTS = ROOT / "tests"
+PROCESSES = ROOT / "tests" / "processes"
 AGREE, DISAGREE, UNREADABLE = 0, 1, 2
 
 
@@ -108,7 +108,7 @@ async def books(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servi
         await desk.submit("DECLINED", lines=lines)
         await desk.decide("DECLINED", "completed")
         worker.kill()
-        worker = await Worker(service.address, folder, TESTS / "slow_worker.py").start()
+        worker = await Worker(service.address, folder, PROCESSES / "slow_worker.py").start()
         await desk.submit("UNDER-WAY")
         await desk.decide("UNDER-WAY", "paying")
 
@@ -275,7 +275,7 @@ async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
     service: Service, tmp_path: Path
 ) -> None:
     desk = Desk(await service.start())
-    worker = await Worker(service.address, tmp_path, TESTS / "crashing_worker.py").start()
+    worker = await Worker(service.address, tmp_path, PROCESSES / "crashing_worker.py").start()
     await desk.submit("CRASHED")
     await desk.client.decide("CRASHED", approve=True)
     assert worker.process

@@ -128,7 +128,7 @@ def test_a_ledger_opened_to_be_read_takes_no_entry(where: str) -> None:
     reader = open_at(where, read_only=True)
     assert reader.id == ledger.id
     ledger.add(BEGUN)
-    with pytest.raises(GatewayUnavailable, match="read-?only"):
+    with pytest.raises(GatewayUnavailable, match=r"read-?only"):
         reader.settle(replace(BEGUN, state="paid"))
     assert reader.entries("INV-1") == [BEGUN]
 
