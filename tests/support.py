@@ -127,19 +127,19 @@ class Worker:
         self.environment = environment(
             address, INVOICE_DATA_DIR=str(data), PYTHONPATH=str(ROOT), **env
         )
-        self.process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> "Worker":
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                self.command,
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
-        line = await asyncio.to_thread(self.process.stdout.readline)  # type: ignore[union-attr]
-        assert line.strip() == STARTED, self.log.read_text()
+        output = self.log.with_suffix(".out")
+        with self.log.open("a") as log, output.open("w") as out:
+            process = subprocess.Popen(self.command, env=self.environment, stdout=out, stderr=log)
+        self.process = process
+
+        async def started_or_ended() -> bool:
+            return output.read_text().endswith("\n") or process.poll() is not None
+
+        await eventually(started_or_ended, 60)
+        assert output.read_text().strip() == STARTED, self.log.read_text()
         return self
 
     def kill(self) -> None:

@@ -57,6 +57,7 @@ def hook() -> Iterator[Hook]:
     threading.Thread(target=hook.server.serve_forever, daemon=True).start()
     yield hook
     hook.server.shutdown()
+    hook.server.server_close()
 
 
 @pytest.fixture(scope="module")
