@@ -85,6 +85,14 @@ class PostgreSQL:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
         return self.url(name)
 
+    def end_connections(self) -> None:
+        """All but the one that does it."""
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE usename = current_user AND pid <> pg_backend_pid()"
+            )
+
     def kill(self) -> None:
         """kill -9; its children end by themselves."""
         if self.process:

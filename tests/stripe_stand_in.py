@@ -30,6 +30,7 @@ DECLINED = {
 }
 
 Step = Literal["create", "confirm", "cancel", "retrieve"]
+FaultKind = int | Literal["drop before", "drop after", "hold before", "hold after"]
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Fault:
     """What befalls the next call of `step`, of one invoice or of any."""
 
     step: Step
-    kind: int | Literal["drop before", "drop after", "hold before", "hold after"]
+    kind: FaultKind
     """The status of a refusal; or the connection is dropped, or nothing happens until `release`,
     before or after the stand-in has done what it was asked for."""
     invoice: str | None = None

@@ -3,23 +3,29 @@
 import os
 import random
 import time
+from functools import cache
 
 import activities
 import worker
-from payments.gateway import Payment
-from payments.ledger import open_ledger
-from payments.simulated import SimulatedGateway
-from startup import data_directory
+from payments.gateway import Payment, PaymentGateway
+from payments.ledger import Ledger
+
+open_payments = activities.open_payments
 
 
-class HesitantGateway(SimulatedGateway):
-    def pay(self, reference: str, payment: Payment) -> None:
-        super().pay(reference, payment)
+@cache
+def open_hesitant_payments() -> tuple[PaymentGateway, Ledger]:
+    gateway, ledger = open_payments()
+    pay = gateway.pay
+
+    def pay_and_pause(reference: str, payment: Payment) -> None:
+        pay(reference, payment)
         time.sleep(random.uniform(0, 0.4))
+
+    gateway.pay = pay_and_pause  # type: ignore[method-assign]
+    return gateway, ledger
 
 
 if __name__ == "__main__":
-    directory = data_directory()
-    payments = (HesitantGateway(directory), open_ledger(directory))
-    activities.open_payments = lambda: payments  # type: ignore[assignment]
+    activities.open_payments = open_hesitant_payments
     os._exit(worker.main())
