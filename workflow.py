@@ -255,9 +255,11 @@ class InvoiceWorkflow:
         self.notifies = bool(found.get("notify"))
         paid = found["lines"]
         self.paid_earlier = {payment["line"] for payment in paid}
-        amount = sum((Decimal(payment["amount"]) for payment in paid), Decimal("0.00"))
-        self.progress.paid_lines = self.progress.paid_earlier_lines = len(paid)
-        self.progress.paid_amount = self.progress.paid_earlier_amount = amount
+        # In another currency each line is told as what it was paid.
+        if all(payment["currency"] == self.invoice.currency for payment in paid):
+            amount = sum((Decimal(payment["amount"]) for payment in paid), Decimal("0.00"))
+            self.progress.paid_lines = self.progress.paid_earlier_lines = len(paid)
+            self.progress.paid_amount = self.progress.paid_earlier_amount = amount
         lines = dict(enumerate(self.invoice.lines, start=1))
         changed = []
         for payment in paid:
