@@ -429,7 +429,7 @@ async def test_a_silent_host_does_not_leave_the_card_loading(browser: Browser, h
 async def test_messages_from_other_frames_are_ignored(browser: Browser, host: Tools) -> None:
     invoice = an_invoice()
     await host("process_invoice", invoice_data=invoice)
-    card = await Card(browser, invoice).open(args=None)
+    card = await Card(browser, invoice).open("bare-result", args=None)
     message = {
         "jsonrpc": "2.0",
         "method": "ui/notifications/tool-input",
