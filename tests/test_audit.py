@@ -280,6 +280,7 @@ async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
     await desk.client.decide("CRASHED", approve=True)
     assert worker.process
     await asyncio.to_thread(worker.process.wait, 20)
+    worker.kill()
     assert len(payments(tmp_path)) == 1
     assert (await audited(service.address, tmp_path)).code == AGREE  # it is tried again
 
