@@ -161,7 +161,12 @@ class Campaign:
                 await asyncio.sleep(0.3)
 
     async def submit(self, case: Case, host: int) -> None:
-        answer = await self.call(case, host, "process_invoice", invoice_data=case.invoice)
+        async def answered() -> Answer | None:
+            answer = await self.call(case, host, "process_invoice", invoice_data=case.invoice)
+            # A worker may tell that a run has ended shortly before the service has it on record.
+            return None if answer.refused and "is in use by" in answer.words else answer
+
+        answer = await eventually(answered, PATIENCE_SECONDS)
         if answer.refused:
             case.problems.append(f"submission refused: {answer.words}")
 
@@ -173,7 +178,7 @@ class Campaign:
         answer = await self.call(case, host, tool, **arguments)
         if not answer.refused:
             # Without a worker the tool says only that it was sent.
-            if answer.content["worker_answers"] is not False or not opened(answer):
+            if answer.content.get("worker_answers") is not False or not opened(answer):
                 case.told.add(approve)
         elif case.course == "race" and "can't be" in answer.words:
             case.told.add(not approve)
