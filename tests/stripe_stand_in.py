@@ -7,7 +7,7 @@ and faults can be laid into its way.
 import json
 import re
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
@@ -185,6 +185,10 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
 def _handler(stand_in: StripeStandIn) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a killed client
+                super().handle()
 
         def do_GET(self) -> None:
             self.serve({})
