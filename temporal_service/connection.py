@@ -114,10 +114,17 @@ def describe_connection_error(address: str, detail: str) -> str:
     return f"{service} can't be reached; start it, or check TEMPORAL_ADDRESS."
 
 
+NO_ANSWER = (
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED,  # the SDK's word for a time that ran out
+)
+
+
 def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> str | None:
     """What a failed call means and what to do, in words for a person; None for anything else."""
     address = client.service_client.config.target_host
-    if isinstance(error, RPCError) and error.status != RPCStatusCode.UNAVAILABLE:
+    if isinstance(error, RPCError) and error.status not in NO_ANSWER:
         if error.status == RPCStatusCode.NOT_FOUND:
             return (
                 f"The Temporal Service at {address} has no namespace {client.namespace!r};"
