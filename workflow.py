@@ -151,7 +151,11 @@ class InvoiceWorkflow:
     @workflow.query
     def get_progress(self) -> dict[str, Any]:
         """A `RunProgress`, empty for an invalid invoice."""
-        return self.progress.model_dump(mode="json") if hasattr(self, "progress") else {}
+        if not hasattr(self, "progress"):
+            return {}
+        # A decision is told as soon as it is taken, also while the ledger is still being asked.
+        decided = self.progress.model_copy(update={"decision": self.decision})
+        return decided.model_dump(mode="json")
 
     def _read(self, payload: RawValue) -> str | None:
         """Takes the invoice over; returns what is wrong with it."""

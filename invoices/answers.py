@@ -26,9 +26,9 @@ class Retry(BaseModel):
 
     line: Annotated[
         int | None, Field(description="The line's number, from 1; missing for the ledger itself.")
-    ]
+    ] = None
     attempt: Annotated[int, Field(description="The number of the attempt under way or next.")]
-    next_attempt_at: datetime | None
+    next_attempt_at: datetime | None = None
     last_error: str
 
 
@@ -96,6 +96,8 @@ class InvoiceStatus(Progress):
 
     def _details(self) -> list[str]:
         match self.state:
+            case "waiting" if self.decision:  # which is about to take effect
+                return [self.paid, self.decided]
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
                 return [f"{self.amounts}." if is_new else self.paid, self._deadline()]

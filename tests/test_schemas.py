@@ -5,6 +5,7 @@ After a change that is meant: `UPDATE_SNAPSHOTS=1 uv run pytest tests/test_schem
 
 import json
 import os
+from typing import Any
 
 import pytest
 
@@ -26,3 +27,19 @@ async def test_tools_are_told_as_in_the_snapshot(era: str) -> None:
         SNAPSHOT.parent.mkdir(exist_ok=True)
         SNAPSHOT.write_text(json.dumps(tools, indent=2, ensure_ascii=False) + "\n", "utf-8")
     assert tools == json.loads(SNAPSHOT.read_text("utf-8")), "see this module's docstring"
+
+
+@pytest.mark.parametrize("tool", json.loads(SNAPSHOT.read_text("utf-8")), ids=lambda t: t["name"])
+def test_what_may_be_empty_may_be_missing(tool: dict[str, Any]) -> None:
+    def check(schema: Any) -> None:
+        if isinstance(schema, dict):
+            for name, field in schema.get("properties", {}).items():
+                if {"type": "null"} in field.get("anyOf", []):
+                    assert name not in schema.get("required", [])
+            for part in schema.values():
+                check(part)
+        elif isinstance(schema, list):
+            for part in schema:
+                check(part)
+
+    check(tool["outputSchema"])
