@@ -145,8 +145,8 @@ class Worker:
     def kill(self) -> None:
         """kill -9."""
         if self.process:
-            with self.process:  # waits, and closes its pipe
-                self.process.kill()
+            self.process.kill()
+            self.process.wait(10)
 
     async def end(self, number: int = signal.SIGTERM) -> int:
         assert self.process
