@@ -56,6 +56,10 @@ def main() -> int:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("temporalio.worker").setLevel(logging.WARNING)
+    # The answer to a query that nobody waits for any more, as for an invoice that is closed.
+    logging.getLogger("temporal.core").addFilter(
+        lambda record: "query task not found" not in record.getMessage()
+    )
     # The log has one short line for each event of an invoice, without the context as a dictionary.
     activity.logger.activity_info_on_message = False
     workflow.logger.workflow_info_on_message = False

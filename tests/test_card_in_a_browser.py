@@ -165,7 +165,9 @@ class Card:
 @pytest.fixture(scope="module")
 async def connected(address: str, worker: Worker) -> AsyncIterator[Tools]:
     """The tools of a server that knows its host to show cards."""
-    async with mcp(address, extensions=[SHOWS_CARDS]) as client:
+    # A host of these tests that loads no card must not make the server fall back for the others.
+    required = {"INVOICE_APPROVAL_CARD": "required"}
+    async with mcp(address, extensions=[SHOWS_CARDS], env=required) as client:
         yield Tools(client)
 
 
