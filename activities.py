@@ -27,9 +27,6 @@ from payments.ledger import Ledger, open_ledger
 from payments.simulated import SimulatedGateway, decline_limit
 from startup import StartupError, data_directory
 
-# The worker's log has one short line for each payment.
-activity.logger.activity_info_on_message = False
-
 
 @cache
 def open_payments() -> tuple[PaymentGateway, Ledger]:

@@ -60,9 +60,6 @@ PAYMENT_RETRY = RetryPolicy(
     maximum_interval=timedelta(minutes=1),
 )
 
-# The worker's log has one line for each event of an invoice; the workflow's ids are in the line.
-workflow.logger.workflow_info_on_message = False
-
 
 @workflow.defn
 class InvoiceWorkflow:
