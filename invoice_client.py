@@ -260,7 +260,12 @@ class InvoiceClient:
             status.outcome = "approved" if approve else "rejected"
         elif status.state == "waiting" and status.worker_answers is False:
             status.outcome = "decision_kept"
-        elif status.state in reached:
+        elif status.state in reached or (
+            # Made, and about to take effect: the workflow still asks the ledger.
+            status.state == "waiting"
+            and status.decision is not None
+            and status.decision.approved == approve
+        ):
             status.outcome = "already_approved" if approve else "already_rejected"
         else:
             raise InvoiceError(_too_late(status, approve))

@@ -1,8 +1,9 @@
 """The time of each tool call, against the Temporal calls it can't do without.
 
 The floor is those calls by a client in this process, plus a FastMCP tool over stdio that does
-nothing. `process_invoice` is measured twice: right after other calls, when it takes for granted
-that a worker runs, and after a pause, when it asks. The second is what a person meets.
+nothing. What is decided on was submitted by our client. `process_invoice` is measured twice: right
+after other calls, when it takes for granted that a worker runs, and after a pause, when it asks.
+The second has no goal: asking is what it adds to the floor.
 
     uv run benchmarks/tool_calls.py [--rounds 100]
 """
@@ -12,6 +13,7 @@ import random
 from argparse import ArgumentParser
 from collections import defaultdict
 from time import perf_counter
+from typing import Any
 
 from temporalio.client import Client
 
@@ -26,14 +28,15 @@ from common import (
     running,
     start,
 )
-from invoice_client import RECENT_SECONDS
+from invoice_client import RECENT_SECONDS, InvoiceClient
+from invoices.invoice import Invoice
 from raw_client import RawClient
 from support import an_invoice
 
 AFTER_PAUSE = "process_invoice, after a pause"
 TO_REACH = {
     "process_invoice": "1.15",
-    AFTER_PAUSE: "1.15",
+    AFTER_PAUSE: "",
     "approve_invoice": "1.15",
     "reject_invoice": "1.15",
     "get_invoice_status": "1.20",
@@ -84,14 +87,15 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
     invoice = an_invoice(payment_interval_seconds=3600)
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     if tool != "process_invoice":
-        await start(client, invoice)
-        while await handle.query("get_status") == "Processing":
-            await asyncio.sleep(0.01)
+        await InvoiceClient(client).submit(Invoice(**invoice))
 
     begin = perf_counter()
     if way in servers:
-        new = tool == "process_invoice"
-        arguments = {"invoice_data": invoice} if new else {"invoice_id": invoice["id"]}
+        arguments: dict[str, Any] = {"invoice_id": invoice["id"]}
+        if tool == "process_invoice":
+            arguments = {"invoice_data": invoice}
+        elif tool == "approve_invoice" and way == "ours":
+            arguments["total"] = "7000.00"
         await call_tool(servers[way], tool, **arguments)
     elif tool == "process_invoice":
         await start(client, invoice)

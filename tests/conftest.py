@@ -1,17 +1,27 @@
 """One Temporal Service, one worker and two MCP servers for the tests that harm none of them."""
 
 import os
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from math import ceil
 from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
 
+import psutil
 import pytest
 from temporalio.client import Client
 
 from payments.ledger import SQLiteLedger
 from postgres import PostgreSQL, programs
-from support import Service, Tools, Worker, connect, mcp
+from support import Namespace, Service, Tools, Worker, connect, eventually, mcp
 
 ERAS = ["legacy", "2026-07-28"]
+SHARED = pytest.StashKey[Path]()
+SERVICE = pytest.StashKey[Service]()
+NAMESPACES = 40
+"""How many one process of pytest-xdist may use."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,6 +32,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder for all processes of pytest-xdist; the process that started them removes it."""
+    workerinput = getattr(config, "workerinput", None)
+    config.stash[SHARED] = Path(workerinput["shared"] if workerinput else mkdtemp(prefix="tests-"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["shared"] = str(node.config.stash[SHARED])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        return
+    folder = config.stash[SHARED]
+    if (folder / "pid").exists():
+        with suppress(psutil.NoSuchProcess):
+            service = psutil.Process(int((folder / "pid").read_text()))
+            service.kill()
+            service.wait(10)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     if config.option.markexpr == "unit":
@@ -29,19 +62,44 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-async def address(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[str]:
-    """Of the Temporal Service that the tests share."""
-    if given := request.config.getoption("--temporal-address"):
-        yield given
-        return
-    service = Service(tmp_path_factory.mktemp("service"))
+async def new_namespace(pytestconfig: pytest.Config) -> Callable[[], str]:
+    """Gives the address of another namespace of the service that all tests share, at each call."""
+    # The name, a number, the number of namespaces: those of each process of pytest-xdist.
+    process = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    names = [f"gw{n}-{m}" for n in range(processes) for m in range(NAMESPACES)]
+    folder = pytestconfig.stash[SHARED]
+    address = folder / "address"
     try:
+        (folder / "temporal").mkdir()
+    except FileExistsError:  # another process starts it
+
+        async def started() -> bool:
+            return address.exists()
+
+        await eventually(started, 60)
+    else:
+        service = Service(folder / "temporal", names)
         await service.start()
-        yield service.address
-    finally:
-        service.kill()
+        assert service.process
+        (folder / "pid").write_text(str(service.process.pid))
+        (folder / "starting").write_text(service.address)
+        (folder / "starting").rename(address)
+        pytestconfig.stash[SERVICE] = service
+    own = (name for name in names if name.startswith(f"{process}-"))
+    return lambda: f"{address.read_text()}/{next(own)}"
+
+
+@pytest.fixture(scope="session")
+async def address(pytestconfig: pytest.Config, new_namespace: Callable[[], str]) -> str:
+    """Of the Temporal Service that the tests share, and of a namespace of this process."""
+    return pytestconfig.getoption("--temporal-address") or new_namespace()
+
+
+@pytest.fixture
+def namespace(new_namespace: Callable[[], str]) -> Namespace:
+    """Of the test's own, where workers of its own run, or none."""
+    return Namespace(new_namespace())
 
 
 @pytest.fixture(scope="session")
@@ -102,5 +160,13 @@ async def postgresql() -> AsyncIterator[PostgreSQL]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Those that wait long come first, so that the others fill the time.
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Each process of pytest-xdist begins with a share of those that wait long."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    share = ceil(len(quick) / processes)
+    items[:] = [
+        item
+        for n in range(processes)
+        for item in [*slow[n::processes], *quick[n * share : (n + 1) * share]]
+    ]

@@ -53,6 +53,11 @@ class Refusal(Exception):
         self.error = {"type": kind, "code": code, "message": message}
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # of five, some of twenty payers at once wait longer than they may
+
+
 class StripeStandIn(AbstractContextManager["StripeStandIn"]):
     def __init__(self) -> None:
         self.intents: dict[str, dict[str, Any]] = {}
@@ -63,12 +68,12 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
         self._answers: dict[str, tuple[float, dict[str, str], int, bytes]] = {}
         self._charged = threading.Event()
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "StripeStandIn":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        # Shutting down takes up to one interval, and each test has its own.
+        threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -67,16 +67,25 @@ async def eventually(look: Callable[[], Awaitable[T | None]], bound: float = 20)
 
 
 def environment(address: str, **more: str) -> dict[str, str]:
-    """What a process of ours gets: as little as a host passes on, and the address."""
+    """What a process of ours gets: as little as a host passes on, and the address.
+
+    An address is `host:port`, or `host:port/namespace`.
+    """
     kept = {k: os.environ[k] for k in ("HOME", "PATH", "LOGNAME", "SystemRoot") if k in os.environ}
-    return {**kept, "TEMPORAL_ADDRESS": address, **more}
+    host, _, namespace = address.partition("/")
+    named = {"TEMPORAL_NAMESPACE": namespace} if namespace else {}
+    return {**kept, "TEMPORAL_ADDRESS": host, **named, **more}
 
 
 class Service:
-    """A Temporal dev server of our own on free ports, with its database in `directory`."""
+    """A Temporal dev server of our own on free ports, with its database in `directory`.
 
-    def __init__(self, directory: Path) -> None:
+    It has the namespace `default`, and `namespaces`.
+    """
+
+    def __init__(self, directory: Path, namespaces: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.namespaces = namespaces
         self.port = free_port()
         self.ui_port = free_port()
         self.address = f"127.0.0.1:{self.port}"
@@ -87,6 +96,10 @@ class Service:
         command = dev_server.dev_server_command(
             await dev_server.temporal_executable(), self.port, self.ui_port, "default"
         )
+        for namespace in self.namespaces:
+            command += ["--namespace", namespace]
+        if self.namespaces:  # else each has workers of its own, for schedules and batches
+            command += ["--dynamic-config-value", "worker.perNamespaceWorkerCount=0"]
         with (self.directory / "temporal.log").open("ab") as log:
             self.process = subprocess.Popen(command, cwd=self.directory, stdout=log, stderr=log)
 
@@ -104,9 +117,20 @@ class Service:
             self.process.wait(10)
 
 
+class Namespace:
+    """A namespace of a service that other tests use too, for tests that never kill the service."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def connect(self) -> Client:
+        return await connect(self.address)
+
+
 async def connect(address: str, identity: str | None = None) -> Client:
+    host, _, namespace = address.partition("/")
     return await connection.connect(
-        {"target_host": address, "namespace": "default"}, identity=identity
+        {"target_host": host, "namespace": namespace or "default"}, identity=identity
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
-from support import Service, Tools, Worker, an_invoice, connect, eventually, free_port, mcp
+from support import Namespace, Tools, Worker, an_invoice, eventually, free_port, mcp
 
 
 class Hook:
@@ -61,25 +61,22 @@ def hook() -> Iterator[Hook]:
 
 
 @pytest.fixture(scope="module")
-async def equipped(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    """A service of these tests' own, whose namespace has the search attribute."""
-    service = Service(tmp_path_factory.mktemp("equipped"))
-    try:
-        client = await service.start()
-        keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-        await client.operator_service.add_search_attributes(
-            AddSearchAttributesRequest(
-                namespace="default", search_attributes={"InvoiceState": keyword}
-            )
+async def equipped(new_namespace: Callable[[], str]) -> Namespace:
+    """A namespace of these tests' own, which has the search attribute."""
+    namespace = Namespace(new_namespace())
+    client = await namespace.connect()
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
         )
-        yield service
-    finally:
-        service.kill()
+    )
+    return namespace
 
 
 @pytest.fixture(scope="module")
-async def client(equipped: Service) -> Client:
-    return await connect(equipped.address)
+async def client(equipped: Namespace) -> Client:
+    return await equipped.connect()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +86,7 @@ async def metrics_address() -> str:
 
 @pytest.fixture(scope="module")
 async def worker(
-    equipped: Service, hook: Hook, metrics_address: str, tmp_path_factory: pytest.TempPathFactory
+    equipped: Namespace, hook: Hook, metrics_address: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Worker]:
     worker = Worker(
         equipped.address,
@@ -104,7 +101,7 @@ async def worker(
 
 
 @pytest.fixture(scope="module")
-async def tools(equipped: Service, worker: Worker) -> AsyncIterator[Tools]:
+async def tools(equipped: Namespace, worker: Worker) -> AsyncIterator[Tools]:
     async with mcp(equipped.address) as host:
         yield Tools(host)
 
@@ -141,19 +138,18 @@ async def test_a_notice_that_fails_is_posted_again_with_its_id(tools: Tools, hoo
 
 
 async def test_a_hook_that_is_gone_changes_nothing_and_is_not_named(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    await service.start()
     gone = f"http://127.0.0.1:{free_port()}/secret-token"
-    worker = await Worker(service.address, tmp_path, INVOICE_NOTIFY_URL=gone).start()
-    async with mcp(service.address) as host:
+    worker = await Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=gone).start()
+    async with mcp(namespace.address) as host:
         invoice = an_invoice()
         await Tools(host)("process_invoice", invoice_data=invoice)
         await Tools(host)("approve_invoice", invoice_id=invoice["id"])
         await Tools(host).until(invoice, "completed")
     assert await worker.end() == 0
     assert "secret-token" not in worker.log.read_text()
-    client = await connect(service.address)
+    client = await namespace.connect()
     async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
         history = (await client.get_workflow_handle(run.id).fetch_history()).to_json()
         assert "secret-token" not in history

@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,16 @@ import audit
 from invoice_client import InvoiceClient, whoami
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
-from support import ROOT, Service, Worker, an_invoice, connect, environment, eventually, payments
+from support import (
+    ROOT,
+    Namespace,
+    Worker,
+    an_invoice,
+    connect,
+    environment,
+    eventually,
+    payments,
+)
 from workflow import TASK_QUEUE
 
 PROCESSES = ROOT / "tests" / "processes"
@@ -77,23 +86,34 @@ class Desk:
         await eventually(reached)
 
 
+@dataclass
+class Office:
+    """Where invoices were paid."""
+
+    address: str
+    directory: Path
+    """Has the ledger."""
+
+
 @pytest.fixture(scope="module")
-async def books(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    """A service with an invoice of every kind; its directory has the ledger. No worker runs."""
-    folder = tmp_path_factory.mktemp("books")
-    (folder / "before").mkdir()
-    before, service = Service(folder / "before"), Service(folder)
+async def books(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Office]:
+    """Has an invoice of every kind. No worker runs."""
+    office = Office(new_namespace(), tmp_path_factory.mktemp("books"))
+    folder = office.directory
+    worker = None
     try:
-        # Retention takes its time: a service that has never known the invoice stands in for it.
-        desk = Desk(await before.start())
-        worker = await Worker(before.address, folder).start()
+        # Retention takes its time: a namespace that has never known the invoice stands in for it.
+        before = new_namespace()
+        desk = Desk(await connect(before))
+        worker = await Worker(before, folder).start()
         await desk.submit("FORGOTTEN")
         await desk.decide("FORGOTTEN", "completed")
         worker.kill()
-        before.kill()
 
-        desk = Desk(await service.start())
-        worker = await Worker(service.address, folder, INVOICE_DECLINE_OVER="6000").start()
+        desk = Desk(await connect(office.address))
+        worker = await Worker(office.address, folder, INVOICE_DECLINE_OVER="6000").start()
         await desk.submit("PAID", customer="=cmd|calc")
         await desk.decide("PAID", "completed")
         await desk.submit("REJECTED")
@@ -104,11 +124,11 @@ async def books(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servi
         await desk.submit("DECLINED", lines=lines)
         await desk.decide("DECLINED", "failed")
         worker.kill()
-        worker = await Worker(service.address, folder).start()
+        worker = await Worker(office.address, folder).start()
         await desk.submit("DECLINED", lines=lines)
         await desk.decide("DECLINED", "completed")
         worker.kill()
-        worker = await Worker(service.address, folder, PROCESSES / "slow_worker.py").start()
+        worker = await Worker(office.address, folder, PROCESSES / "slow_worker.py").start()
         await desk.submit("UNDER-WAY")
         await desk.decide("UNDER-WAY", "paying")
 
@@ -118,19 +138,19 @@ async def books(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servi
         await eventually(paying)
         worker.kill()
         await desk.submit("WAITING")
-        yield service
+        yield office
     finally:
-        before.kill()
-        service.kill()
+        if worker:
+            worker.kill()
 
 
 @pytest.fixture(scope="module")
-async def agreed(books: Service) -> Books:
+async def agreed(books: Office) -> Books:
     return await audited(books.address, books.directory)
 
 
 @pytest.fixture
-def copy(books: Service, tmp_path: Path) -> Path:
+def copy(books: Office, tmp_path: Path) -> Path:
     """A folder with a copy of the ledger, to be edited."""
     for file in books.directory.glob("payments.db*"):
         shutil.copy(file, tmp_path)
@@ -196,7 +216,7 @@ async def test_an_invoice_that_temporal_no_longer_has_is_shown_as_such(agreed: B
     assert [(row["state"], row["payment"]) for row in rows] == [("not_in_temporal", "paid")] * 2
 
 
-async def test_json_lines_have_the_same_rows_exactly(books: Service, agreed: Books) -> None:
+async def test_json_lines_have_the_same_rows_exactly(books: Office, agreed: Books) -> None:
     found = await audited(books.address, books.directory, "--format", "jsonl")
     rows = [json.loads(line) for line in found.printed.splitlines()]
     table = list(csv.DictReader(io.StringIO(agreed.printed)))
@@ -250,7 +270,7 @@ KEY = "idempotency_key = 'invoice-PAID/line-1'"
 async def test_a_ledger_that_was_changed_disagrees(
     statement: str,
     problem: str,
-    books: Service,
+    books: Office,
     copy: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -261,7 +281,7 @@ async def test_a_ledger_that_was_changed_disagrees(
 
 
 async def test_a_payment_of_an_invoice_that_was_rejected_disagrees(
-    books: Service, copy: Path, capsys: pytest.CaptureFixture[str]
+    books: Office, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key = "invoice-REJECTED/line-1"
     edit(copy, f"UPDATE payments SET invoice_id='REJECTED', idempotency_key='{key}' WHERE {KEY}")
@@ -272,20 +292,20 @@ async def test_a_payment_of_an_invoice_that_was_rejected_disagrees(
 
 
 async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    desk = Desk(await service.start())
-    worker = await Worker(service.address, tmp_path, PROCESSES / "crashing_worker.py").start()
+    desk = Desk(await namespace.connect())
+    worker = await Worker(namespace.address, tmp_path, PROCESSES / "crashing_worker.py").start()
     await desk.submit("CRASHED")
     await desk.client.decide("CRASHED", approve=True)
     assert worker.process
     await asyncio.to_thread(worker.process.wait, 20)
     worker.kill()
     assert len(payments(tmp_path)) == 1
-    assert (await audited(service.address, tmp_path)).code == AGREE  # it is tried again
+    assert (await audited(namespace.address, tmp_path)).code == AGREE  # it is tried again
 
     await desk.client.temporal.get_workflow_handle("invoice-CRASHED").terminate()
-    found = await audited(service.address, tmp_path)
+    found = await audited(namespace.address, tmp_path)
     assert found.code == DISAGREE
     [text] = found.problems
     assert "line 1: paid as “Web Development” for $5,000.00" in text
@@ -294,13 +314,13 @@ async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
 
 
 async def test_runs_on_two_ledgers_that_both_paid_disagree(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
+    client = await namespace.connect()
     desk = Desk(client)
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-        worker = await Worker(service.address, tmp_path / name).start()
+        worker = await Worker(namespace.address, tmp_path / name).start()
         # By the tutorial's client, which doesn't say which ledger the invoice belongs to.
         await client.start_workflow(
             "InvoiceWorkflow", an_invoice(id="TWICE"), id="invoice-TWICE", task_queue=TASK_QUEUE
@@ -308,7 +328,7 @@ async def test_runs_on_two_ledgers_that_both_paid_disagree(
         await client.get_workflow_handle("invoice-TWICE").signal("approve_invoice")
         await desk.until("TWICE", "completed")
         worker.kill()
-    found = await audited(service.address, tmp_path / "one")
+    found = await audited(namespace.address, tmp_path / "one")
     assert found.code == DISAGREE
     assert [text.split(": ")[1] for text in found.problems] == [
         "more than one ledger",
@@ -318,7 +338,7 @@ async def test_runs_on_two_ledgers_that_both_paid_disagree(
     assert found.problems[1].count("(completed)") == 2
 
 
-async def test_what_cannot_be_read_is_told_in_a_sentence(books: Service, tmp_path: Path) -> None:
+async def test_what_cannot_be_read_is_told_in_a_sentence(books: Office, tmp_path: Path) -> None:
     missing = await audited(books.address, tmp_path / "missing")
     assert (missing.code, missing.printed) == (UNREADABLE, "")
     assert "The payment ledger payments.db can't be used" in missing.problems[0]
@@ -331,7 +351,7 @@ async def test_what_cannot_be_read_is_told_in_a_sentence(books: Service, tmp_pat
     assert "has no namespace 'books'" in unknown.problems[0]
 
 
-async def test_the_ledger_is_left_as_it_is(books: Service, copy: Path) -> None:
+async def test_the_ledger_is_left_as_it_is(books: Office, copy: Path) -> None:
     before = (copy / "payments.db").read_bytes()
     await audited(books.address, copy)
     assert (copy / "payments.db").read_bytes() == before
@@ -339,7 +359,7 @@ async def test_the_ledger_is_left_as_it_is(books: Service, copy: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no wait4")
-async def test_memory_does_not_grow_with_the_invoices(books: Service, copy: Path) -> None:
+async def test_memory_does_not_grow_with_the_invoices(books: Office, copy: Path) -> None:
     async def peak() -> int:
         """Of the memory of one audit; the unit differs between systems."""
         process = await asyncio.to_thread(start)

@@ -13,17 +13,7 @@ from mcp.client.extension import advertise
 from approval.card import APP_TOOLS, CARD_URI, LOADING_SECONDS
 from conftest import ERAS
 from raw_client import RawClient
-from support import (
-    ROOT,
-    Refused,
-    Service,
-    Tools,
-    Worker,
-    eventually,
-    mcp,
-    paid,
-    submitted,
-)
+from support import ROOT, Namespace, Refused, Tools, Worker, eventually, mcp, paid, submitted
 
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 CARDS = {"extensions": {UI_EXTENSION_ID: {"mimeTypes": [UI_MIME_TYPE]}}}
@@ -155,11 +145,10 @@ async def test_a_card_shows_what_is_paid(host: Tools) -> None:
     }
 
 
-async def test_a_card_tells_what_was_paid_earlier(service: Service, tmp_path: Path) -> None:
-    await service.start()
-    worker = await Worker(service.address, tmp_path, INVOICE_DECLINE_OVER="4000").start()
+async def test_a_card_tells_what_was_paid_earlier(namespace: Namespace, tmp_path: Path) -> None:
+    worker = await Worker(namespace.address, tmp_path, INVOICE_DECLINE_OVER="4000").start()
     try:
-        async with mcp(service.address, extensions=[SHOWS_CARDS]) as client:
+        async with mcp(namespace.address, extensions=[SHOWS_CARDS]) as client:
             host = Tools(client)
             lines = [{"item": "Small", "amount": "10.00"}, {"item": "Large", "amount": "5000.00"}]
             invoice = await submitted(host, lines=lines)

@@ -19,10 +19,11 @@ from invoice_client import whoami
 from node_tools import INSPECTOR, PLAYWRIGHT, chromium, npm_exec
 from support import (
     ROOT,
-    Service,
+    Namespace,
     Tools,
     Worker,
     an_invoice,
+    environment,
     eventually,
     free_port,
     mcp,
@@ -334,17 +335,16 @@ async def test_a_click_after_another_decision_is_told_that(browser: Browser, hos
 
 @pytest.mark.slow
 async def test_a_click_without_a_worker_is_kept(
-    browser: Browser, service: Service, tmp_path: Path
+    browser: Browser, namespace: Namespace, tmp_path: Path
 ) -> None:
-    await service.start()
-    async with mcp(service.address, extensions=[SHOWS_CARDS]) as client:
+    async with mcp(namespace.address, extensions=[SHOWS_CARDS]) as client:
         browser.tools = Tools(client)
         card = await opened(browser, browser.tools)
         await card.sees("Approve and pay")
         await card.click("Approve and pay")
         assert "Approved" in await card.sees("the decision is kept")
         assert not await card.buttons()
-        worker = await Worker(service.address, tmp_path).start()
+        worker = await Worker(namespace.address, tmp_path).start()
         try:
             await card.sees("Paid: 2 of 2 lines")
         finally:
@@ -518,7 +518,10 @@ async def inspector(era: str, address: str, folder: Path) -> AsyncIterator[str]:
         "MCP_INSPECTOR_API_TOKEN": "token",
         "MCP_INSPECTOR_SECRET_STORE": "memory",
     }
-    server = ["-e", f"TEMPORAL_ADDRESS={address}", "--", sys.executable]
+    of_service = [
+        f"-e{name}={value}" for name, value in environment(address).items() if "TEMPORAL" in name
+    ]
+    server = [*of_service, "--", sys.executable]
     process = await asyncio.create_subprocess_exec(
         *npm_exec(INSPECTOR),
         *("mcp-inspector", "--web", "--protocol-era", era),

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ import invoice_server
 from approval import elicitation
 from conftest import ERAS
 from invoice_client import MAX_NAME, InvoiceClient, InvoiceError, whoami
-from invoices.invoice import Invoice
+from invoices.invoice import Invoice, workflow_id
+from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
-from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid, submitted
+from support import Namespace, Refused, Tools, Worker, an_invoice, eventually, mcp, paid, submitted
 
 
 async def test_a_decision_is_told_with_who_and_why(tools: Tools) -> None:
@@ -70,6 +72,29 @@ async def test_second_decision_is_told_the_first(tools: Tools) -> None:
     assert "approved already, and that decision stands" in text
 
 
+async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client) -> None:
+    """The worker has told the decision, and is held up by the ledger before it acts on it."""
+    invoice = Invoice.model_validate(an_invoice())
+    progress = RunProgress.of(invoice)
+    progress.status = PROCESSING
+    progress.decision = Decision(approved=False, reason="wrong hours", at=datetime.now(UTC))
+
+    class HeldUp(InvoiceClient):
+        async def _query_worker(self, handle: Any) -> RunProgress:
+            return progress
+
+    await client.start_workflow(
+        "InvoiceWorkflow",
+        invoice.model_dump(mode="json"),
+        id=workflow_id(invoice.id),
+        task_queue="no worker's",
+    )
+    again = await HeldUp(client).decide(invoice.id, approve=False)
+    assert (again.state, again.outcome) == ("waiting", "already_rejected")
+    with pytest.raises(InvoiceError, match=r"can't be approved now.*wrong hours"):
+        await HeldUp(client).decide(invoice.id, approve=True)
+
+
 async def test_decision_after_the_end_is_told_what_happened(tools: Tools) -> None:
     invoice = await submitted(tools)
     await tools("approve_invoice", invoice_id=invoice["id"])
@@ -112,14 +137,15 @@ async def test_nonsense_with_a_signal_does_not_lose_the_decision(
         assert "Rejected by another client, name unknown" in text
 
 
-async def test_decision_before_the_first_worker_is_kept(service: Service, tmp_path: Path) -> None:
-    await service.start()
-    async with mcp(service.address) as host:
+async def test_decision_before_the_first_worker_is_kept(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    async with mcp(namespace.address) as host:
         tools = Tools(host)
         invoice = await submitted(tools)
         text = await tools("approve_invoice", invoice_id=invoice["id"])
         assert "takes effect when a worker runs" in text
-        worker = await Worker(service.address, tmp_path).start()
+        worker = await Worker(namespace.address, tmp_path).start()
         await tools.until(invoice, "completed")
         worker.kill()
     assert len(paid(tmp_path, invoice)) == 2

@@ -21,7 +21,7 @@ from fastmcp import Client as McpClient
 from fastmcp.client.transports import StdioTransport
 
 import invoice_server
-from support import ROOT, Refused, Service, Tools, Worker, an_invoice, free_port, paid
+from support import ROOT, Refused, Tools, Worker, an_invoice, free_port, paid
 from tls_proxy import tls_proxy
 
 Settings = dict[str, str]
@@ -29,14 +29,10 @@ Settings = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-async def plain(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    """The service that is behind the TLS end points; the tests' other workers don't know it."""
-    service = Service(tmp_path_factory.mktemp("service"))
-    try:
-        await service.start()
-        yield service
-    finally:
-        service.kill()
+async def plain(new_namespace: Callable[[], str]) -> Settings:
+    """The service behind the TLS end points, and a namespace that no other worker knows."""
+    address, _, namespace = new_namespace().partition("/")
+    return {"address": address, "namespace": namespace}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +49,7 @@ def trusting(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 async def by_certificate(
-    plain: Service,
+    plain: Settings,
     authority: trustme.CA,
     trusting: Settings,
     tmp_path_factory: pytest.TempPathFactory,
@@ -66,8 +62,9 @@ async def by_certificate(
     tls = server_side(authority)
     tls.verify_mode = ssl.CERT_REQUIRED
     authority.configure_trust(tls)
-    async with tls_proxy(plain.port, tls) as address:
+    async with tls_proxy(port_of(plain), tls) as address:
         yield {
+            **plain,
             "address": address,
             "tls_client_cert_path": str(folder / "client.pem"),
             "tls_client_key_path": str(folder / "client.key"),
@@ -77,11 +74,15 @@ async def by_certificate(
 
 @pytest.fixture(scope="module")
 async def by_key(
-    plain: Service, authority: trustme.CA, trusting: Settings
+    plain: Settings, authority: trustme.CA, trusting: Settings
 ) -> AsyncIterator[Settings]:
     """What a client of an end point that wants an API key is configured with."""
-    async with tls_proxy(plain.port, server_side(authority), "a-key") as address:
-        yield {"address": address, "api_key": "a-key", **trusting}
+    async with tls_proxy(port_of(plain), server_side(authority), "a-key") as address:
+        yield {**plain, "address": address, "api_key": "a-key", **trusting}
+
+
+def port_of(settings: Settings) -> int:
+    return int(settings["address"].partition(":")[2])
 
 
 def server_side(authority: trustme.CA) -> ssl.SSLContext:
@@ -232,7 +233,7 @@ async def test_address_that_never_answers_is_named(said: Said) -> None:
     assert f"The Temporal Service at {address} doesn't answer" in tool
 
 
-async def test_missing_namespace_is_named(said: Said, plain: Service) -> None:
-    env = {"TEMPORAL_ADDRESS": plain.address, "TEMPORAL_NAMESPACE": "accounts"}
+async def test_missing_namespace_is_named(said: Said, plain: Settings) -> None:
+    env = {"TEMPORAL_ADDRESS": plain["address"], "TEMPORAL_NAMESPACE": "accounts"}
     for sentence in await said(env):
-        assert f"{plain.address} has no namespace 'accounts'" in sentence
+        assert f"{plain['address']} has no namespace 'accounts'" in sentence

@@ -1,13 +1,13 @@
 """What earlier submissions of an invoice have paid is known from the start, and told everywhere."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conftest import ERAS
-from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
+from support import Refused, Tools, Worker, an_invoice, eventually, mcp, paid
 
 LINES = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
 EARLIER = "2 lines, $510.00: 1 of 2 lines paid earlier, $10.00; $500.00 to pay."
@@ -19,22 +19,20 @@ async def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def limited(data: Path) -> AsyncIterator[Service]:
-    """A service whose worker can't pay more than $50 for a line."""
-    service = Service(data)
-    worker = Worker(service.address, data, INVOICE_DECLINE_OVER="50")
+async def limited(data: Path, new_namespace: Callable[[], str]) -> AsyncIterator[str]:
+    """The address of a worker that can't pay more than $50 for a line."""
+    address = new_namespace()
+    worker = Worker(address, data, INVOICE_DECLINE_OVER="50")
     try:
-        await service.start()
         await worker.start()
-        yield service
+        yield address
     finally:
         worker.kill()
-        service.kill()
 
 
 @pytest.fixture(scope="module", params=ERAS)
-async def host(request: pytest.FixtureRequest, limited: Service) -> AsyncIterator[Tools]:
-    async with mcp(limited.address, request.param) as client:
+async def host(request: pytest.FixtureRequest, limited: str) -> AsyncIterator[Tools]:
+    async with mcp(limited, request.param) as client:
         yield Tools(client)
 
 
@@ -82,14 +80,14 @@ async def test_it_is_told_when_the_invoice_fails_again(
     assert paid(data, half_paid) == [f"invoice-{half_paid['id']}/line-1"]
 
 
-async def test_it_is_told_in_the_question(limited: Service, half_paid: dict[str, Any]) -> None:
+async def test_it_is_told_in_the_question(limited: str, half_paid: dict[str, Any]) -> None:
     asked: list[str] = []
 
     async def person(message: str, *_: Any) -> dict[str, bool]:
         asked.append(message)
         return {"approve": False}
 
-    async with mcp(limited.address, elicitation_handler=person) as client:
+    async with mcp(limited, elicitation_handler=person) as client:
         await Tools(client)("process_invoice", invoice_data=half_paid)
         with pytest.raises(Refused, match="not clearly said yes"):
             await Tools(client)("approve_invoice", invoice_id=half_paid["id"])

@@ -13,6 +13,7 @@ from invoices.invoice import Invoice, workflow_id
 from raw_client import RawClient
 from support import (
     PROCESSES,
+    Namespace,
     Service,
     Tools,
     Worker,
@@ -48,9 +49,9 @@ async def exists(path: Path) -> None:
     await eventually(look_for)
 
 
-async def test_an_outage_is_told_and_waited_for(service: Service, tmp_path: Path) -> None:
-    client = await service.start()
-    worker = await Worker(service.address, tmp_path).start()
+async def test_an_outage_is_told_and_waited_for(namespace: Namespace, tmp_path: Path) -> None:
+    client = await namespace.connect()
+    worker = await Worker(namespace.address, tmp_path).start()
     (tmp_path / "gateway-down").touch()
     invoice = await approved(client)
 
@@ -68,11 +69,11 @@ async def test_an_outage_is_told_and_waited_for(service: Service, tmp_path: Path
 
 
 async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
+    client = await namespace.connect()
     lines = [{"item": f"Item {n}", "amount": f"{n}0.00"} for n in (1, 9, 2)]
-    worker = await Worker(service.address, tmp_path, INVOICE_DECLINE_OVER="50").start()
+    worker = await Worker(namespace.address, tmp_path, INVOICE_DECLINE_OVER="50").start()
     invoice = await approved(client, lines=lines)
     text = await ended(client, invoice, "failed")
     assert "Payment failed: line 2 of 3, “Item 9”, $90.00: declined" in text
@@ -85,7 +86,7 @@ async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
     assert first == [f"invoice-{invoice.id}/line-1"]
     worker.kill()
 
-    worker = await Worker(service.address, tmp_path).start()
+    worker = await Worker(namespace.address, tmp_path).start()
     assert (await InvoiceClient(client).submit(invoice)).outcome == "started"
     await InvoiceClient(client).decide(invoice.id, approve=True)
     await ended(client, invoice, "completed")
@@ -96,10 +97,10 @@ async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
 
 
 async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    worker = await Worker(service.address, tmp_path, PROCESSES / "slow_worker.py").start()
+    client = await namespace.connect()
+    worker = await Worker(namespace.address, tmp_path, PROCESSES / "slow_worker.py").start()
     invoice = await approved(client)
     await exists(tmp_path / "paying")
     await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
@@ -111,9 +112,11 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
     worker.kill()
 
 
-async def test_cancellation_ends_the_retries_of_an_outage(service: Service, tmp_path: Path) -> None:
-    client = await service.start()
-    worker = await Worker(service.address, tmp_path).start()
+async def test_cancellation_ends_the_retries_of_an_outage(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    worker = await Worker(namespace.address, tmp_path).start()
     (tmp_path / "gateway-down").touch()
     invoice = await approved(client)
     await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
@@ -138,10 +141,10 @@ async def test_a_terminated_invoice_says_what_is_not_known(client: Client, worke
 
 
 async def test_the_end_of_the_worker_waits_for_the_payment_under_way(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    worker = await Worker(service.address, tmp_path, PROCESSES / "slow_worker.py").start()
+    client = await namespace.connect()
+    worker = await Worker(namespace.address, tmp_path, PROCESSES / "slow_worker.py").start()
     invoice = await approved(client, lines=[{"item": "Hosting", "amount": "19.99"}])
     await exists(tmp_path / "paying")
     end = asyncio.create_task(worker.end())
@@ -149,7 +152,7 @@ async def test_the_end_of_the_worker_waits_for_the_payment_under_way(
     (tmp_path / "go-on").touch()
     assert await end == 0
     assert "Traceback" not in worker.log.read_text()
-    other = await Worker(service.address, tmp_path).start()
+    other = await Worker(namespace.address, tmp_path).start()
     await ended(client, invoice, "completed")
     assert "attempt 2" not in other.log.read_text()
     other.kill()
@@ -164,16 +167,16 @@ async def exists_in(file: Path, text: str) -> None:
 
 @pytest.mark.slow  # the payment is repeated after its 30 s
 async def test_kill_between_commit_and_completion_pays_once(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    crashing = await Worker(service.address, tmp_path, PROCESSES / "crashing_worker.py").start()
+    client = await namespace.connect()
+    crashing = await Worker(namespace.address, tmp_path, PROCESSES / "crashing_worker.py").start()
     invoice = await approved(client)
     await exists(tmp_path / "crashed")
     assert crashing.process
     await asyncio.to_thread(crashing.process.wait, 20)
     assert paid(tmp_path, invoice.model_dump()) == [f"invoice-{invoice.id}/line-1"]
-    worker = await Worker(service.address, tmp_path).start()
+    worker = await Worker(namespace.address, tmp_path).start()
     await ended(client, invoice, "completed", bound=60)
     assert len(paid(tmp_path, invoice.model_dump())) == 2
     worker.kill()

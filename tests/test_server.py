@@ -18,6 +18,7 @@ from raw_client import RawClient
 from support import (
     PROCESSES,
     ROOT,
+    Namespace,
     Refused,
     Service,
     Tools,
@@ -95,8 +96,7 @@ async def test_the_server_recovers_when_the_service_comes_back(service: Service)
         assert await tools("list_invoices") == "There are no invoices."
 
 
-async def test_without_a_worker_each_tool_answers_within_5_s(service: Service) -> None:
-    await service.start()
+async def test_without_a_worker_each_tool_answers_within_5_s(namespace: Namespace) -> None:
     invoice = an_invoice()
     name = invoice["id"]
     calls: dict[str, tuple[dict[str, Any], str]] = {
@@ -106,7 +106,7 @@ async def test_without_a_worker_each_tool_answers_within_5_s(service: Service) -
         "reject_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
         "list_invoices": ({}, f"{name}: Awaiting approval; 2 lines, $7,000.00"),
     }
-    async with mcp(service.address) as host:
+    async with mcp(namespace.address) as host:
         tools = Tools(host)
         await tools("list_invoices")  # the first call of a process also imports
         for tool, (arguments, words) in calls.items():
@@ -188,12 +188,13 @@ def test_a_host_that_closes_its_side_ends_the_server(
     assert "Traceback" not in log.read_text()
 
 
-async def test_a_worker_that_fails_is_not_told_as_none(service: Service, tmp_path: Path) -> None:
-    await service.start()
-    worker = await Worker(service.address, tmp_path, PROCESSES / "failing_worker.py").start()
+async def test_a_worker_that_fails_is_not_told_as_none(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    worker = await Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py").start()
     invoice = an_invoice()
     try:
-        async with mcp(service.address) as host:
+        async with mcp(namespace.address) as host:
             tools = Tools(host)
             await tools("process_invoice", invoice_data=invoice)
 

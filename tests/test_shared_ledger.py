@@ -13,7 +13,7 @@ from invoices.invoice import Invoice, workflow_id
 from payments.ledger import PostgreSQLLedger
 from postgres import PASSWORD, PostgreSQL
 from stripe_stand_in import StripeStandIn
-from support import ROOT, Service, Worker, an_invoice, eventually, paid
+from support import ROOT, Namespace, Worker, an_invoice, eventually, paid
 from test_worker import refused
 
 TERMS = {"customer": "cus_A", "payment_method": "pm_visa"}
@@ -41,27 +41,27 @@ async def status_with(
     return await eventually(look, bound)
 
 
-def worker_in(directory: Path, service: Service, **settings: str) -> Worker:
+def worker_in(directory: Path, namespace: Namespace, **settings: str) -> Worker:
     directory.mkdir(exist_ok=True)
-    return Worker(service.address, directory, ROOT / "worker.py", (), **settings)
+    return Worker(namespace.address, directory, ROOT / "worker.py", (), **settings)
 
 
 @pytest.mark.slow  # retried with growing pauses
 async def test_an_invoice_waits_for_the_worker_with_its_ledger(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    own = await worker_in(tmp_path / "own", service).start()
+    client = await namespace.connect()
+    own = await worker_in(tmp_path / "own", namespace).start()
     invoice = await submitted(client)
     await status_with(client, invoice, lambda status: status.state == "waiting")
     own.kill()
-    other = await worker_in(tmp_path / "other", service).start()
+    other = await worker_in(tmp_path / "other", namespace).start()
     await approve(client, invoice)
     text = await status_with(client, invoice, lambda status: status.retry)
     assert "the invoice belongs to the payment ledger " in text
     assert "start a worker with the data directory" in text
     other.kill()
-    own = await worker_in(tmp_path / "own", service).start()
+    own = await worker_in(tmp_path / "own", namespace).start()
     await status_with(client, invoice, lambda status: status.state == "completed")
     assert not paid(tmp_path / "other", invoice.model_dump())
     assert len(paid(tmp_path / "own", invoice.model_dump())) == 2
@@ -69,10 +69,10 @@ async def test_an_invoice_waits_for_the_worker_with_its_ledger(
 
 
 async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    worker = await worker_in(tmp_path, service).start()
+    client = await namespace.connect()
+    worker = await worker_in(tmp_path, namespace).start()
     (tmp_path / "payments.db").rename(tmp_path / "away.db")
     invoice = await submitted(client)
     text = await status_with(client, invoice, lambda status: status.state == "waiting")
@@ -85,11 +85,11 @@ async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_l
 
 
 async def test_a_ledger_removed_while_the_worker_runs_is_told_and_waited_for(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
+    client = await namespace.connect()
     data, away = tmp_path / "data", tmp_path / "away"
-    worker = await worker_in(data, service).start()
+    worker = await worker_in(data, namespace).start()
     invoice = await submitted(client)
     await status_with(client, invoice, lambda status: status.state == "waiting")
     away.mkdir()
@@ -127,10 +127,10 @@ async def own_server(postgresql: PostgreSQL) -> AsyncIterator[PostgreSQL]:
 
 
 async def test_a_database_that_is_killed_while_paying_is_told_and_waited_for(
-    service: Service, own_server: PostgreSQL, tmp_path: Path
+    namespace: Namespace, own_server: PostgreSQL, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    worker = await worker_in(tmp_path, service, PAYMENT_LEDGER_URL=own_server.url()).start()
+    client = await namespace.connect()
+    worker = await worker_in(tmp_path, namespace, PAYMENT_LEDGER_URL=own_server.url()).start()
     lines = [{"item": f"Item {n}", "amount": "1.00"} for n in range(1, 6)]
     invoice = await submitted(client, lines=lines, payment_interval_seconds=0.5)
     await approve(client, invoice)
@@ -156,9 +156,9 @@ def ledger_states(url: str, invoice: Invoice) -> list[str]:
 
 @pytest.mark.slow  # killed payments are repeated after their 30 s
 async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_killed(
-    service: Service, postgresql: PostgreSQL, tmp_path: Path
+    namespace: Namespace, postgresql: PostgreSQL, tmp_path: Path
 ) -> None:
-    client = await service.start()
+    client = await namespace.connect()
     url = postgresql.create_database()
     with StripeStandIn() as stand_in:
         settings = {
@@ -167,7 +167,7 @@ async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_
             "STRIPE_API_KEY": "sk_test_ok",
             "STRIPE_API_BASE": stand_in.url,
         }
-        steady = await worker_in(tmp_path / "steady", service, **settings).start()
+        steady = await worker_in(tmp_path / "steady", namespace, **settings).start()
         lines = [{"item": f"Item {n}", "amount": f"{n}.00"} for n in range(1, 6)]
         invoices = [
             await submitted(client, lines=lines, payment_interval_seconds=1, **TERMS)
@@ -177,7 +177,7 @@ async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_
             await approve(client, invoice)
         for _ in range(6):
             charges = len(stand_in.charges)
-            killed = await worker_in(tmp_path / "killed", service, **settings).start()
+            killed = await worker_in(tmp_path / "killed", namespace, **settings).start()
             await asyncio.to_thread(stand_in.wait_for_charges, charges + 10)
             killed.kill()
         for invoice in invoices:
@@ -191,12 +191,12 @@ async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_
 
 
 async def test_an_invoice_without_a_customer_fails_at_its_start_where_stripe_pays(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await service.start()
+    client = await namespace.connect()
     settings = {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": "sk_test_ok"}
     worker = await worker_in(
-        tmp_path, service, **settings, STRIPE_API_BASE="http://x.invalid"
+        tmp_path, namespace, **settings, STRIPE_API_BASE="http://x.invalid"
     ).start()
     for fields, problem in (
         ({}, "customer: is required, since Stripe pays"),

@@ -30,7 +30,7 @@ from payments.ledger import SQLiteLedger
 from payments.stripe_gateway import StripeGateway, minor_units, open_stripe
 from startup import StartupError
 from stripe_stand_in import Fault, Step, StripeStandIn
-from support import ROOT, Service, Worker, an_invoice, states
+from support import ROOT, Namespace, Worker, an_invoice, states
 
 PAYMENT = Payment(
     "invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD", "cus_A", "pm_visa"
@@ -344,13 +344,13 @@ def test_the_mode_of_the_key_is_in_the_providers_name(
     assert open_stripe().name == f"stripe {key[3:7]}"
 
 
-def stripe_worker(service: Service, data: Path, stand_in: StripeStandIn, **env: str) -> Worker:
+def stripe_worker(namespace: Namespace, data: Path, stand_in: StripeStandIn, **env: str) -> Worker:
     settings = {
         "PAYMENT_GATEWAY": "stripe",
         "STRIPE_API_KEY": "sk_test_ok",
         "STRIPE_API_BASE": stand_in.url,
     }
-    return Worker(service.address, data, ROOT / "worker.py", (), **{**settings, **env})
+    return Worker(namespace.address, data, ROOT / "worker.py", (), **{**settings, **env})
 
 
 async def approved(client: Client, **fields: Any) -> dict[str, Any]:
@@ -370,10 +370,10 @@ async def approved(client: Client, **fields: Any) -> dict[str, Any]:
 @pytest.mark.slow  # a killed payment is repeated after its 30 s
 @pytest.mark.parametrize("hours", [0, 25])
 async def test_kill_of_the_worker_within_a_call_charges_once(
-    hours: float, service: Service, stand_in: StripeStandIn, tmp_path: Path
+    hours: float, namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    worker = await stripe_worker(service, tmp_path, stand_in).start()
+    client = await namespace.connect()
+    worker = await stripe_worker(namespace, tmp_path, stand_in).start()
     calls = [(step, kind) for step in ("create", "confirm") for kind in ("before", "after")]
     faults, invoices = [], []
     for step, when in calls:
@@ -385,7 +385,7 @@ async def test_kill_of_the_worker_within_a_call_charges_once(
         assert await asyncio.to_thread(fault.reached.wait, 20)
     worker.kill()
     stand_in.hours += hours
-    worker = await stripe_worker(service, tmp_path, stand_in).start()
+    worker = await stripe_worker(namespace, tmp_path, stand_in).start()
     async with asyncio.timeout(90):
         for invoice in invoices:
             result = await client.get_workflow_handle(workflow_id(invoice["id"])).result()
@@ -399,10 +399,10 @@ async def test_kill_of_the_worker_within_a_call_charges_once(
 
 
 async def test_a_key_in_the_environment_moves_no_money(
-    service: Service, stand_in: StripeStandIn, tmp_path: Path
+    namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
-    client = await service.start()
-    worker = await stripe_worker(service, tmp_path, stand_in, PAYMENT_GATEWAY="").start()
+    client = await namespace.connect()
+    worker = await stripe_worker(namespace, tmp_path, stand_in, PAYMENT_GATEWAY="").start()
     invoice = await approved(client)
     assert await client.get_workflow_handle(workflow_id(invoice["id"])).result() == "COMPLETED"
     assert not stand_in.intents

@@ -9,6 +9,7 @@ import pytest
 from support import (
     PROCESSES,
     ROOT,
+    Namespace,
     Refused,
     Service,
     Tools,
@@ -111,11 +112,12 @@ async def test_our_tools_understand_what_the_tutorials_server_did(
     assert "Rejected by another client" in text
 
 
-async def test_our_server_works_with_the_tutorials_worker(service: Service, tmp_path: Path) -> None:
-    await service.start()
-    worker = Worker(service.address, tmp_path, PROCESSES / "tutorial_worker.py")
+async def test_our_server_works_with_the_tutorials_worker(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    worker = Worker(namespace.address, tmp_path, PROCESSES / "tutorial_worker.py")
     await worker.start()
-    async with mcp(service.address) as client:
+    async with mcp(namespace.address) as client:
         tools = Tools(client)
         paid, rejected = an_invoice(), an_invoice()
         for invoice in (paid, rejected):

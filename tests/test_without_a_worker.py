@@ -2,42 +2,36 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.client import Client
 
 from conftest import ERAS
 from invoice_client import InvoiceClient, InvoiceError
 from invoices.invoice import Invoice, workflow_id
 from invoices.status import DecisionDetails
 from raw_client import RawClient
-from support import Refused, Service, Tools, Worker, an_invoice, eventually, mcp, paid
+from support import Namespace, Refused, Tools, Worker, an_invoice, eventually, mcp, paid
 from workflow import TASK_QUEUE
 
 
 @pytest.fixture(scope="module")
-async def idle(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    """A service for which no worker ever runs."""
-    service = Service(tmp_path_factory.mktemp("service"))
-    try:
-        await service.start()
-        yield service
-    finally:
-        service.kill()
+async def idle(new_namespace: Callable[[], str]) -> Namespace:
+    """A namespace for which no worker ever runs."""
+    return Namespace(new_namespace())
 
 
 @pytest.fixture(scope="module", params=ERAS)
-async def idle_tools(request: pytest.FixtureRequest, idle: Service) -> AsyncIterator[Tools]:
+async def idle_tools(request: pytest.FixtureRequest, idle: Namespace) -> AsyncIterator[Tools]:
     async with mcp(idle.address, request.param) as host:
         yield Tools(host)
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_first_call_of_a_process_is_answered_within_4_s(era: str, idle: Service) -> None:
+async def test_first_call_of_a_process_is_answered_within_4_s(era: str, idle: Namespace) -> None:
     async with RawClient(idle.address, era) as server:
         await server.request("tools/list")
         started = time.monotonic()
@@ -47,7 +41,7 @@ async def test_first_call_of_a_process_is_answered_within_4_s(era: str, idle: Se
 
 
 async def test_approval_after_a_question_in_two_calls_is_answered_within_4_s(
-    idle: Service,
+    idle: Namespace,
 ) -> None:
     invoice = an_invoice()
     capabilities: dict[str, Any] = {"elicitation": {"form": {}}}
@@ -89,21 +83,17 @@ async def test_a_decision_after_the_deadline_is_refused(verb: str, idle_tools: T
 
 
 async def test_a_total_is_checked_against_the_content_and_not_the_memo(
-    idle: Service, idle_tools: Tools
+    idle: Namespace, idle_tools: Tools
 ) -> None:
     invoice, cheap = an_invoice(), an_invoice(lines=[{"item": "Pen", "amount": "1.00"}])
-    other = await InvoiceClient(await _client(idle)).submit(Invoice.model_validate(cheap))
-    client = await _client(idle)
+    client = await idle.connect()
+    other = await InvoiceClient(client).submit(Invoice.model_validate(cheap))
     memo = await (await client.get_workflow_handle(other.workflow_id).describe()).memo()
     await client.start_workflow(
         "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE, memo=memo
     )
     with pytest.raises(Refused, match=r"is for \$7,000\.00, not \$1\.00\. Nothing was approved"):
         await idle_tools("approve_invoice", invoice_id=invoice["id"], total="1.00")
-
-
-async def _client(service: Service) -> Client:
-    return await Client.connect(service.address)
 
 
 async def past_deadline(client: InvoiceClient, invoice: Invoice) -> None:
@@ -114,9 +104,9 @@ async def past_deadline(client: InvoiceClient, invoice: Invoice) -> None:
 
 
 async def test_only_what_was_sent_before_the_deadline_counts_after_it(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    temporal = await service.start()
+    temporal = await namespace.connect()
     client = InvoiceClient(temporal)
     seconds = timedelta(seconds=10) / timedelta(days=1)
     in_time, bare, late, forged = (
@@ -139,7 +129,7 @@ async def test_only_what_was_sent_before_the_deadline_counts_after_it(
         handle = temporal.get_workflow_handle(workflow_id(invoice.id))
         await handle.signal("approve_invoice", details)
 
-    worker = await Worker(service.address, tmp_path).start()
+    worker = await Worker(namespace.address, tmp_path).start()
     results = [
         await temporal.get_workflow_handle(workflow_id(invoice.id)).result()
         for invoice in (in_time, bare, late, forged)
@@ -153,12 +143,11 @@ async def test_only_what_was_sent_before_the_deadline_counts_after_it(
 
 
 async def test_a_decision_on_an_invoice_being_paid_is_told_what_was_noted(
-    service: Service, tmp_path: Path
+    namespace: Namespace, tmp_path: Path
 ) -> None:
-    await service.start()
-    worker = await Worker(service.address, tmp_path).start()
+    worker = await Worker(namespace.address, tmp_path).start()
     invoice = an_invoice(payment_interval_seconds=60)
-    async with mcp(service.address) as host:
+    async with mcp(namespace.address) as host:
         tools = Tools(host)
         await tools("process_invoice", invoice_data=invoice)
         await tools("approve_invoice", invoice_id=invoice["id"])

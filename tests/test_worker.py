@@ -69,9 +69,7 @@ async def test_a_closed_standard_output_is_named(address: str, tmp_path: Path) -
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        line = await refused(
-            stdout=writer, TEMPORAL_ADDRESS=address, INVOICE_DATA_DIR=str(tmp_path)
-        )
+        line = await refused(stdout=writer, **environment(address, INVOICE_DATA_DIR=str(tmp_path)))
     finally:
         os.close(writer)
     assert "Standard output can't be written to" in line

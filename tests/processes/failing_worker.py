@@ -1,11 +1,11 @@
 """A worker with a mistake in its workflow: it takes every invoice up and fails."""
 
 import asyncio
-import os
 
 from temporalio import workflow
 from temporalio.client import Client
 from temporalio.common import RawValue
+from temporalio.envconfig import ClientConfig
 from temporalio.worker import Worker
 
 
@@ -17,7 +17,7 @@ class InvoiceWorkflow:
 
 
 async def main() -> None:
-    client = await Client.connect(os.environ["TEMPORAL_ADDRESS"])
+    client = await Client.connect(**ClientConfig.load_client_connect_config())
     worker = Worker(client, task_queue="invoice-task-queue", workflows=[InvoiceWorkflow])
     print("Worker started. Listening for invoice workflows...", flush=True)
     await worker.run()

@@ -1,16 +1,16 @@
 """An MCP server as the tutorial has it: written from its contract, knowing nothing of ours."""
 
-import os
 from typing import Any
 
 from fastmcp import FastMCP
 from temporalio.client import Client
+from temporalio.envconfig import ClientConfig
 
 mcp = FastMCP("invoice-processor")
 
 
 async def connected() -> Client:
-    return await Client.connect(os.environ["TEMPORAL_ADDRESS"])
+    return await Client.connect(**ClientConfig.load_client_connect_config())
 
 
 @mcp.tool

@@ -4,12 +4,12 @@ It knows nothing of ours: no memo, no signal arguments, no `get_progress`, no le
 """
 
 import asyncio
-import os
 from datetime import timedelta
 from typing import Any
 
 from temporalio import activity, workflow
 from temporalio.client import Client
+from temporalio.envconfig import ClientConfig
 from temporalio.worker import Worker
 
 
@@ -62,7 +62,7 @@ class InvoiceWorkflow:
 
 
 async def main() -> None:
-    client = await Client.connect(os.environ["TEMPORAL_ADDRESS"])
+    client = await Client.connect(**ClientConfig.load_client_connect_config())
     worker = Worker(
         client,
         task_queue="invoice-task-queue",
