@@ -30,8 +30,9 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.service import RPCError
 
-from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceError, InvoiceRun, whoami
+from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceRun, whoami
 from invoices.invoice import BEFORE_1_1, WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
+from invoices.refusals import InvoiceError
 from invoices.status import Decision, DecisionDetails
 from invoices.wording import format_money, pluralize, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry

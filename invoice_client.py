@@ -37,10 +37,16 @@ from temporalio.service import RPCError, RPCStatusCode
 from invoices.answers import InvoiceList, InvoiceStatus, Retry
 from invoices.invoice import (
     BEFORE_1_1,
-    WORKFLOW_ID_PREFIX,
     Invoice,
     invoice_id_of,
     workflow_id,
+)
+from invoices.refusals import (
+    InvoiceError,
+    decided_otherwise,
+    expect_before_deadline,
+    expect_total,
+    unknown_invoice,
 )
 from invoices.status import (
     CANCELLED,
@@ -54,7 +60,7 @@ from invoices.status import (
     State,
     state_of_text,
 )
-from invoices.wording import format_money, format_utc, sanitized
+from invoices.wording import format_utc, sanitized
 from temporal_service.payloads import json_payload
 from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
@@ -70,10 +76,6 @@ RECENT_SECONDS = 10
 LIST_LIMIT = 50
 SCAN_LIMIT = 1000
 """How many invoices `list_invoices` looks at to find those of one state."""
-
-
-class InvoiceError(Exception):
-    """Why something can't be done with an invoice and what can be, in words for a person."""
 
 
 def whoami() -> str:
@@ -240,11 +242,11 @@ class InvoiceClient:
                 " Look at it before you decide on it."
             )
         if run.status.state == "waiting":
-            _expect_before_deadline(run.status, approve)
+            expect_before_deadline(run.status, approve)
         if approve and run.status.state == "waiting":
             if total is not None:
                 # Of the content itself: the memo is whoever's who started the run.
-                _expect_total(await self._readable_invoice(run), total)
+                expect_total(await self._readable_invoice(run), total)
             elif run_id is None:
                 await self._expect_unchanged(run)
         details = DecisionDetails(
@@ -268,7 +270,7 @@ class InvoiceClient:
         ):
             status.outcome = "already_approved" if approve else "already_rejected"
         else:
-            raise InvoiceError(_too_late(status, approve))
+            raise decided_otherwise(status, approve)
         return status
 
     async def _send(
@@ -333,7 +335,7 @@ class InvoiceClient:
         _expect_invoice(run)
         invoice = await self._readable_invoice(run)
         if total is not None and run.status.state == "waiting":
-            _expect_total(invoice, total)
+            expect_total(invoice, total)
         if ask_worker and run.is_open and run.status.paid_earlier_lines is None:
             answer = await self._query_worker(self._handle(invoice_id, run.id))
             run = replace(run, status=await self._with_answer(run, answer))
@@ -421,7 +423,7 @@ class InvoiceClient:
         except RPCError as error:
             if not _is_unknown_workflow(error):
                 raise
-            raise InvoiceError(_unknown(invoice_id)) from error
+            raise unknown_invoice(invoice_id) from error
         progress = None
         if description.workflow_type == INVOICE_WORKFLOW:
             progress = await self._noted_progress(description)
@@ -566,63 +568,12 @@ def _is_unknown_workflow(error: RPCError) -> bool:
     return error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message
 
 
-def _unknown(invoice_id: str) -> str:
-    text = f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
-    if invoice_id.startswith(WORKFLOW_ID_PREFIX):
-        text += (
-            f" {invoice_id} looks like a workflow id: the invoice's own id is"
-            f" {invoice_id_of(invoice_id)}."
-        )
-    return text
-
-
 def _expect_invoice(run: InvoiceRun) -> None:
     if run.description.workflow_type != INVOICE_WORKFLOW:
         raise InvoiceError(
             f"The id {run.status.invoice_id} is in use by something that is no invoice: the"
             f" workflow {run.description.id} of type {sanitized(run.description.workflow_type)}."
         )
-
-
-def _expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
-    verb = "approved" if approve else "rejected"
-    if status.deadline and status.is_past_deadline:
-        raise InvoiceError(
-            f"Invoice {status.invoice_id} can't be {verb} now: its approval deadline,"
-            f" {format_utc(status.deadline)}, has passed. Unless somebody decided before, it times"
-            " out, and nothing is paid by this submission. To start anew, submit it again then."
-        )
-
-
-def _expect_total(invoice: Invoice, total: Decimal) -> None:
-    if total != invoice.total:
-        raise InvoiceError(
-            f"Invoice {invoice.id} is for {format_money(invoice.total, invoice.currency)}, not"
-            f" {format_money(total, invoice.currency)}. Nothing was approved: show the person every"
-            " line and the total before they decide."
-        )
-
-
-def _too_late(status: InvoiceStatus, approve: bool) -> str:
-    verb = "approved" if approve else "rejected"
-    decided = f" ({status.decided.rstrip('.')})" if status.decided else ""
-    text = (
-        f"Invoice {status.invoice_id} can't be {verb} now, status:"
-        f" {sanitized(status.status, 600)}{decided}."
-    )
-    if status.state == "failed" and status.closed_at is None:
-        return (
-            f"{text} The workflow {status.workflow_id} is open, but no invoice: terminate it in the"
-            " Web UI."
-        )
-    if approve:
-        return f"{text} {status.advice or 'To start anew, submit it again.'}"
-    if status.state == "paying":
-        return (
-            f"{text} To stop it before the next line, cancel the workflow {status.workflow_id} in"
-            " the Web UI; what is paid stays paid."
-        )
-    return f"{text} {status.paid}"
 
 
 _COMPLETED_STATES: set[State] = {"completed", "rejected", "timed_out"}

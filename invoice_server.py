@@ -397,7 +397,8 @@ async def invoices(*, read_only: bool = False) -> AsyncIterator["InvoiceClient"]
     global _client
     from temporalio.service import RPCError
 
-    from invoice_client import InvoiceClient, InvoiceError, whoami
+    from invoice_client import InvoiceClient, whoami
+    from invoices.refusals import InvoiceError
     from temporal_service.connection import connect, connect_config, describe_rpc_error
 
     try:

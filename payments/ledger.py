@@ -279,7 +279,8 @@ class PostgreSQLLedger(Ledger):
             from psycopg_pool import ConnectionPool
         except ImportError:
             raise StartupError(
-                "PAYMENT_LEDGER_URL needs the PostgreSQL driver: uv run --extra postgres worker.py"
+                "PAYMENT_LEDGER_URL needs the PostgreSQL driver: uv run --extra postgres worker.py,"
+                " or audit.py"
             ) from None
         self._error = psycopg.Error
         settings = _connection_settings(url)

@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
 
-from invoice_client import InvoiceClient, InvoiceError
+from invoice_client import InvoiceClient
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice, workflow_id
+from invoices.refusals import InvoiceError
 from invoices.status import AWAITING_APPROVAL
 from support import Service, Worker, an_invoice, eventually
 from workflow import TASK_QUEUE

@@ -18,8 +18,9 @@ from temporalio.client import Client
 import invoice_server
 from approval import elicitation
 from conftest import ERAS
-from invoice_client import MAX_NAME, InvoiceClient, InvoiceError, whoami
+from invoice_client import MAX_NAME, InvoiceClient, whoami
 from invoices.invoice import Invoice, workflow_id
+from invoices.refusals import InvoiceError
 from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
 from support import Namespace, Refused, Tools, Worker, an_invoice, eventually, mcp, paid, submitted

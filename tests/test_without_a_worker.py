@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from conftest import ERAS
-from invoice_client import InvoiceClient, InvoiceError
+from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
+from invoices.refusals import InvoiceError
 from invoices.status import DecisionDetails
 from raw_client import RawClient
 from support import Namespace, Refused, Tools, Worker, an_invoice, eventually, mcp, paid
