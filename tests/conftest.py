@@ -11,8 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
+from fastmcp import Client as McpClient
+from fastmcp import FastMCP
 from temporalio.client import Client
 
+import invoice_server
+from invoice_client import InvoiceClient
 from payments.ledger import SQLiteLedger
 from postgres import PostgreSQL, programs
 from support import Namespace, Service, Tools, Worker, connect, eventually, mcp
@@ -129,6 +133,20 @@ async def tools(
     """The tools of an MCP server that the tests share, over stdio, in both eras of MCP."""
     async with mcp(address, request.param) as client:
         yield Tools(client)
+
+
+@pytest.fixture
+def server_here(client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> FastMCP[Any]:
+    """The MCP server in this process, where it doesn't matter that it has one of its own."""
+    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(client))
+    return invoice_server.mcp
+
+
+@pytest.fixture
+async def tools_here(server_here: FastMCP[Any]) -> AsyncIterator[Tools]:
+    """Its tools, where the era doesn't matter either."""
+    async with McpClient(server_here) as host:
+        yield Tools(host)
 
 
 @pytest.fixture

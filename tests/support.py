@@ -217,6 +217,15 @@ def mcp(
     return McpClient(transport, mode=mode, **client)
 
 
+async def advertised(client: McpClient[Any]) -> dict[str, Any]:
+    """What the server says that it has: in the handshake, or asked for it in the later era."""
+    if client.initialize_result:
+        return client.initialize_result.capabilities.model_dump(exclude_none=True)
+    discovered = await client.session.send_discover("2026-07-28")
+    capabilities: dict[str, Any] = discovered["capabilities"]
+    return capabilities
+
+
 class Tools:
     """Calls tools and gives their text; `Refused` if the answer is an error."""
 

@@ -9,15 +9,26 @@ from typing import Any
 
 import pytest
 from fastmcp import Client as McpClient
+from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
-from temporalio.client import Client
 
 import invoice_server
 from approval.card import APP_TOOLS, CARD_URI, LOADING_SECONDS
 from conftest import ERAS
 from invoice_client import InvoiceClient
-from support import ROOT, Namespace, Refused, Tools, Worker, eventually, mcp, paid, submitted
+from support import (
+    ROOT,
+    Namespace,
+    Refused,
+    Tools,
+    Worker,
+    advertised,
+    eventually,
+    mcp,
+    paid,
+    submitted,
+)
 
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 
@@ -29,17 +40,6 @@ async def host(
     """The tools in a host that shows cards and can't ask."""
     async with mcp(address, request.param, extensions=[SHOWS_CARDS]) as client:
         yield Tools(client)
-
-
-@pytest.fixture
-def server_here(client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server in this process, for `here`, asks the service that the tests share."""
-    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(client))
-
-
-def here(mode: str = "legacy", **host: Any) -> McpClient[Any]:
-    """A host of the server in this process."""
-    return McpClient(invoice_server.mcp, mode=mode, **host)
 
 
 async def load_card(tools: Tools, invoice: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -78,10 +78,10 @@ async def test_a_host_with_cards_is_told_which_tool_has_one(host: Tools) -> None
 async def test_a_host_that_gets_no_cards_sees_nothing_of_them(
     capabilities: dict[str, Any], setting: str, era: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with here(era) as client:
+    async with McpClient(invoice_server.mcp, mode=era) as client:
         plain = await listed(client)
     monkeypatch.setattr(invoice_server.cards, "_setting", setting)
-    async with here(era, **capabilities) as client:
+    async with McpClient(invoice_server.mcp, mode=era, **capabilities) as client:
         tools = await listed(client)
         assert not await client.list_resources()
     assert json.dumps(tools) == json.dumps(plain)
@@ -99,10 +99,7 @@ async def test_the_card_is_listed_and_read_as_a_card(host: Tools) -> None:
 
 
 async def test_the_server_says_that_it_has_cards(host: Tools) -> None:
-    if hello := host.client.initialize_result:
-        capabilities = hello.capabilities.model_dump(exclude_none=True)
-    else:
-        capabilities = (await host.client.session.send_discover(ERAS[1]))["capabilities"]
+    capabilities = await advertised(host.client)
     assert UI_EXTENSION_ID in capabilities["extensions"]
     assert "resources" in capabilities
 
@@ -164,7 +161,7 @@ async def test_a_card_tells_what_was_paid_earlier(
     worker = await Worker(namespace.address, tmp_path, INVOICE_DECLINE_OVER="4000").start()
     monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
     try:
-        async with here(extensions=[SHOWS_CARDS]) as client:
+        async with McpClient(invoice_server.mcp, extensions=[SHOWS_CARDS]) as client:
             host = Tools(client)
             lines = [{"item": "Small", "amount": "10.00"}, {"item": "Large", "amount": "5000.00"}]
             invoice = await submitted(host, lines=lines)
@@ -234,10 +231,10 @@ async def test_a_click_does_not_decide_a_later_submission(
     assert (await host.status(invoice))["state"] == "waiting"
 
 
-async def test_another_process_has_other_seals(host: Tools, server_here: None) -> None:
+async def test_another_process_has_other_seals(host: Tools, server_here: FastMCP[Any]) -> None:
     invoice = await submitted(host)
     _, seal = await load_card(host, invoice)
-    async with here(extensions=[SHOWS_CARDS]) as second:
+    async with McpClient(server_here, extensions=[SHOWS_CARDS]) as second:
         with pytest.raises(Refused, match="server was restarted"):
             await Tools(second)("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
     assert (await host.status(invoice))["state"] == "waiting"
@@ -265,14 +262,17 @@ async def test_approving_what_is_decided_shows_no_card_to_click_on(host: Tools) 
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_host_that_asks_and_shows_cards_asks(era: str, server_here: None) -> None:
+async def test_a_host_that_asks_and_shows_cards_asks(era: str, server_here: FastMCP[Any]) -> None:
     asked = []
 
     async def person(message: str, *_: Any) -> dict[str, bool]:
         asked.append(message)
         return {"approve": True}
 
-    async with here(era, extensions=[SHOWS_CARDS], elicitation_handler=person) as client:
+    shows_cards: dict[str, Any] = {"extensions": [SHOWS_CARDS]}
+    async with McpClient(
+        server_here, mode=era, elicitation_handler=person, **shows_cards
+    ) as client:
         tools = Tools(client)
         invoice = await submitted(tools)
         await tools("approve_invoice", invoice_id=invoice["id"])
@@ -327,12 +327,10 @@ async def test_off_leaves_the_decision_to_the_hosts_dialog(address: str, worker:
     [("required", "this host neither shows cards nor asks"), ("always", "'always', but must be")],
 )
 async def test_a_setting_that_forbids_the_dialog_is_told(
-    setting: str, told: str, server_here: None, monkeypatch: pytest.MonkeyPatch
+    setting: str, told: str, tools_here: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invoice_server.cards, "_setting", setting)
-    async with here() as client:
-        tools = Tools(client)
-        invoice = await submitted(tools)
-        with pytest.raises(Refused, match=told):
-            await tools("approve_invoice", invoice_id=invoice["id"])
-        assert (await tools.status(invoice))["state"] == "waiting"
+    invoice = await submitted(tools_here)
+    with pytest.raises(Refused, match=told):
+        await tools_here("approve_invoice", invoice_id=invoice["id"])
+    assert (await tools_here.status(invoice))["state"] == "waiting"

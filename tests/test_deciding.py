@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from fastmcp import Client as McpClient
+from fastmcp import FastMCP
 from mcp import MCPError
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 
-import invoice_server
 from approval import elicitation
 from conftest import ERAS
 from invoice_client import MAX_NAME, InvoiceClient, whoami
@@ -24,6 +24,12 @@ from invoices.refusals import InvoiceError
 from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
 from support import Namespace, Refused, Tools, Worker, an_invoice, eventually, mcp, paid, submitted
+
+
+@pytest.fixture
+def tools(tools_here: Tools) -> Tools:
+    """What is decided without a question does not depend on the era."""
+    return tools_here
 
 
 async def test_a_decision_is_told_with_who_and_why(tools: Tools) -> None:
@@ -50,9 +56,9 @@ async def test_a_decision_is_in_the_list(tools: Tools) -> None:
     assert "wrong hours" in line
 
 
-async def test_a_decision_is_in_the_history_with_its_sender(tools: Tools, client: Client) -> None:
-    invoice = await submitted(tools)
-    await tools("reject_invoice", invoice_id=invoice["id"])
+async def test_a_decision_is_in_the_history_with_its_sender(asking: Tools, client: Client) -> None:
+    invoice = await submitted(asking)
+    await asking("reject_invoice", invoice_id=invoice["id"])
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     history = (await handle.fetch_history()).events
     [signal] = [
@@ -141,13 +147,19 @@ async def test_nonsense_with_a_signal_does_not_lose_the_decision(
 async def test_decision_before_the_first_worker_is_kept(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    async with mcp(namespace.address) as host:
-        tools = Tools(host)
-        invoice = await submitted(tools)
-        text = await tools("approve_invoice", invoice_id=invoice["id"])
-        assert "takes effect when a worker runs" in text
-        worker = await Worker(namespace.address, tmp_path).start()
-        await tools.until(invoice, "completed")
+    client = InvoiceClient(await namespace.connect())
+    invoice = an_invoice()
+    name = invoice["id"]
+    await client.submit(Invoice.model_validate(invoice))
+    assert (await client.decide(name, approve=True)).outcome == "decision_kept"
+    worker = await Worker(namespace.address, tmp_path).start()
+
+    async def completed() -> bool:
+        return (await client.get_status(name)).state == "completed"
+
+    try:
+        await eventually(completed)
+    finally:
         worker.kill()
     assert len(paid(tmp_path, invoice)) == 2
 
@@ -203,10 +215,11 @@ async def test_a_person_who_says_yes_approves(asking: Tools, person: Person) -> 
 async def raw_host(
     request: pytest.FixtureRequest, address: str, worker: Worker
 ) -> AsyncIterator[RawClient]:
-    """A host whose answers to a question go out as they are; client libraries check them."""
-    async with RawClient(
-        address, request.param, capabilities={"elicitation": {"form": {}}}
-    ) as client:
+    """A host whose answers to a question go out as they are; client libraries check them.
+
+    It says that it asks in the oldest way, without naming forms.
+    """
+    async with RawClient(address, request.param, capabilities={"elicitation": {}}) as client:
         yield client
 
 
@@ -362,18 +375,15 @@ async def test_any_other_total_approves_nothing(total: Any, tools: Tools) -> Non
 
 
 async def test_a_yes_that_comes_too_late_is_told_as_late(
-    address: str, worker: Worker, client: Client, monkeypatch: pytest.MonkeyPatch
+    server_here: FastMCP[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elicitation, "PERSON_SECONDS", 0.3)
-    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(client))
 
     async def slow_person(*_: Any) -> dict[str, bool]:
         await asyncio.sleep(1)
         return {"approve": True}
 
-    host: McpClient[Any] = McpClient(
-        invoice_server.mcp, mode="legacy", elicitation_handler=slow_person
-    )
+    host: McpClient[Any] = McpClient(server_here, mode="legacy", elicitation_handler=slow_person)
     async with host:
         tools = Tools(host)
         invoice = await submitted(tools)

@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ERAS
-from raw_client import RawClient
-from support import Refused, Tools, Worker, an_invoice, eventually
+from support import Refused, Tools, advertised, an_invoice, eventually
 
 INNER = {"request", "sent_at", "digest", "ledger", "approval_timeout_days"}
 
@@ -47,14 +45,14 @@ async def test_structured_content_says_what_a_call_has_brought_about(tools: Tool
         assert "outcome" not in content
 
 
-async def test_structured_content_has_no_empty_fields_and_no_inner_ids(tools: Tools) -> None:
+async def test_structured_content_has_no_empty_fields_and_no_inner_ids(tools_here: Tools) -> None:
     invoice = an_invoice(payment_interval_seconds=60)
     name = invoice["id"]
     answers = [
-        await structured(tools, "process_invoice", invoice_data=invoice),
-        await structured(tools, "approve_invoice", invoice_id=name, total="7000.00"),
-        await structured(tools, "get_invoice_status", invoice_id=name),
-        await structured(tools, "list_invoices"),
+        await structured(tools_here, "process_invoice", invoice_data=invoice),
+        await structured(tools_here, "approve_invoice", invoice_id=name, total="7000.00"),
+        await structured(tools_here, "get_invoice_status", invoice_id=name),
+        await structured(tools_here, "list_invoices"),
     ]
     assert answers[2]["decision"]["approved"] is True
     for key, value in fields(answers):
@@ -62,24 +60,24 @@ async def test_structured_content_has_no_empty_fields_and_no_inner_ids(tools: To
         assert key not in INNER
 
 
-async def test_times_are_the_same_in_every_answer(tools: Tools) -> None:
+async def test_times_are_the_same_in_every_answer(tools_here: Tools) -> None:
     invoice = an_invoice()
 
     async def listed() -> dict[str, Any] | None:
-        content = await structured(tools, "list_invoices", status="waiting")
+        content = await structured(tools_here, "list_invoices", status="waiting")
         found = [one for one in content["invoices"] if one["invoice_id"] == invoice["id"]]
         return found[0] if found else None
 
     answers = [
-        await structured(tools, "process_invoice", invoice_data=invoice),
-        await structured(tools, "process_invoice", invoice_data=invoice),
-        await structured(tools, "get_invoice_status", invoice_id=invoice["id"]),
+        await structured(tools_here, "process_invoice", invoice_data=invoice),
+        await structured(tools_here, "process_invoice", invoice_data=invoice),
+        await structured(tools_here, "get_invoice_status", invoice_id=invoice["id"]),
         await eventually(listed),
     ]
     assert len({(answer["submitted_at"], answer["deadline"]) for answer in answers}) == 1
 
 
-async def test_null_stands_for_the_default(tools: Tools) -> None:
+async def test_null_stands_for_the_default(tools_here: Tools) -> None:
     nothing = dict.fromkeys(
         [
             "currency",
@@ -90,25 +88,25 @@ async def test_null_stands_for_the_default(tools: Tools) -> None:
         ]
     )
     invoice = an_invoice(**nothing)
-    content = await structured(tools, "process_invoice", invoice_data=invoice)
+    content = await structured(tools_here, "process_invoice", invoice_data=invoice)
     assert content["currency"] == "USD"
-    assert await structured(tools, "list_invoices", status=None)
-    content = await structured(tools, "reject_invoice", invoice_id=invoice["id"], reason=None)
+    assert await structured(tools_here, "list_invoices", status=None)
+    content = await structured(tools_here, "reject_invoice", invoice_id=invoice["id"], reason=None)
     assert content["outcome"] == "rejected"
 
 
-async def test_spellings_of_models_are_understood(tools: Tools) -> None:
+async def test_spellings_of_models_are_understood(tools_here: Tools) -> None:
     invoice = an_invoice(currency="usd")
-    content = await structured(tools, "process_invoice", invoice_data=invoice)
+    content = await structured(tools_here, "process_invoice", invoice_data=invoice)
     assert content["currency"] == "USD"
-    assert await structured(tools, "list_invoices", status="Waiting")
+    assert await structured(tools_here, "list_invoices", status="Waiting")
     with pytest.raises(Refused, match=f"the invoice's own id is {invoice['id']}"):
-        await tools("get_invoice_status", invoice_id=f"invoice-{invoice['id']}")
+        await tools_here("get_invoice_status", invoice_id=f"invoice-{invoice['id']}")
 
 
-async def test_no_lines_are_refused_in_plain_words(tools: Tools) -> None:
+async def test_no_lines_are_refused_in_plain_words(tools_here: Tools) -> None:
     with pytest.raises(Refused, match=r"invoice_data.lines: must have at least 1 item\.$"):
-        await tools("process_invoice", invoice_data=an_invoice(lines=[]))
+        await tools_here("process_invoice", invoice_data=an_invoice(lines=[]))
 
 
 async def test_no_input_schema_has_a_boolean_additional_properties(tools: Tools) -> None:
@@ -119,12 +117,14 @@ async def test_no_input_schema_has_a_boolean_additional_properties(tools: Tools)
         assert key != "additionalProperties" or not isinstance(value, bool)
 
 
-@pytest.mark.parametrize("era", ERAS)
-async def test_what_is_advertised_has_content(era: str, address: str, worker: Worker) -> None:
-    server = RawClient(address, era)
-    try:
-        hello = await server.start() or await server.request("server/discover")
-        for kind in {"prompts", "resources", "tools"} & set(hello["result"]["capabilities"]):
-            assert (await server.request(f"{kind}/list"))["result"][kind]
-    finally:
-        await server.kill()
+async def test_what_is_advertised_has_content(tools: Tools) -> None:
+    client = tools.client
+    lists = {
+        "prompts": client.list_prompts,
+        "resources": client.list_resources,
+        "tools": client.list_tools,
+    }
+    kinds = lists.keys() & await advertised(client)
+    assert kinds
+    for kind in kinds:
+        assert await lists[kind]()

@@ -8,9 +8,13 @@ import os
 from typing import Any
 
 import pytest
+from fastmcp import Client as McpClient
 
+import invoice_server
 from conftest import ERAS
-from support import ROOT, mcp
+from support import ROOT
+
+pytestmark = pytest.mark.unit
 
 SNAPSHOT = ROOT / "tests" / "snapshots" / "tools.json"
 TOLD = {"name", "title", "description", "annotations", "input_schema", "output_schema"}
@@ -18,7 +22,7 @@ TOLD = {"name", "title", "description", "annotations", "input_schema", "output_s
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_tools_are_told_as_in_the_snapshot(era: str) -> None:
-    async with mcp("127.0.0.1:1", era) as client:
+    async with McpClient(invoice_server.mcp, mode=era) as client:
         tools = [
             tool.model_dump(mode="json", by_alias=True, include=TOLD, exclude_none=True)
             for tool in await client.list_tools()

@@ -17,6 +17,12 @@ from invoices.invoice import Invoice
 from support import Refused, Tools, Worker, an_invoice, eventually, submitted
 
 
+@pytest.fixture
+def tools(tools_here: Tools) -> Tools:
+    """The words are the same in every process and both eras."""
+    return tools_here
+
+
 async def details(client: Client, invoice: dict[str, Any]) -> str:
     """The Web UI's current details."""
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")

@@ -1,11 +1,15 @@
 """The walk that a reader of the tutorial makes, with our parts, the tutorial's, and both mixed."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from fastmcp import Client as McpClient
 
+import invoice_server
+from invoice_client import InvoiceClient
 from support import (
     PROCESSES,
     ROOT,
@@ -62,20 +66,24 @@ async def test_a_waiting_invoice_survives_the_end_of_every_process(
     service: Service, tmp_path: Path
 ) -> None:
     await service.start()
-    worker = await Worker(service.address, tmp_path).start()
+    worker = Worker(service.address, tmp_path)
     invoice = an_invoice(id="INV-002")
-    async with mcp(service.address) as client:
-        await Tools(client)("process_invoice", invoice_data=invoice)
-    worker.kill()
-    service.kill()
-    await service.start()
-    await worker.start()
-    async with mcp(service.address) as client:
-        tools = Tools(client)
-        await tools("approve_invoice", invoice_id="INV-002")
-        await tools.until(invoice, "completed")
+    try:
+        async with mcp(service.address) as client:
+            await asyncio.gather(
+                worker.start(), Tools(client)("process_invoice", invoice_data=invoice)
+            )
+            await Tools(client).until(invoice, "waiting")
+        worker.kill()
+        service.kill()
+        await service.start()
+        async with mcp(service.address) as client:
+            tools = Tools(client)
+            await asyncio.gather(worker.start(), tools("approve_invoice", invoice_id=invoice["id"]))
+            await tools.until(invoice, "completed")
+    finally:
+        worker.kill()
     assert len(paid(tmp_path, invoice)) == 2
-    worker.kill()
 
 
 @pytest.fixture(scope="module")
@@ -101,23 +109,24 @@ async def test_the_tutorials_server_works_with_our_worker(
 
 
 async def test_our_tools_understand_what_the_tutorials_server_did(
-    tutorial_server: Tools, tools: Tools
+    tutorial_server: Tools, tools_here: Tools
 ) -> None:
     invoice = an_invoice()
     await tutorial_server("process_invoice", invoice_data=invoice)
-    assert "Already in process" in await tools("process_invoice", invoice_data=invoice)
+    assert "Already in process" in await tools_here("process_invoice", invoice_data=invoice)
     await tutorial_server("reject_invoice", invoice_id=invoice["id"])
-    await tools.until(invoice, "rejected")
-    text = await tools("get_invoice_status", invoice_id=invoice["id"])
+    await tools_here.until(invoice, "rejected")
+    text = await tools_here("get_invoice_status", invoice_id=invoice["id"])
     assert "Rejected by another client" in text
 
 
 async def test_our_server_works_with_the_tutorials_worker(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
     worker = Worker(namespace.address, tmp_path, PROCESSES / "tutorial_worker.py")
     await worker.start()
-    async with mcp(namespace.address) as client:
+    async with McpClient(invoice_server.mcp) as client:
         tools = Tools(client)
         paid, rejected = an_invoice(), an_invoice()
         for invoice in (paid, rejected):
