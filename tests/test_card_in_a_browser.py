@@ -7,15 +7,17 @@ import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastmcp import Client as McpClient
+from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
 
-from invoice_client import whoami
+import invoice_server
+from invoice_client import InvoiceClient, whoami
 from node_tools import INSPECTOR, PLAYWRIGHT, chromium, npm_exec
 from support import (
     ROOT,
@@ -306,11 +308,11 @@ async def test_a_click_on_what_was_replaced_decides_nothing(browser: Browser, ho
 
 
 async def test_a_card_of_an_earlier_process_is_out_of_date(
-    browser: Browser, host: Tools, address: str, worker: Worker
+    browser: Browser, host: Tools, server_here: FastMCP[Any], worker: Worker
 ) -> None:
     card = await opened(browser, host)
     await card.sees("Approve and pay")
-    async with mcp(address, extensions=[SHOWS_CARDS]) as restarted:
+    async with McpClient(server_here, extensions=[SHOWS_CARDS]) as restarted:
         browser.tools = Tools(restarted)
         await card.click("Approve and pay")
         await card.sees("server was restarted")
@@ -335,9 +337,10 @@ async def test_a_click_after_another_decision_is_told_that(browser: Browser, hos
 
 @pytest.mark.slow
 async def test_a_click_without_a_worker_is_kept(
-    browser: Browser, namespace: Namespace, tmp_path: Path
+    browser: Browser, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with mcp(namespace.address, extensions=[SHOWS_CARDS]) as client:
+    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
+    async with McpClient(invoice_server.mcp, extensions=[SHOWS_CARDS]) as client:
         browser.tools = Tools(client)
         card = await opened(browser, browser.tools)
         await card.sees("Approve and pay")
@@ -458,58 +461,65 @@ async def test_messages_from_other_frames_are_ignored(browser: Browser, host: To
 @pytest.mark.slow
 @pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_in_the_inspector_only_the_persons_click_pays(
-    era: str, browser: Browser, address: str, host: Tools, worker: Worker, tmp_path: Path
+    era: str, browser: Browser, inspector: str, host: Tools, worker: Worker
 ) -> None:
     invoice = an_invoice()
     await host("process_invoice", invoice_data=invoice)
-    async with inspector(era, address, tmp_path) as url:
-        await browser(
-            "await page.goto(url);"
-            "await page.getByRole('switch', { name: /Connect/ }).press(' ');"
-            "await page.getByText('Tools', { exact: true }).first().click();",
-            url=url,
-        )
-        # This tab has every tool, as if a model could call them all.
-        approved = await call_in_inspector(browser, "approve_invoice", invoice_id=invoice["id"])
-        assert "Nothing is approved or paid yet" in approved
-        assert "$7,000.00" in await call_in_inspector(
-            browser, "invoice_card", invoice_id=invoice["id"]
-        )
-        forged = {"invoice_id": invoice["id"], "approve": True, "seal": "0" * 64}
-        assert "out of date" in await call_in_inspector(browser, "decide_on_card", **forged)
+    await browser(
+        "await page.goto(url);"
+        "await page.getByRole('switch', { name: era }).press(' ');"
+        "await page.getByText('Tools', { exact: true }).first().click();",
+        url=inspector,
+        era=era,
+    )
+    # This tab has every tool, as if a model could call them all.
+    approved = await call_in_inspector(browser, "approve_invoice", invoice_id=invoice["id"])
+    assert "Nothing is approved or paid yet" in approved
+    assert "$7,000.00" in await call_in_inspector(browser, "invoice_card", invoice_id=invoice["id"])
+    forged = {"invoice_id": invoice["id"], "approve": True, "seal": "0" * 64}
+    assert "out of date" in await call_in_inspector(browser, "decide_on_card", **forged)
 
-        await browser(
-            "await page.getByText('Apps', { exact: true }).first().click();"
-            "await page.getByRole('button').filter({ hasText: 'Approve and pay an invoice',"
-            " hasNotText: 'approve_invoice' }).click();"
-            "const field = page.getByRole('textbox', { name: 'invoice_id', exact: true });"
-            "await field.filter({ visible: true }).last().fill(id);"
-            "await page.getByRole('button', { name: 'Open App' }).click();"
-            f"await {INSPECTED_CARD}.getByRole('button', {{ name: 'Approve and pay $7,000.00',"
-            " disabled: false }).waitFor();"
-            f"await {INSPECTED_CARD}.locator('#approve').evaluate(button => button.click());",
-            id=invoice["id"],
-        )
-        assert (await host.status(invoice))["state"] == "waiting"
+    await browser(
+        "await page.getByText('Apps', { exact: true }).first().click();"
+        "await page.getByRole('button').filter({ hasText: 'Approve and pay an invoice',"
+        " hasNotText: 'approve_invoice' }).click();"
+        "const field = page.getByRole('textbox', { name: 'invoice_id', exact: true });"
+        "await field.filter({ visible: true }).last().fill(id);"
+        "await page.getByRole('button', { name: 'Open App' }).click();"
+        f"await {INSPECTED_CARD}.getByRole('button', {{ name: 'Approve and pay $7,000.00',"
+        " disabled: false }).waitFor();"
+        f"await {INSPECTED_CARD}.locator('#approve').evaluate(button => button.click());",
+        id=invoice["id"],
+    )
+    assert (await host.status(invoice))["state"] == "waiting"
 
-        await browser(
-            f"const card = {INSPECTED_CARD};"
-            "await card.getByRole('button', { name: 'Approve and pay $7,000.00' }).click();"
-            "await card.getByText('Paid: 2 of 2 lines').waitFor();"
-        )
+    await browser(
+        f"const card = {INSPECTED_CARD};"
+        "await card.getByRole('button', { name: 'Approve and pay $7,000.00' }).click();"
+        "await card.getByText('Paid: 2 of 2 lines').waitFor();"
+    )
     assert amounts(worker, invoice) == ["5000.00", "2000.00"]
 
 
 INSPECTED_CARD = "page.frameLocator('iframe').frameLocator('iframe')"
 
 
-@asynccontextmanager
-async def inspector(era: str, address: str, folder: Path) -> AsyncIterator[str]:
-    """The address of an MCP Inspector's page, with the server to be connected.
+@pytest.fixture(scope="module")
+async def inspector(
+    address: str, worker: Worker, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    """The address of an MCP Inspector's page, with the server to be connected in either era.
 
     The Inspector can ask as well, and then no card is offered: so that is taken out on the way.
     """
-    port = free_port()
+    folder, port = tmp_path_factory.mktemp("inspector"), free_port()
+    server = {
+        "command": sys.executable,
+        "args": [str(ROOT / "tests" / "processes" / "without_elicitation.py")],
+        "env": {name: value for name, value in environment(address).items() if "TEMPORAL" in name},
+    }
+    servers = {era: {**server, "protocolEra": era} for era in ("legacy", "modern")}
+    (folder / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
     settings = {
         "HOST": "127.0.0.1",
         "CLIENT_PORT": str(port),
@@ -518,14 +528,9 @@ async def inspector(era: str, address: str, folder: Path) -> AsyncIterator[str]:
         "MCP_INSPECTOR_API_TOKEN": "token",
         "MCP_INSPECTOR_SECRET_STORE": "memory",
     }
-    of_service = [
-        f"-e{name}={value}" for name, value in environment(address).items() if "TEMPORAL" in name
-    ]
-    server = [*of_service, "--", sys.executable]
     process = await asyncio.create_subprocess_exec(
         *npm_exec(INSPECTOR),
-        *("mcp-inspector", "--web", "--protocol-era", era),
-        *(*server, str(ROOT / "tests" / "processes" / "without_elicitation.py")),
+        *("mcp-inspector", "--web", "--config", str(folder / "mcp.json")),
         env={**os.environ, **settings},
         cwd=folder,
         stdout=asyncio.subprocess.DEVNULL,
