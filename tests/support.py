@@ -8,19 +8,21 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
-from fastmcp import Client as McpClient
-from fastmcp.client.transports import StdioTransport
+import pytest
 from temporalio.client import Client
 
 from payments.ledger import SQLiteLedger
 from startup import StartupError
 from temporal_service import connection, dev_server
+
+if TYPE_CHECKING:  # its import takes a second, and the unit tests need none
+    from fastmcp import Client as McpClient
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = ROOT / "tests" / "processes"
@@ -205,8 +207,11 @@ def mcp(
     script: Path = ROOT / "invoice_server.py",
     env: dict[str, str] | None = None,
     **client: Any,
-) -> McpClient[Any]:
+) -> "McpClient[Any]":
     """A real MCP client that spawns the real server. `mode`: `legacy` or `2026-07-28`."""
+    from fastmcp import Client as McpClient
+    from fastmcp.client.transports import StdioTransport
+
     transport = StdioTransport(
         sys.executable,
         [str(script)],
@@ -229,7 +234,7 @@ async def advertised(client: McpClient[Any]) -> dict[str, Any]:
 class Tools:
     """Calls tools and gives their text; `Refused` if the answer is an error."""
 
-    def __init__(self, client: McpClient[Any]) -> None:
+    def __init__(self, client: "McpClient[Any]") -> None:
         self.client = client
 
     async def __call__(self, tool: str, **arguments: Any) -> str:
@@ -257,6 +262,21 @@ class Tools:
 
 class Refused(Exception):
     """A tool answered with an error."""
+
+
+@asynccontextmanager
+async def tools_in_memory(address: str, **client: Any) -> AsyncIterator[Tools]:
+    """The tools without a process, for tests that are about what they do and say."""
+    from fastmcp import Client as McpClient
+
+    import invoice_server
+    from invoice_client import InvoiceClient, whoami
+
+    invoices = InvoiceClient(await connect(address, identity=whoami()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(invoice_server, "_client", invoices)
+        async with McpClient(invoice_server.mcp, mode="legacy", **client) as host:
+            yield Tools(host)
 
 
 async def submitted(tools: Tools, **fields: Any) -> dict[str, Any]:

@@ -114,12 +114,18 @@ def test_every_attempt_of_an_invoice_is_found_the_first_one_first(where: str) ->
 
 def test_the_ids_of_all_invoices_are_found_each_one_once(where: str) -> None:
     ledger = open_at(where)
-    ids = [f"INV-{number}" for number in range(2500)] + ["ÄRA", "a", "A"]
-    for invoice_id in ids:
-        for line in (1, 2) if invoice_id in ("INV-1", "A") else (1,):
-            key = f"invoice-{invoice_id}/line-{line}"
-            payment = replace(PAYMENT, idempotency_key=key, invoice_id=invoice_id)
-            ledger.add(replace(BEGUN, payment=payment))
+    for invoice_id, line in (("INV-1", 1), ("INV-1", 2), ("ÄRA", 1), ("a", 1), ("A", 1), ("A", 2)):
+        key = f"invoice-{invoice_id}/line-{line}"
+        payment = replace(PAYMENT, idempotency_key=key, invoice_id=invoice_id)
+        ledger.add(replace(BEGUN, payment=payment))
+    _, copies = ledger._execute(
+        "INSERT INTO payments WITH RECURSIVE n(n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM n"
+        " WHERE n < 2500) SELECT 'invoice-INV-' || n || '/line-1', 1, 'INV-' || n, item, amount,"
+        " currency, customer, payment_method, provider, reference, state, at"
+        " FROM n, payments WHERE idempotency_key = 'invoice-INV-1/line-1'"
+    )
+    assert copies == 2499
+    ids = [f"INV-{number}" for number in range(1, 2501)] + ["ÄRA", "a", "A"]
     assert sorted(open_at(where, read_only=True).invoice_ids()) == sorted(ids)
 
 
@@ -164,7 +170,7 @@ def test_threads_that_pay_one_line_get_one_confirmation(where: str, tmp_path: Pa
     assert len(confirmations) == 1
 
 
-PAY_A_HUNDRED = """
+PAY_THIRTY = """
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -175,7 +181,7 @@ from payments.simulated import SimulatedGateway
 where, gateway = sys.argv[1], SimulatedGateway(Path("."))
 sys.stdin.readline()
 ledger = PostgreSQLLedger(where) if "://" in where else SQLiteLedger(Path(where))
-for line in range(100):
+for line in range(30):
     payment = Payment(f"invoice-INV-1/line-{line}", "INV-1", "Hosting", Decimal("19.99"), "USD")
     print(ledger.id, pay_once(gateway, ledger, payment))
 """
@@ -201,8 +207,8 @@ def start_together(code: str, *arguments: str, processes: int = 4) -> list[str]:
 
 
 def test_processes_that_start_at_once_share_one_ledger(where: str) -> None:
-    [first, *others] = start_together(PAY_A_HUNDRED, where)
-    assert len(first.splitlines()) == 100
+    [first, *others] = start_together(PAY_THIRTY, where)
+    assert len(first.splitlines()) == 30
     assert others == [first] * 3
 
 
@@ -254,9 +260,9 @@ print(ledger.id, len(ledger.paid("INV-1")))
 
 
 def test_workers_that_start_at_once_migrate_a_ledger_once(tmp_path: Path) -> None:
-    make_version_1(tmp_path / "payments.db", 3000)
+    make_version_1(tmp_path / "payments.db", 1000)
     [first, *others] = start_together(OPEN, str(tmp_path / "payments.db"))
-    assert first.endswith(" 3000\n")
+    assert first.endswith(" 1000\n")
     assert others == [first] * 3
 
 
@@ -283,10 +289,10 @@ print("not killed")
 
 @pytest.mark.parametrize("when", ["early", "late"])
 def test_a_kill_in_the_middle_of_the_migration_loses_nothing(when: str, tmp_path: Path) -> None:
-    make_version_1(tmp_path / "payments.db", 3000)
+    make_version_1(tmp_path / "payments.db", 100)
     path = str(tmp_path / "payments.db")
     assert start_together(KILLED_WHILE_MIGRATING, path, when, processes=1) == [""]
-    assert len(SQLiteLedger(tmp_path / "payments.db").paid("INV-1")) == 3000
+    assert len(SQLiteLedger(tmp_path / "payments.db").paid("INV-1")) == 100
 
 
 def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(tmp_path: Path) -> None:
