@@ -14,7 +14,18 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
-from support import Namespace, Tools, Worker, an_invoice, eventually, free_port, mcp
+from invoice_client import InvoiceClient
+from invoices.invoice import Invoice, workflow_id
+from support import (
+    Namespace,
+    Tools,
+    Worker,
+    an_invoice,
+    eventually,
+    free_port,
+    submitted,
+    tools_in_memory,
+)
 
 
 class Hook:
@@ -102,13 +113,12 @@ async def worker(
 
 @pytest.fixture(scope="module")
 async def tools(equipped: Namespace, worker: Worker) -> AsyncIterator[Tools]:
-    async with mcp(equipped.address) as host:
-        yield Tools(host)
+    async with tools_in_memory(equipped.address) as tools:
+        yield tools
 
 
 async def test_waiting_and_the_end_are_noticed(tools: Tools, hook: Hook) -> None:
-    invoice = an_invoice()
-    await tools("process_invoice", invoice_data=invoice)
+    invoice = await submitted(tools)
     [waiting] = await hook.until(invoice, "waiting")
     assert waiting["text"].startswith(f"Invoice {invoice['id']} waits for approval until 20")
     assert waiting["text"].endswith(": 2 lines, $7,000.00.")
@@ -120,16 +130,14 @@ async def test_waiting_and_the_end_are_noticed(tools: Tools, hook: Hook) -> None
 
 
 async def test_a_reminder_comes_at_four_fifths_of_the_time(tools: Tools, hook: Hook) -> None:
-    invoice = an_invoice(approval_timeout_days=5 / 86400)
-    await tools("process_invoice", invoice_data=invoice)
+    invoice = await submitted(tools, approval_timeout_days=5 / 86400)
     posts = await hook.until(invoice, "waiting", "reminder", "timed_out")
     assert "still waits for approval until" in posts[1]["text"]
 
 
 async def test_a_notice_that_fails_is_posted_again_with_its_id(tools: Tools, hook: Hook) -> None:
     hook.statuses[:] = [503]
-    invoice = an_invoice()
-    await tools("process_invoice", invoice_data=invoice)
+    invoice = await submitted(tools)
     first, second = await hook.until(invoice, "waiting", "waiting")
     assert first == second
     await tools("reject_invoice", invoice_id=invoice["id"])
@@ -142,23 +150,21 @@ async def test_a_hook_that_is_gone_changes_nothing_and_is_not_named(
 ) -> None:
     gone = f"http://127.0.0.1:{free_port()}/secret-token"
     worker = await Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=gone).start()
-    async with mcp(namespace.address) as host:
-        invoice = an_invoice()
-        await Tools(host)("process_invoice", invoice_data=invoice)
-        await Tools(host)("approve_invoice", invoice_id=invoice["id"])
-        await Tools(host).until(invoice, "completed")
+    client = await namespace.connect()
+    invoice = Invoice.model_validate(an_invoice())
+    await InvoiceClient(client).submit(invoice)
+    await InvoiceClient(client).decide(invoice.id, approve=True)
+    handle = client.get_workflow_handle(workflow_id(invoice.id))
+    assert await handle.result() == "COMPLETED"
     assert await worker.end() == 0
     assert "secret-token" not in worker.log.read_text()
-    client = await namespace.connect()
     async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
         history = (await client.get_workflow_handle(run.id).fetch_history()).to_json()
         assert "secret-token" not in history
 
 
 async def test_states_are_search_attributes(tools: Tools, client: Client) -> None:
-    waiting, rejected, paid = an_invoice(), an_invoice(), an_invoice()
-    for invoice in (waiting, rejected, paid):
-        await tools("process_invoice", invoice_data=invoice)
+    waiting, rejected, paid = [await submitted(tools) for _ in range(3)]
     await tools("reject_invoice", invoice_id=rejected["id"])
     await tools("approve_invoice", invoice_id=paid["id"])
     for invoice, state in ((waiting, "waiting"), (rejected, "rejected"), (paid, "completed")):
@@ -190,8 +196,7 @@ async def test_a_run_without_the_attribute_is_listed_too(tools: Tools, client: C
 async def test_metrics_tell_how_invoices_ended(
     tools: Tools, worker: Worker, metrics_address: str
 ) -> None:
-    invoice = an_invoice()
-    await tools("process_invoice", invoice_data=invoice)
+    invoice = await submitted(tools)
     await tools("reject_invoice", invoice_id=invoice["id"])
     await tools.until(invoice, "rejected")
 

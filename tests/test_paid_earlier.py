@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ERAS
-from support import Refused, Tools, Worker, an_invoice, eventually, mcp, paid
+from support import Refused, Tools, Worker, eventually, paid, submitted, tools_in_memory
 
 LINES = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
 EARLIER = "2 lines, $510.00: 1 of 2 lines paid earlier, $10.00; $500.00 to pay."
@@ -30,17 +29,16 @@ async def limited(data: Path, new_namespace: Callable[[], str]) -> AsyncIterator
         worker.kill()
 
 
-@pytest.fixture(scope="module", params=ERAS)
-async def host(request: pytest.FixtureRequest, limited: str) -> AsyncIterator[Tools]:
-    async with mcp(limited, request.param) as client:
-        yield Tools(client)
+@pytest.fixture(scope="module")
+async def host(limited: str) -> AsyncIterator[Tools]:
+    async with tools_in_memory(limited) as tools:
+        yield tools
 
 
 @pytest.fixture
 async def half_paid(host: Tools) -> dict[str, Any]:
     """An invoice whose first line is paid and whose second was declined."""
-    invoice = an_invoice(lines=LINES)
-    await host("process_invoice", invoice_data=invoice)
+    invoice = await submitted(host, lines=LINES)
     await host("approve_invoice", invoice_id=invoice["id"])
     await host.until(invoice, "failed")
     return invoice
@@ -87,10 +85,10 @@ async def test_it_is_told_in_the_question(limited: str, half_paid: dict[str, Any
         asked.append(message)
         return {"approve": False}
 
-    async with mcp(limited, elicitation_handler=person) as client:
-        await Tools(client)("process_invoice", invoice_data=half_paid)
+    async with tools_in_memory(limited, elicitation_handler=person) as asking:
+        await asking("process_invoice", invoice_data=half_paid)
         with pytest.raises(Refused, match="not clearly said yes"):
-            await Tools(client)("approve_invoice", invoice_id=half_paid["id"])
+            await asking("approve_invoice", invoice_id=half_paid["id"])
     assert asked[0].splitlines()[1] == "Paid earlier: 1 line, $10.00. To pay now: $500.00."
 
 
