@@ -86,6 +86,13 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
         self.faults.append(fault)
         return fault
 
+    def forget(self, invoice: str) -> None:
+        """Takes the keys of what was created for an invoice for new ones, as after a day."""
+        with self._lock:
+            for key, (_, parameters, *_) in list(self._answers.items()):
+                if parameters.get("metadata[invoice]") == invoice:
+                    del self._answers[key]
+
     def charged(self, invoice: str) -> list[str]:
         """The keys of the charges of an invoice, one for each charge."""
         return sorted(c["metadata"]["key"] for c in self.charges if c["invoice"] == invoice)
