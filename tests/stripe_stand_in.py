@@ -66,7 +66,6 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
         self.faults: list[Fault] = []
         self.hours = 0.0
         self._answers: dict[str, tuple[float, dict[str, str], int, bytes]] = {}
-        self._charged = threading.Event()
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -96,10 +95,6 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
     def charged(self, invoice: str) -> list[str]:
         """The keys of the charges of an invoice, one for each charge."""
         return sorted(c["metadata"]["key"] for c in self.charges if c["invoice"] == invoice)
-
-    def wait_for_charges(self, count: int) -> None:
-        while len(self.charges) < count and self._charged.wait(10):
-            self._charged.clear()
 
     def fault(self, step: str, intent: str | None, parameters: dict[str, str]) -> Fault | None:
         known = self.intents.get(intent or "", {})
@@ -186,7 +181,6 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
     def settle(self, intent: dict[str, Any], card: str) -> None:
         intent["status"] = "succeeded"
         self.charges.append({**intent, "payment_method": card})
-        self._charged.set()
 
     def _expect(self, intent: dict[str, Any], *statuses: str) -> None:
         if intent["status"] not in statuses:

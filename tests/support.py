@@ -147,6 +147,7 @@ class Worker:
         arguments: Sequence[str] = (),
         **env: str,
     ) -> None:
+        self.address = address
         self.data = data
         self.log = data / f"worker-{uuid4().hex[:6]}.log"
         self.command = [sys.executable, str(script), *arguments]

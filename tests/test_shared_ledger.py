@@ -12,8 +12,8 @@ from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
 from payments.ledger import PostgreSQLLedger
 from postgres import PASSWORD, PostgreSQL
-from stripe_stand_in import StripeStandIn
-from support import ROOT, Namespace, Worker, an_invoice, eventually, paid
+from stripe_stand_in import Fault, FaultKind, StripeStandIn
+from support import ROOT, Namespace, Worker, an_invoice, connect, eventually, paid
 from test_worker import refused
 
 TERMS = {"customer": "cus_A", "payment_method": "pm_visa"}
@@ -68,28 +68,36 @@ async def test_an_invoice_waits_for_the_worker_with_its_ledger(
     own.kill()
 
 
+@pytest.fixture(scope="module")
+async def worker(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Worker]:
+    """In a namespace of its own; the tests take its ledger away and bring it back."""
+    worker = Worker(new_namespace(), tmp_path_factory.mktemp("data"))
+    try:
+        yield await worker.start()
+    finally:
+        worker.kill()
+
+
 async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(
-    namespace: Namespace, tmp_path: Path
+    worker: Worker,
 ) -> None:
-    client = await namespace.connect()
-    worker = await worker_in(tmp_path, namespace).start()
-    (tmp_path / "payments.db").rename(tmp_path / "away.db")
+    client, data = await connect(worker.address), worker.data
+    (data / "payments.db").rename(data / "away.db")
     invoice = await submitted(client)
     text = await status_with(client, invoice, lambda status: status.state == "waiting")
     assert "whether any of it was paid isn't known" in text
     await approve(client, invoice)
-    (tmp_path / "away.db").rename(tmp_path / "payments.db")
+    (data / "away.db").rename(data / "payments.db")
     await status_with(client, invoice, lambda status: status.state == "completed")
-    assert len(paid(tmp_path, invoice.model_dump())) == 2
-    worker.kill()
+    assert len(paid(data, invoice.model_dump())) == 2
 
 
 async def test_a_ledger_removed_while_the_worker_runs_is_told_and_waited_for(
-    namespace: Namespace, tmp_path: Path
+    worker: Worker, tmp_path: Path
 ) -> None:
-    client = await namespace.connect()
-    data, away = tmp_path / "data", tmp_path / "away"
-    worker = await worker_in(data, namespace).start()
+    client, data, away = await connect(worker.address), worker.data, tmp_path / "away"
     invoice = await submitted(client)
     await status_with(client, invoice, lambda status: status.state == "waiting")
     away.mkdir()
@@ -103,7 +111,6 @@ async def test_a_ledger_removed_while_the_worker_runs_is_told_and_waited_for(
     await status_with(client, invoice, lambda status: status.state == "completed")
     assert len(paid(data, invoice.model_dump())) == 2
     assert "Traceback" not in worker.log.read_text()
-    worker.kill()
 
 
 async def test_a_database_that_is_not_there_ends_the_worker_with_one_sentence(
@@ -116,31 +123,28 @@ async def test_a_database_that_is_not_there_ends_the_worker_with_one_sentence(
 
 
 @pytest.fixture
-async def own_server(postgresql: PostgreSQL) -> AsyncIterator[PostgreSQL]:
-    """A PostgreSQL server to be killed; skipped where the other one is."""
-    server = PostgreSQL()
-    try:
-        await server.start()
-        yield server
-    finally:
-        server.remove()
+async def to_be_killed(postgresql: PostgreSQL) -> AsyncIterator[PostgreSQL]:
+    """The PostgreSQL server, which no other test uses at the same time."""
+    yield postgresql
+    await postgresql.start()
 
 
 async def test_a_database_that_is_killed_while_paying_is_told_and_waited_for(
-    namespace: Namespace, own_server: PostgreSQL, tmp_path: Path
+    namespace: Namespace, to_be_killed: PostgreSQL, tmp_path: Path
 ) -> None:
     client = await namespace.connect()
-    worker = await worker_in(tmp_path, namespace, PAYMENT_LEDGER_URL=own_server.url()).start()
+    url = to_be_killed.create_database()
+    worker = await worker_in(tmp_path, namespace, PAYMENT_LEDGER_URL=url).start()
     lines = [{"item": f"Item {n}", "amount": "1.00"} for n in range(1, 6)]
     invoice = await submitted(client, lines=lines, payment_interval_seconds=0.5)
     await approve(client, invoice)
     await status_with(client, invoice, lambda status: status.paid_lines)
-    own_server.kill()
+    to_be_killed.kill()
     text = await status_with(client, invoice, lambda status: status.retry)
     assert "the payment ledger is unavailable: " in text
-    await own_server.start()
+    await to_be_killed.start()
     await status_with(client, invoice, lambda status: status.state == "completed", 60)
-    assert ledger_states(own_server.url(), invoice) == ["paid"] * 5
+    assert ledger_states(url, invoice) == ["paid"] * 5
     assert PASSWORD not in worker.log.read_text()
     assert "Traceback" not in worker.log.read_text()
     assert not list(tmp_path.glob("payments.db*"))
@@ -155,7 +159,7 @@ def ledger_states(url: str, invoice: Invoice) -> list[str]:
 
 
 @pytest.mark.slow  # killed payments are repeated after their 30 s
-async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_killed(
+async def test_workers_that_share_a_database_charge_each_line_once_while_some_are_killed(
     namespace: Namespace, postgresql: PostgreSQL, tmp_path: Path
 ) -> None:
     client = await namespace.connect()
@@ -167,25 +171,31 @@ async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_
             "STRIPE_API_KEY": "sk_test_ok",
             "STRIPE_API_BASE": stand_in.url,
         }
-        steady = await worker_in(tmp_path / "steady", namespace, **settings).start()
-        lines = [{"item": f"Item {n}", "amount": f"{n}.00"} for n in range(1, 6)]
-        invoices = [
-            await submitted(client, lines=lines, payment_interval_seconds=1, **TERMS)
-            for _ in range(20)
-        ]
+        steady, *killed = await asyncio.gather(
+            *(worker_in(tmp_path / str(n), namespace, **settings).start() for n in range(3))
+        )
+        lines = [{"item": f"Item {n}", "amount": f"{n}.00"} for n in range(1, 4)]
+        invoices = [await submitted(client, lines=lines, **TERMS) for _ in range(10)]
+        # Each worker is within some of these calls, which the stand-in holds.
+        kinds: list[FaultKind] = ["hold before", "hold after"]
+        faults = [stand_in.lay(Fault("confirm", kind)) for kind in kinds * 5]
         for invoice in invoices:
             await approve(client, invoice)
-        for _ in range(6):
-            charges = len(stand_in.charges)
-            killed = await worker_in(tmp_path / "killed", namespace, **settings).start()
-            await asyncio.to_thread(stand_in.wait_for_charges, charges + 10)
-            killed.kill()
+        for fault in faults:
+            assert await asyncio.to_thread(fault.reached.wait, 20)
+        for worker in killed:
+            worker.kill()
+        for fault in faults:
+            fault.release.set()
+        attempts = set()
         for invoice in invoices:
             await status_with(client, invoice, lambda status: status.state == "completed", 120)
-        for invoice in invoices:
-            keys = [f"invoice-{invoice.id}/line-{n}" for n in range(1, 6)]
+            keys = [f"invoice-{invoice.id}/line-{n}" for n in range(1, 4)]
             assert stand_in.charged(invoice.id) == keys
-            assert ledger_states(url, invoice) == ["paid"] * 5
+            assert ledger_states(url, invoice) == ["paid"] * 3
+            history = await client.get_workflow_handle(workflow_id(invoice.id)).fetch_history()
+            attempts |= {e.activity_task_started_event_attributes.attempt for e in history.events}
+        assert max(attempts) > 1
         assert "Traceback" not in steady.log.read_text()
         steady.kill()
 
