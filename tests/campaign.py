@@ -118,6 +118,7 @@ class Campaign:
     """The running parts, and what happened so far."""
 
     seed: int
+    users: int
     service: Service
     workers: list[Worker]
     hosts: list[RawClient]
@@ -147,7 +148,7 @@ class Campaign:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
-                    result = await self.hosts[host % HOSTS].call(tool, **arguments)
+                    result = await self.hosts[host].call(tool, **arguments)
                     answer = Answer(
                         words=result["content"][0]["text"],
                         refused=result["isError"],
@@ -227,7 +228,7 @@ def cents(chance: random.Random) -> str:
 
 async def use(campaign: Campaign, case: Case, chance: random.Random) -> None:
     """What the users of one invoice do; some time passes between their calls."""
-    one, other = chance.sample(range(HOSTS), 2)
+    one, other = chance.sample(range(len(campaign.hosts)), 2)
     pause = chance.uniform(0, 1.5)
     if case.course == "submit twice":
         await asyncio.gather(campaign.submit(case, one), campaign.submit(case, other))
@@ -272,12 +273,12 @@ async def all_users(campaign: Campaign) -> None:
                 case.problems.append(f"the course was not finished: {error!r}")
             campaign.decided += 1
 
-    await asyncio.gather(*(user() for _ in range(USERS)))
+    await asyncio.gather(*(user() for _ in range(campaign.users)))
 
 
 async def kill_at_random(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
     """Kills one or more parts at once and starts them again, time after time until it's over."""
-    parts: list[Part] = [("service", 0), *(("MCP server", n) for n in range(HOSTS))]
+    parts: list[Part] = [("service", 0), *(("MCP server", n) for n in range(len(campaign.hosts)))]
     parts += [("worker", n) for n in range(len(campaign.workers))] * 3
     waves: list[list[Part]] = [[("worker", 0)], [("service", 0)], [("MCP server", 0)]]
     if campaign.database:
@@ -471,7 +472,13 @@ async def check_case(
 
 
 async def run(
-    directory: Path, invoices: int, seed: int, ledger: str = "sqlite", gateway: str = "simulated"
+    directory: Path,
+    invoices: int,
+    seed: int,
+    ledger: str = "sqlite",
+    gateway: str = "simulated",
+    users: int = USERS,
+    hosts: int = HOSTS,
 ) -> Campaign:
     """Runs a campaign with its data in `directory`; `problems` has the discrepancies found."""
     chance = random.Random(seed)
@@ -486,10 +493,11 @@ async def run(
         await service.start()
         campaign = Campaign(
             seed=seed,
+            users=users,
             service=service,
             workers=make_workers(service, directory, database, stripe),
             hosts=[
-                RawClient(service.address, log=directory / f"server-{n}.log") for n in range(HOSTS)
+                RawClient(service.address, log=directory / f"server-{n}.log") for n in range(hosts)
             ],
             cases=[a_case(chance, number) for number in range(1, invoices + 1)],
             database=database,
