@@ -11,15 +11,20 @@ from typing import Any
 
 import psutil
 import pytest
-from fastmcp import Client as McpClient
-from fastmcp import FastMCP
 from temporalio.client import Client
 
-import invoice_server
-from invoice_client import InvoiceClient
 from payments.ledger import SQLiteLedger
 from postgres import PostgreSQL, programs
-from support import Namespace, Service, Tools, Worker, connect, eventually, mcp
+from support import (
+    Namespace,
+    Service,
+    Tools,
+    Worker,
+    connect,
+    eventually,
+    mcp,
+    tools_in_memory,
+)
 
 ERAS = ["legacy", "2026-07-28"]
 SHARED = pytest.StashKey[Path]()
@@ -143,17 +148,10 @@ async def tools(
 
 
 @pytest.fixture
-def server_here(client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> FastMCP[Any]:
-    """The MCP server in this process, where it doesn't matter that it has one of its own."""
-    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(client))
-    return invoice_server.mcp
-
-
-@pytest.fixture
-async def tools_here(server_here: FastMCP[Any]) -> AsyncIterator[Tools]:
-    """Its tools, where the era doesn't matter either."""
-    async with McpClient(server_here) as host:
-        yield Tools(host)
+async def tools_here(address: str, worker: Worker) -> AsyncIterator[Tools]:
+    """The tools in this process, where neither the server's process nor the era matters."""
+    async with tools_in_memory(address) as tools:
+        yield tools
 
 
 @pytest.fixture

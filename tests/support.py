@@ -223,7 +223,7 @@ def mcp(
     return McpClient(transport, mode=mode, **client)
 
 
-async def advertised(client: McpClient[Any]) -> dict[str, Any]:
+async def advertised(client: "McpClient[Any]") -> dict[str, Any]:
     """What the server says that it has: in the handshake, or asked for it in the later era."""
     if client.initialize_result:
         return client.initialize_result.capabilities.model_dump(exclude_none=True)
@@ -266,7 +266,9 @@ class Refused(Exception):
 
 
 @asynccontextmanager
-async def tools_in_memory(address: str, **client: Any) -> AsyncIterator[Tools]:
+async def tools_in_memory(
+    address: str, mode: str = "legacy", **client: Any
+) -> AsyncIterator[Tools]:
     """The tools without a process, for tests that are about what they do and say."""
     from fastmcp import Client as McpClient
 
@@ -276,7 +278,7 @@ async def tools_in_memory(address: str, **client: Any) -> AsyncIterator[Tools]:
     invoices = InvoiceClient(await connect(address, identity=whoami()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(invoice_server, "_client", invoices)
-        async with McpClient(invoice_server.mcp, mode="legacy", **client) as host:
+        async with McpClient(invoice_server.mcp, mode=mode, **client) as host:
             yield Tools(host)
 
 

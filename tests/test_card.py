@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from fastmcp import Client as McpClient
-from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
 
@@ -28,6 +27,7 @@ from support import (
     mcp,
     paid,
     submitted,
+    tools_in_memory,
 )
 
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
@@ -231,12 +231,12 @@ async def test_a_click_does_not_decide_a_later_submission(
     assert (await host.status(invoice))["state"] == "waiting"
 
 
-async def test_another_process_has_other_seals(host: Tools, server_here: FastMCP[Any]) -> None:
+async def test_another_process_has_other_seals(host: Tools, address: str) -> None:
     invoice = await submitted(host)
     _, seal = await load_card(host, invoice)
-    async with McpClient(server_here, extensions=[SHOWS_CARDS]) as second:
+    async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as second:
         with pytest.raises(Refused, match="server was restarted"):
-            await Tools(second)("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
+            await second("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
     assert (await host.status(invoice))["state"] == "waiting"
 
 
@@ -262,18 +262,17 @@ async def test_approving_what_is_decided_shows_no_card_to_click_on(host: Tools) 
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_host_that_asks_and_shows_cards_asks(era: str, server_here: FastMCP[Any]) -> None:
+async def test_a_host_that_asks_and_shows_cards_asks(
+    era: str, address: str, worker: Worker
+) -> None:
     asked = []
 
     async def person(message: str, *_: Any) -> dict[str, bool]:
         asked.append(message)
         return {"approve": True}
 
-    shows_cards: dict[str, Any] = {"extensions": [SHOWS_CARDS]}
-    async with McpClient(
-        server_here, mode=era, elicitation_handler=person, **shows_cards
-    ) as client:
-        tools = Tools(client)
+    asks = {"elicitation_handler": person}
+    async with tools_in_memory(address, era, extensions=[SHOWS_CARDS], **asks) as tools:
         invoice = await submitted(tools)
         await tools("approve_invoice", invoice_id=invoice["id"])
         assert len(asked) == 1

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from fastmcp import Client as McpClient
-from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
 
@@ -31,6 +30,7 @@ from support import (
     mcp,
     paid,
     payments,
+    tools_in_memory,
 )
 
 CARD = (ROOT / "approval" / "card.html").read_text("utf-8")
@@ -308,12 +308,12 @@ async def test_a_click_on_what_was_replaced_decides_nothing(browser: Browser, ho
 
 
 async def test_a_card_of_an_earlier_process_is_out_of_date(
-    browser: Browser, host: Tools, server_here: FastMCP[Any], worker: Worker
+    browser: Browser, host: Tools, address: str, worker: Worker
 ) -> None:
     card = await opened(browser, host)
     await card.sees("Approve and pay")
-    async with McpClient(server_here, extensions=[SHOWS_CARDS]) as restarted:
-        browser.tools = Tools(restarted)
+    async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as restarted:
+        browser.tools = restarted
         await card.click("Approve and pay")
         await card.sees("server was restarted")
         assert (await host.status(card.invoice))["state"] == "waiting"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastmcp import Client as McpClient
-from fastmcp import FastMCP
 from mcp import MCPError
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
@@ -23,7 +21,18 @@ from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError
 from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
-from support import Namespace, Refused, Tools, Worker, an_invoice, eventually, mcp, paid, submitted
+from support import (
+    Namespace,
+    Refused,
+    Tools,
+    Worker,
+    an_invoice,
+    eventually,
+    mcp,
+    paid,
+    submitted,
+    tools_in_memory,
+)
 
 
 @pytest.fixture
@@ -375,7 +384,7 @@ async def test_any_other_total_approves_nothing(total: Any, tools: Tools) -> Non
 
 
 async def test_a_yes_that_comes_too_late_is_told_as_late(
-    server_here: FastMCP[Any], monkeypatch: pytest.MonkeyPatch
+    address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elicitation, "PERSON_SECONDS", 0.3)
 
@@ -383,9 +392,7 @@ async def test_a_yes_that_comes_too_late_is_told_as_late(
         await asyncio.sleep(1)
         return {"approve": True}
 
-    host: McpClient[Any] = McpClient(server_here, mode="legacy", elicitation_handler=slow_person)
-    async with host:
-        tools = Tools(host)
+    async with tools_in_memory(address, elicitation_handler=slow_person) as tools:
         invoice = await submitted(tools)
         with pytest.raises(Refused, match=r"no answer came within .* seconds.*ask once more"):
             await tools("approve_invoice", invoice_id=invoice["id"])
