@@ -1,7 +1,6 @@
 """While no worker runs: quick answers, decisions that are kept, and the deadline that passes."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,13 +8,21 @@ from typing import Any
 
 import pytest
 
-from conftest import ERAS
-from invoice_client import InvoiceClient
-from invoices.invoice import Invoice, workflow_id
+import invoice_client
+from invoice_client import Handle, InvoiceClient
 from invoices.refusals import InvoiceError
-from invoices.status import DecisionDetails
-from raw_client import RawClient
-from support import Namespace, Refused, Tools, Worker, an_invoice, eventually, mcp, paid
+from invoices.invoice import Invoice, workflow_id
+from invoices.status import DecisionDetails, RunProgress
+from support import (
+    Namespace,
+    Refused,
+    Tools,
+    Worker,
+    an_invoice,
+    eventually,
+    paid,
+    tools_in_memory,
+)
 from workflow import TASK_QUEUE
 
 
@@ -25,40 +32,69 @@ async def idle(new_namespace: Callable[[], str]) -> Namespace:
     return Namespace(new_namespace())
 
 
-@pytest.fixture(scope="module", params=ERAS)
-async def idle_tools(request: pytest.FixtureRequest, idle: Namespace) -> AsyncIterator[Tools]:
-    async with mcp(idle.address, request.param) as host:
-        yield Tools(host)
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The workflows about which a worker was asked and its answer waited for."""
+    waits = []
+    query = InvoiceClient._query_worker
+
+    async def noted(client: InvoiceClient, handle: Handle) -> RunProgress | str | None:
+        waits.append(handle.id)
+        return await query(client, handle)
+
+    monkeypatch.setattr(InvoiceClient, "_query_worker", noted)
+    monkeypatch.setattr(invoice_client, "QUERY_SECONDS", 0.2)  # nobody ever answers here
+    return waits
 
 
-@pytest.mark.parametrize("era", ERAS)
-async def test_first_call_of_a_process_is_answered_within_4_s(era: str, idle: Namespace) -> None:
-    async with RawClient(idle.address, era) as server:
-        await server.request("tools/list")
-        started = time.monotonic()
-        answer = await server.call("process_invoice", invoice_data=an_invoice())
-        assert time.monotonic() - started < 4
-    assert answer["structuredContent"]["worker_answers"] is False
+@pytest.fixture
+async def idle_tools(idle: Namespace, waits: list[str]) -> AsyncIterator[Tools]:
+    async with tools_in_memory(idle.address) as tools:
+        yield tools
 
 
-async def test_approval_after_a_question_in_two_calls_is_answered_within_4_s(
-    idle: Namespace,
+async def test_each_tool_answers_and_waits_for_a_worker_once(
+    idle_tools: Tools, waits: list[str]
 ) -> None:
     invoice = an_invoice()
-    capabilities: dict[str, Any] = {"elicitation": {"form": {}}}
-    async with RawClient(idle.address, "2026-07-28", capabilities=capabilities) as server:
-        await server.call("process_invoice", invoice_data=invoice)
-        asked = await server.call("approve_invoice", invoice_id=invoice["id"])
-        started = time.monotonic()
-        answer = await server.request(
-            "tools/call",
-            name="approve_invoice",
-            arguments={"invoice_id": invoice["id"]},
-            inputResponses={"approve": {"action": "accept", "content": {"approve": True}}},
-            requestState=asked["requestState"],
-        )
-        assert time.monotonic() - started < 4
-    assert answer["result"]["structuredContent"]["outcome"] == "decision_kept"
+    name = invoice["id"]
+    calls: dict[str, tuple[dict[str, Any], str]] = {
+        "process_invoice": ({"invoice_data": invoice}, "goes on when a worker runs"),
+        "get_invoice_status": ({"invoice_id": name}, "No worker answers now"),
+        "approve_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
+        "reject_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
+    }
+    for number, (tool, (arguments, words)) in enumerate(calls.items(), start=1):
+        assert words in await idle_tools(tool, **arguments)
+        assert waits == [workflow_id(name)] * number
+
+    async def listed() -> bool:
+        return f"{name}: Awaiting approval; 2 lines, $7,000.00" in await idle_tools("list_invoices")
+
+    assert await eventually(listed)
+    assert len(waits) == len(calls)
+
+    status = await idle_tools.status(invoice)
+    assert status["worker_answers"] is False
+    assert (status["state"], status["total"]) == ("waiting", "7000.00")
+
+
+async def test_an_approval_in_two_calls_waits_for_a_worker_once_in_each(
+    idle: Namespace, waits: list[str]
+) -> None:
+    invoice = an_invoice()
+    waits_before_the_question = []
+
+    async def person(*_: Any) -> dict[str, bool]:
+        waits_before_the_question.extend(waits)
+        return {"approve": True}
+
+    async with tools_in_memory(idle.address, "2026-07-28", elicitation_handler=person) as tools:
+        await tools("process_invoice", invoice_data=invoice)
+        waits.clear()
+        assert "the decision is kept" in await tools("approve_invoice", invoice_id=invoice["id"])
+    assert len(waits_before_the_question) == 1
+    assert len(waits) == 2
 
 
 @pytest.mark.parametrize("decide", ["approve_invoice", "reject_invoice"])
@@ -77,8 +113,12 @@ async def test_structured_content_says_that_the_decision_is_kept(
 async def test_a_decision_after_the_deadline_is_refused(verb: str, idle_tools: Tools) -> None:
     invoice = an_invoice(approval_timeout_days=1 / 86400)
     await idle_tools("process_invoice", invoice_data=invoice)
-    text = await idle_tools("get_invoice_status", invoice_id=invoice["id"])
-    assert "has passed: it can't be approved any more" in text
+
+    async def passed() -> bool:
+        text = await idle_tools("get_invoice_status", invoice_id=invoice["id"])
+        return "has passed: it can't be approved any more" in text
+
+    assert await eventually(passed)
     with pytest.raises(Refused, match=r"deadline, 20.* UTC, has passed.*it times out"):
         await idle_tools(f"{verb}_invoice", invoice_id=invoice["id"])
 
@@ -148,8 +188,7 @@ async def test_a_decision_on_an_invoice_being_paid_is_told_what_was_noted(
 ) -> None:
     worker = await Worker(namespace.address, tmp_path).start()
     invoice = an_invoice(payment_interval_seconds=60)
-    async with mcp(namespace.address) as host:
-        tools = Tools(host)
+    async with tools_in_memory(namespace.address) as tools:
         await tools("process_invoice", invoice_data=invoice)
         await tools("approve_invoice", invoice_id=invoice["id"])
         await tools.until(invoice, "paying")
