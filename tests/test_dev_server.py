@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http.client import HTTPException
 from pathlib import Path
 
@@ -19,17 +19,18 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
+from invoice_client import InvoiceClient
+from invoices.invoice import Invoice
 from startup import StartupError
 from support import (
     PROCESSES,
+    Namespace,
     Service,
-    Tools,
     Worker,
     an_invoice,
     connect,
     eventually,
     free_port,
-    mcp,
     paid,
 )
 from temporal_service import connection, dev_server
@@ -69,6 +70,12 @@ class Embedded:
                 found.append(process)
         return found
 
+    def kill(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+        for server in self.servers():  # left behind on purpose
+            server.kill()
+
     async def has_server(self) -> bool:
         return bool(self.servers())
 
@@ -80,10 +87,7 @@ class Embedded:
 async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
     embedded = Embedded(tmp_path)
     yield embedded
-    for worker in embedded.workers:
-        worker.kill()
-    for server in embedded.servers():  # left behind on purpose
-        server.kill()
+    embedded.kill()
 
 
 async def approved(embedded: Embedded, invoice: dict[str, object]) -> bool:
@@ -100,8 +104,8 @@ async def approved(embedded: Embedded, invoice: dict[str, object]) -> bool:
 
 async def submit(embedded: Embedded, **fields: object) -> dict[str, object]:
     invoice = an_invoice(**fields)
-    async with mcp(embedded.address) as host:
-        await Tools(host)("process_invoice", invoice_data=invoice)
+    client = InvoiceClient(await connect(embedded.address))
+    await client.submit(Invoice.model_validate(invoice))
     return invoice
 
 
@@ -117,16 +121,55 @@ async def test_waiting_invoices_survive_the_service_with_its_worker(embedded: Em
     assert len(paid(embedded.data, invoice)) == 2
 
 
-async def test_it_says_where_everything_is(embedded: Embedded) -> None:
-    worker = await embedded.worker().start()
-    log = worker.log.read_text()
-    assert f"localhost:{embedded.port}, namespace default" in log
-    assert f"http://localhost:{embedded.ui_port}" in log
-    assert str(embedded.data) in log
+FOLDER = "what? #1 100%41 Счета 請求書 ü"
+if sys.platform == "win32":
+    FOLDER = FOLDER.replace("?", "")
+
+
+@pytest.fixture(scope="module")
+async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embedded]:
+    """One that runs in adverse places, for tests that look at it."""
+    data = tmp_path_factory.mktemp("embedded") / FOLDER
+    data.mkdir()
+    (data / "temporal.log").write_text("x" * (dev_server.LOG_LIMIT + 1))
+    home = tmp_path_factory.mktemp("home")
+    home.chmod(0o500)
+    embedded = Embedded(data)
+    worker = embedded.worker(HOME=str(home))
+    try:
+        await worker.start()
+        yield embedded
+        await worker.end()
+    finally:
+        embedded.kill()
+
+
+async def test_it_says_where_everything_is(running: Embedded) -> None:
+    log = running.workers[0].log.read_text()
+    assert f"localhost:{running.port}, namespace default" in log
+    assert f"http://localhost:{running.ui_port}" in log
+    assert str(running.data) in log
     page = await asyncio.to_thread(
-        urllib.request.urlopen, f"http://127.0.0.1:{embedded.ui_port}", timeout=10
+        urllib.request.urlopen, f"http://127.0.0.1:{running.ui_port}", timeout=10
     )
     assert page.status == 200
+
+
+async def test_both_databases_lie_in_a_folder_of_any_name(running: Embedded) -> None:
+    assert {"temporal.db", "payments.db"} < {file.name for file in running.data.iterdir()}
+    assert list(running.data.parent.iterdir()) == [running.data]
+
+
+async def test_it_runs_without_a_home_to_write_to(running: Embedded) -> None:
+    home = Path(running.workers[0].environment["HOME"])
+    assert await running.client()
+    assert not list(home.iterdir())
+
+
+async def test_a_log_that_has_grown_is_begun_anew(running: Embedded) -> None:
+    log = running.data / "temporal.log"
+    assert log.stat().st_size < 10_000
+    assert log.with_name("temporal.log.1").stat().st_size > dev_server.LOG_LIMIT
 
 
 async def retention_days(client: Client) -> int:
@@ -136,19 +179,82 @@ async def retention_days(client: Client) -> int:
     return description.config.workflow_execution_retention_ttl.ToTimedelta().days
 
 
-async def test_its_service_remembers_closed_invoices_for_a_year(embedded: Embedded) -> None:
-    await embedded.worker().start()
-    assert await retention_days(await connect(embedded.address)) == 365
+async def test_its_service_remembers_closed_invoices_for_a_year(running: Embedded) -> None:
+    assert await retention_days(await connect(running.address)) == 365
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedded], None]:
+    """Gives this process the ports of an embedded service, and no address."""
+
+    def use(embedded: Embedded) -> None:
+        for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(connection, "PORT", embedded.port)
+        monkeypatch.setattr(connection, "UI_PORT", embedded.ui_port)
+
+    return use
 
 
 async def test_a_service_found_running_remembers_them_for_a_year_too(
-    embedded: Embedded, service: Service
+    embedded: Embedded, service: Service, here: Callable[[Embedded], None]
 ) -> None:
     service.port, service.address = embedded.port, embedded.address
     client = await service.start()
     assert await retention_days(client) == 1
-    await embedded.worker().start()
-    assert await retention_days(client) == 365
+    here(embedded)
+    async with dev_server.connect_or_start(embedded.data, "InvoiceState"):
+        assert await retention_days(client) == 365
+
+
+HOSTS = ["{address}", "localhost", "127.0.0.1", "attacker.example", "none.invalid"]
+
+
+def post(port: int, path: str, host: str) -> int:
+    """What a web page can send without being asked first; returns the status, 0 for no HTTP."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}",
+        data=json.dumps({"workflowType": {"name": "InvoiceWorkflow"}}).encode(),
+        headers={
+            "Host": host.format(address=f"127.0.0.1:{port}"),
+            "Origin": "http://attacker.example",
+            "Content-Type": "text/plain",
+        },
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except (OSError, HTTPException):  # as of a port that speaks gRPC
+        return 0
+
+
+async def test_no_web_page_can_decide_on_or_start_an_invoice(running: Embedded) -> None:
+    invoice = await submit(running)
+    [server] = running.servers()
+    ports = {
+        listener.laddr.port
+        for listener in server.net_connections("tcp")
+        if listener.status == psutil.CONN_LISTEN
+    }
+    assert {running.port, running.ui_port} < ports
+    workflows = "/api/v1/namespaces/default/workflows"
+    statuses = [
+        await asyncio.to_thread(post, port, f"{workflows}/{path}", host)
+        for port in ports
+        for host in HOSTS
+        for path in (f"invoice-{invoice['id']}/signal/approve_invoice", "invoice-FORGED")
+    ]
+    assert 403 in statuses  # the HTTP API was among them
+    assert not [status for status in statuses if 200 <= status < 300]
+
+    client = await connect(running.address)
+    runs = [run async for run in client.list_workflows("WorkflowType='InvoiceWorkflow'")]
+    assert [run.id for run in runs] == [f"invoice-{invoice['id']}"]
+    handle = client.get_workflow_handle(runs[0].id)
+    assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
+    assert await handle.query("get_status") == "Awaiting approval"
 
 
 async def test_two_workers_started_at_once_share_one_service(embedded: Embedded) -> None:
@@ -157,10 +263,14 @@ async def test_two_workers_started_at_once_share_one_service(embedded: Embedded)
     assert await approved(embedded, await submit(embedded))
 
 
-async def test_a_service_left_behind_by_a_killed_worker_is_used(embedded: Embedded) -> None:
+async def test_a_service_left_behind_by_a_killed_worker_is_used(
+    embedded: Embedded, here: Callable[[Embedded], None]
+) -> None:
     (await embedded.worker().start()).kill()
     [server] = embedded.servers()
-    assert await (await embedded.worker().start()).end() == 0
+    here(embedded)
+    async with dev_server.connect_or_start(embedded.data, "InvoiceState"):
+        assert embedded.servers() == [server]
     assert embedded.servers() == [server]
 
 
@@ -180,19 +290,11 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
     assert log.read_text().startswith(log_before)
 
 
-async def test_a_log_that_has_grown_is_begun_anew(embedded: Embedded) -> None:
-    log = embedded.data / "temporal.log"
-    log.write_text("x" * (dev_server.LOG_LIMIT + 1))
-    await embedded.worker().start()
-    assert log.stat().st_size < 10_000
-    assert log.with_name("temporal.log.1").stat().st_size > dev_server.LOG_LIMIT
-
-
 async def test_the_other_workers_go_on_when_the_one_with_the_service_ends(
     embedded: Embedded,
 ) -> None:
     first = await embedded.worker().start()
-    others = [await embedded.worker().start() for _ in range(2)]
+    others = await asyncio.gather(*(embedded.worker().start() for _ in range(2)))
     invoice = await submit(embedded)
     [server] = embedded.servers()
     assert await first.end() == 0
@@ -235,97 +337,28 @@ async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> 
     assert await approved(embedded, await submit(embedded))
 
 
-HOSTS = ["{address}", "localhost", "127.0.0.1", "attacker.example", "none.invalid"]
+async def test_a_start_tells_of_the_open_invoices(namespace: Namespace, tmp_path: Path) -> None:
+    worker = await Worker(namespace.address, tmp_path).start()
+    (tmp_path / "gateway-down").touch()
+    client = InvoiceClient(await namespace.connect())
+    paying, waiting = (Invoice.model_validate(an_invoice()) for _ in range(2))
+    await asyncio.gather(client.submit(paying), client.submit(waiting))
+    await client.decide(paying.id, approve=True)
 
+    async def is_paying() -> bool:
+        return (await client.get_status(paying.id)).state == "paying"
 
-def post(port: int, path: str, host: str) -> int:
-    """What a web page can send without being asked first; returns the status, 0 for no HTTP."""
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}",
-        data=json.dumps({"workflowType": {"name": "InvoiceWorkflow"}}).encode(),
-        headers={
-            "Host": host.format(address=f"127.0.0.1:{port}"),
-            "Origin": "http://attacker.example",
-            "Content-Type": "text/plain",
-        },
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=5) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-    except (OSError, HTTPException):  # as of a port that speaks gRPC
-        return 0
-
-
-async def test_no_web_page_can_decide_on_or_start_an_invoice(embedded: Embedded) -> None:
-    await embedded.worker().start()
-    invoice = await submit(embedded)
-    [server] = embedded.servers()
-    ports = {
-        listener.laddr.port
-        for listener in server.net_connections("tcp")
-        if listener.status == psutil.CONN_LISTEN
-    }
-    assert {embedded.port, embedded.ui_port} < ports
-    workflows = "/api/v1/namespaces/default/workflows"
-    statuses = [
-        await asyncio.to_thread(post, port, f"{workflows}/{path}", host)
-        for port in ports
-        for host in HOSTS
-        for path in (f"invoice-{invoice['id']}/signal/approve_invoice", "invoice-FORGED")
-    ]
-    assert 403 in statuses  # the HTTP API was among them
-    assert not [status for status in statuses if 200 <= status < 300]
-
-    client = await connect(embedded.address)
-    runs = [run async for run in client.list_workflows("WorkflowType='InvoiceWorkflow'")]
-    assert [run.id for run in runs] == [f"invoice-{invoice['id']}"]
-    handle = client.get_workflow_handle(runs[0].id)
-    assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
-    assert await handle.query("get_status") == "Awaiting approval"
-
-
-@pytest.mark.parametrize("name", ["what? #1 100%41", "Счета 請求書 ü"])
-async def test_both_databases_lie_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
-    if sys.platform == "win32":
-        name = name.replace("?", "")
-    folder = tmp_path / name
-    folder.mkdir()
-    embedded = Embedded(folder)
-    try:
-        worker = await embedded.worker().start()
-        await submit(embedded)
-        assert await worker.end() == 0
-    finally:
-        for worker in embedded.workers:
-            worker.kill()
-    assert {"temporal.db", "payments.db"} < {file.name for file in folder.iterdir()}
-    assert [file.name for file in tmp_path.iterdir()] == [name]
-
-
-async def test_a_start_tells_of_the_open_invoices(embedded: Embedded) -> None:
-    worker = await embedded.worker().start()
-    (embedded.data / "gateway-down").touch()
-    paying = await submit(embedded)
-    await submit(embedded)
-    async with mcp(embedded.address) as host:
-        tools = Tools(host)
-        await tools("approve_invoice", invoice_id=paying["id"])
-        await tools.until(paying, "paying")
+    assert await eventually(is_paying)
     assert await worker.end() == 0
-    worker = await embedded.worker().start()
+    worker = await Worker(namespace.address, tmp_path).start()
 
     async def told() -> bool:
         return "1 waiting, 1 being paid" in worker.log.read_text()
 
-    assert await eventually(told)
-
-
-async def test_it_runs_without_a_home_to_write_to(embedded: Embedded, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir(0o500)
-    await embedded.worker(HOME=str(home)).start()
+    try:
+        assert await eventually(told)
+    finally:
+        worker.kill()
 
 
 def executable_in(folder: Path, content: str = "#!/bin/sh\n") -> Path:
@@ -405,13 +438,14 @@ async def test_a_cache_that_cannot_be_written_is_named(sources: Path) -> None:
 )
 @unix
 async def test_a_temporal_that_is_no_temporal_is_named(
-    content: str, reason: str, sources: Path, monkeypatch: pytest.MonkeyPatch
+    content: str,
+    reason: str,
+    sources: Path,
+    here: Callable[[Embedded], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     executable_in(sources / "path", content)
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(connection, "PORT", free_port())
-    monkeypatch.setattr(connection, "UI_PORT", free_port())
+    here(Embedded(sources))
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     with pytest.raises(StartupError, match=reason):
         async with dev_server.connect_or_start(sources, "InvoiceState"):

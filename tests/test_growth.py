@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import trustme
 from fastmcp import Client as McpClient
-from fastmcp.client.transports import StdioTransport
 
 import invoice_server
+from startup import StartupError
 from support import ROOT, Refused, Tools, Worker, an_invoice, free_port, paid
+from temporal_service.connection import connect_config
 from tls_proxy import tls_proxy
 
 Settings = dict[str, str]
@@ -105,46 +106,66 @@ def profile(settings: Settings, folder: Path) -> dict[str, str]:
 Configured = Callable[[Settings, Path], dict[str, str]]
 
 
-@pytest.mark.parametrize("configured", [variables, profile])
-async def test_invoice_is_paid_with_client_certificates(
-    by_certificate: Settings, configured: Configured, tmp_path: Path
-) -> None:
-    await pay(configured(by_certificate, tmp_path), tmp_path)
+@pytest.fixture
+def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Gives this process a configuration of Temporal, and no other."""
+
+    def configure(env: dict[str, str]) -> None:
+        for name in filter(re.compile("TEMPORAL_").match, list(os.environ)):
+            monkeypatch.delenv(name)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(invoice_server, "_client", None)
+
+    return configure
 
 
-@pytest.mark.parametrize("configured", [variables, profile])
-async def test_invoice_is_paid_with_an_api_key(
-    by_key: Settings, configured: Configured, tmp_path: Path
-) -> None:
-    await pay(configured(by_key, tmp_path), tmp_path)
+Pay = Callable[[dict[str, str]], Awaitable[None]]
 
 
-async def pay(env: dict[str, str], data: Path) -> None:
-    """Has an invoice submitted, approved and paid by processes that know nothing but `env`."""
-    worker = Worker("", data)
-    del worker.environment["TEMPORAL_ADDRESS"]
-    worker.environment |= env
-    script = str(ROOT / "invoice_server.py")
-    server = StdioTransport(sys.executable, [script], env=env, keep_alive=False)
-    invoice = an_invoice()
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(worker.start())
-            async with McpClient(server) as client:
+@pytest.fixture
+def pay(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Pay:
+    """Has an invoice submitted, approved and paid by those that know nothing but `env`."""
+
+    async def pay(env: dict[str, str]) -> None:
+        worker = Worker("", tmp_path)
+        del worker.environment["TEMPORAL_ADDRESS"]
+        worker.environment |= env
+        configure(env)
+        invoice = an_invoice()
+        try:
+            await worker.start()
+            async with McpClient(invoice_server.mcp) as client:
                 tools = Tools(client)
                 await tools("process_invoice", invoice_data=invoice)
                 await tools("approve_invoice", invoice_id=invoice["id"])
                 await tools.until(invoice, "completed")
-    finally:
-        worker.kill()
-    assert len(paid(data, invoice)) == 2
+        finally:
+            worker.kill()
+        assert len(paid(tmp_path, invoice)) == 2
+
+    return pay
+
+
+@pytest.mark.parametrize("configured", [variables, profile])
+async def test_invoice_is_paid_with_client_certificates(
+    by_certificate: Settings, configured: Configured, pay: Pay, tmp_path: Path
+) -> None:
+    await pay(configured(by_certificate, tmp_path))
+
+
+@pytest.mark.parametrize("configured", [variables, profile])
+async def test_invoice_is_paid_with_an_api_key(
+    by_key: Settings, configured: Configured, pay: Pay, tmp_path: Path
+) -> None:
+    await pay(configured(by_key, tmp_path))
 
 
 Said = Callable[[dict[str, str]], Awaitable[tuple[str, str]]]
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Said:
+def said(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Said:
     """The sentence with which a worker ends, and a tool's, under a configuration that is wrong."""
 
     async def worker() -> str:
@@ -156,7 +177,7 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Said:
             stderr=PIPE,
         )
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 output, log = await process.communicate()
         finally:
             if process.returncode is None:
@@ -167,17 +188,13 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Said:
         return line
 
     async def tool() -> str:
-        async with McpClient(invoice_server.mcp) as client, asyncio.timeout(10):
+        async with McpClient(invoice_server.mcp) as client, asyncio.timeout(60):
             with pytest.raises(Refused) as refused:
                 await Tools(client)("list_invoices")
             return str(refused.value)
 
     async def both(env: dict[str, str]) -> tuple[str, str]:
-        for name in filter(re.compile("TEMPORAL_").match, list(os.environ)):
-            monkeypatch.delenv(name)
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(invoice_server, "_client", None)
+        configure(env)
         return await asyncio.gather(worker(), tool())
 
     return both
@@ -196,20 +213,22 @@ async def test_missing_client_certificate_is_no_traceback(
         assert f"The Temporal Service at {settings['address']} " in sentence
 
 
-async def test_profile_that_is_not_in_the_file_is_named(
-    said: Said, by_key: Settings, tmp_path: Path
+def test_profile_that_is_not_in_the_file_is_named(
+    configure: Callable[[dict[str, str]], None], tmp_path: Path
 ) -> None:
-    for sentence in await said({**profile(by_key, tmp_path), "TEMPORAL_PROFILE": "elsewhere"}):
-        assert "Profile 'elsewhere' not found" in sentence
+    settings = {"address": "localhost:7233", "api_key": "a-key"}
+    configure({**profile(settings, tmp_path), "TEMPORAL_PROFILE": "elsewhere"})
+    with pytest.raises(StartupError, match="Profile 'elsewhere' not found"):
+        connect_config()
 
 
-async def test_missing_tls_file_is_named(
-    said: Said, by_certificate: Settings, tmp_path: Path
+def test_missing_tls_file_is_named(
+    configure: Callable[[dict[str, str]], None], tmp_path: Path
 ) -> None:
     missing = str(tmp_path / "missing.key")
-    settings = {**by_certificate, "tls_client_key_path": missing}
-    for sentence in await said(variables(settings, tmp_path)):
-        assert f"a TLS file that can't be read: {missing}" in sentence
+    configure(variables({"tls_client_key_path": missing}, tmp_path))
+    with pytest.raises(StartupError, match=f"that can't be read: {re.escape(missing)}"):
+        connect_config()
 
 
 async def test_missing_configuration_file_is_named(said: Said, tmp_path: Path) -> None:

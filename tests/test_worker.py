@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import worker
+from startup import StartupError
 from support import PROCESSES, ROOT, STARTED, Worker, environment, free_port
+from temporal_service import connection, dev_server
 
 
 async def refused(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: str) -> str:
@@ -29,18 +32,27 @@ async def refused(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: s
     return line
 
 
-def embedded_worker(port: int, ui_port: int) -> tuple[str, ...]:
-    return str(PROCESSES / "embedded_worker.py"), str(port), str(ui_port)
-
-
-async def test_a_port_taken_by_something_else_is_named(tmp_path: Path) -> None:
+async def test_a_port_taken_by_something_else_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+        monkeypatch.delenv(name)
     port, ui_port = free_port(), free_port()
-    command = embedded_worker(port, ui_port)
+    monkeypatch.setattr(connection, "PORT", port)
+    monkeypatch.setattr(connection, "UI_PORT", ui_port)
+    monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
+
+    async def refused_here() -> str:
+        with pytest.raises(StartupError) as refusal:
+            async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+                pytest.fail("it started")
+        return str(refusal.value)
+
     with socket.create_server(("127.0.0.1", ui_port)):
-        line = await refused(*command, INVOICE_DATA_DIR=str(tmp_path))
+        line = await refused_here()
         assert f"Port {ui_port}, for Temporal's Web UI, is in use" in line
-    with socket.create_server(("127.0.0.1", port)):
-        line = await refused(*command, INVOICE_DATA_DIR=str(tmp_path))
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
+        line = await refused_here()
         assert f"Port {port} is in use by something that is no Temporal Service" in line
 
 
@@ -60,7 +72,7 @@ async def test_a_broken_ledger_is_named(tmp_path: Path) -> None:
 async def test_a_broken_lock_file_is_named(tmp_path: Path) -> None:
     lock = tmp_path / "starting.lock"
     lock.write_text("no database, but as long as the header of one is " * 3)
-    command = embedded_worker(free_port(), free_port())
+    command = str(PROCESSES / "embedded_worker.py"), str(free_port()), str(free_port())
     line = await refused(*command, INVOICE_DATA_DIR=str(tmp_path))
     assert f"{lock} can't be used: file is not a database" in line
 
@@ -84,31 +96,28 @@ async def test_a_limit_that_is_no_amount_is_named(tmp_path: Path) -> None:
     ("argument", "code", "text"),
     [("--help", 0, "TEMPORAL_ADDRESS"), ("--port=7233", 2, "unrecognized arguments: --port=7233")],
 )
-async def test_an_argument_is_answered_without_a_start(
-    argument: str, code: int, text: str, tmp_path: Path
+def test_an_argument_is_answered_without_a_start(
+    argument: str,
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(ROOT / "worker.py"), argument),
-        env=environment("", INVOICE_DATA_DIR=str(tmp_path)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == code
-    assert text in output.decode()
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(sys, "argv", ["worker.py", argument])
+    monkeypatch.setattr(worker, "run", lambda: pytest.fail("it started"))
+    with pytest.raises(SystemExit) as end:
+        worker.main()
+    assert end.value.code == code
+    assert text in "".join(capsys.readouterr())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_an_idle_worker_ends_cleanly_every_time(
-    number: int, address: str, tmp_path: Path
-) -> None:
-    for _ in range(2):
-        worker = await Worker(address, tmp_path).start()
-        assert await worker.end(number) == 0
-        assert "Traceback" not in worker.log.read_text()
-        assert "Fatal Python error" not in worker.log.read_text()
+async def test_an_idle_worker_ends_cleanly(number: int, address: str, tmp_path: Path) -> None:
+    worker = await Worker(address, tmp_path).start()
+    assert await worker.end(number) == 0
+    assert "Traceback" not in worker.log.read_text()
+    assert "Fatal Python error" not in worker.log.read_text()
 
 
 def test_the_tutorials_line_is_the_one_waited_for() -> None:
