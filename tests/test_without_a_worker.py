@@ -10,8 +10,8 @@ import pytest
 
 import invoice_client
 from invoice_client import Handle, InvoiceClient
-from invoices.refusals import InvoiceError
 from invoices.invoice import Invoice, workflow_id
+from invoices.refusals import InvoiceError
 from invoices.status import DecisionDetails, RunProgress
 from support import (
     Namespace,
