@@ -2,9 +2,9 @@
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from math import ceil
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -183,13 +183,6 @@ async def postgresql() -> AsyncIterator[PostgreSQL]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each process of pytest-xdist begins with a share of those that wait long."""
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    quick = [item for item in items if not item.get_closest_marker("slow")]
-    share = ceil(len(quick) / processes)
-    items[:] = [
-        item
-        for n in range(processes)
-        for item in [*slow[n::processes], *quick[n * share : (n + 1) * share]]
-    ]
+    """The files with the most tests that wait long come first, so that the others fill the time."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
