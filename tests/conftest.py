@@ -66,8 +66,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    if config.option.markexpr == "unit":
-        config.option.numprocesses = 0  # these take less time than to start three processes
+    # These compute, and two processes are enough; those are given 0 by pytest-xdist.
+    if config.option.markexpr == "unit" and config.option.numprocesses:
+        config.option.numprocesses = 2
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
