@@ -14,7 +14,6 @@ import invoice_server
 from conftest import ERAS
 from support import ROOT
 
-
 SNAPSHOT = ROOT / "tests" / "snapshots" / "tools.json"
 TOLD = {"name", "title", "description", "annotations", "input_schema", "output_schema"}
 
