@@ -29,8 +29,8 @@ from support import (
 ERAS = ["legacy", "2026-07-28"]
 SHARED = pytest.StashKey[Path]()
 SERVICE = pytest.StashKey[Service]()
-NAMESPACES = 40
-"""How many one process of pytest-xdist may use."""
+NAMESPACES = 150
+"""How many tests and processes may have one of their own; about 50 do."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,11 +81,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture(scope="session")
 async def new_namespace(pytestconfig: pytest.Config) -> Callable[[], str]:
     """Gives the address of another namespace of the service that all tests share, at each call."""
-    # The name, a number, the number of namespaces: those of each process of pytest-xdist.
-    process = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    names = [f"gw{n}-{m}" for n in range(processes) for m in range(NAMESPACES)]
     folder = pytestconfig.stash[SHARED]
+    names = [f"namespace-{n}" for n in range(NAMESPACES)]
     address = folder / "address"
     try:
         (folder / "temporal").mkdir()
@@ -102,9 +99,16 @@ async def new_namespace(pytestconfig: pytest.Config) -> Callable[[], str]:
         (folder / "pid").write_text(str(service.process.pid))
         (folder / "starting").write_text(service.address)
         (folder / "starting").rename(address)
-        pytestconfig.stash[SERVICE] = service
-    own = (name for name in names if name.startswith(f"{process}-"))
-    return lambda: f"{address.read_text()}/{next(own)}"
+        pytestconfig.stash[SERVICE] = service  # its end is for `pytest_unconfigure`
+
+    def take() -> str:
+        for name in names:
+            with suppress(FileExistsError):
+                (folder / name).mkdir()  # of several processes one gets it
+                return f"{address.read_text()}/{name}"
+        raise LookupError("all namespaces are in use")
+
+    return take
 
 
 @pytest.fixture(scope="session")
