@@ -143,6 +143,18 @@ async def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
         worker.kill()
 
 
+@pytest.fixture(scope="module")
+async def own_worker(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Worker]:
+    """In a namespace of a file's own, whose tests may take its ledger or gateway away."""
+    worker = Worker(new_namespace(), tmp_path_factory.mktemp("data"))
+    try:
+        yield await worker.start()
+    finally:
+        worker.kill()
+
+
 @pytest.fixture(scope="session", params=ERAS)
 async def tools(
     request: pytest.FixtureRequest, address: str, worker: Worker
@@ -150,6 +162,13 @@ async def tools(
     """The tools of an MCP server that the tests share, over stdio, in both eras of MCP."""
     async with mcp(address, request.param) as client:
         yield Tools(client)
+
+
+@pytest.fixture
+def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of this process names a Temporal Service."""
+    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

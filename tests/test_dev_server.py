@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import sys
 import sysconfig
@@ -184,12 +183,10 @@ async def test_its_service_remembers_closed_invoices_for_a_year(running: Embedde
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedded], None]:
+def here(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedded], None]:
     """Gives this process the ports of an embedded service, and no address."""
 
     def use(embedded: Embedded) -> None:
-        for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
-            monkeypatch.delenv(name)
         monkeypatch.setattr(connection, "PORT", embedded.port)
         monkeypatch.setattr(connection, "UI_PORT", embedded.ui_port)
 

@@ -1,7 +1,7 @@
 """From the approval to the end, through outages, refusals, cancellations and crashes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +49,16 @@ async def exists(path: Path) -> None:
     await eventually(look_for)
 
 
-@pytest.fixture(scope="module")
-async def outage(
-    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Worker]:
-    """A worker in a namespace of its own, whose gateway the tests may take down."""
-    worker = Worker(new_namespace(), tmp_path_factory.mktemp("data"))
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
-
-
 @pytest.fixture
-def gateway_down(outage: Worker) -> Iterator[Path]:
-    file = outage.data / "gateway-down"
+def gateway_down(own_worker: Worker) -> Iterator[Path]:
+    file = own_worker.data / "gateway-down"
     file.touch()
     yield file
     file.unlink(missing_ok=True)
 
 
-async def test_an_outage_is_told_and_waited_for(outage: Worker, gateway_down: Path) -> None:
-    client = await connect(outage.address)
+async def test_an_outage_is_told_and_waited_for(own_worker: Worker, gateway_down: Path) -> None:
+    client = await connect(own_worker.address)
     invoice = await approved(client)
 
     async def retried() -> str | None:
@@ -82,7 +70,7 @@ async def test_an_outage_is_told_and_waited_for(outage: Worker, gateway_down: Pa
     assert "last error: the payment gateway is unavailable" in text
     gateway_down.unlink()
     await ended(client, invoice, "completed")
-    assert len(paid(outage.data, invoice.model_dump())) == 2
+    assert len(paid(own_worker.data, invoice.model_dump())) == 2
 
 
 async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
@@ -130,9 +118,9 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
 
 
 async def test_cancellation_ends_the_retries_of_an_outage(
-    outage: Worker, gateway_down: Path
+    own_worker: Worker, gateway_down: Path
 ) -> None:
-    client = await connect(outage.address)
+    client = await connect(own_worker.address)
     invoice = await approved(client)
     await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
     text = await ended(client, invoice, "cancelled")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
 import socket
@@ -67,12 +66,10 @@ async def test_a_signal_ends_the_server_cleanly(number: int, address: str, tmp_p
 
 
 @pytest.fixture
-def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def configured(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Has the server in this process connect anew, to this address."""
 
     def configure(address: str) -> None:
-        for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
-            monkeypatch.delenv(name)
         for name, value in environment(address).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(invoice_server, "_client", None)

@@ -68,22 +68,10 @@ async def test_an_invoice_waits_for_the_worker_with_its_ledger(
     own.kill()
 
 
-@pytest.fixture(scope="module")
-async def worker(
-    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Worker]:
-    """In a namespace of its own; the tests take its ledger away and bring it back."""
-    worker = Worker(new_namespace(), tmp_path_factory.mktemp("data"))
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
-
-
 async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(
-    worker: Worker,
+    own_worker: Worker,
 ) -> None:
-    client, data = await connect(worker.address), worker.data
+    client, data = await connect(own_worker.address), own_worker.data
     (data / "payments.db").rename(data / "away.db")
     invoice = await submitted(client)
     text = await status_with(client, invoice, lambda status: status.state == "waiting")
@@ -95,9 +83,9 @@ async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_l
 
 
 async def test_a_ledger_removed_while_the_worker_runs_is_told_and_waited_for(
-    worker: Worker, tmp_path: Path
+    own_worker: Worker, tmp_path: Path
 ) -> None:
-    client, data, away = await connect(worker.address), worker.data, tmp_path / "away"
+    client, data, away = await connect(own_worker.address), own_worker.data, tmp_path / "away"
     invoice = await submitted(client)
     await status_with(client, invoice, lambda status: status.state == "waiting")
     away.mkdir()
@@ -110,7 +98,7 @@ async def test_a_ledger_removed_while_the_worker_runs_is_told_and_waited_for(
         file.rename(data / file.name)
     await status_with(client, invoice, lambda status: status.state == "completed")
     assert len(paid(data, invoice.model_dump())) == 2
-    assert "Traceback" not in worker.log.read_text()
+    assert "Traceback" not in own_worker.log.read_text()
 
 
 async def test_a_database_that_is_not_there_ends_the_worker_with_one_sentence(

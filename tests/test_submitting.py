@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from workflow import TASK_QUEUE
 
 
 @pytest.fixture
-async def tools(address: str, worker: Worker) -> AsyncIterator[Tools]:
-    async with tools_in_memory(address) as tools:
-        yield tools
+def tools(tools_here: Tools) -> Tools:
+    return tools_here
 
 
 async def runs(client: Client, name: str) -> int:

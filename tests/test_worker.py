@@ -33,10 +33,8 @@ async def refused(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: s
 
 
 async def test_a_port_taken_by_something_else_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
-        monkeypatch.delenv(name)
     port, ui_port = free_port(), free_port()
     monkeypatch.setattr(connection, "PORT", port)
     monkeypatch.setattr(connection, "UI_PORT", ui_port)
