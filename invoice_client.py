@@ -10,11 +10,13 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import inf
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -65,6 +67,9 @@ from temporal_service.payloads import json_payload
 from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
 Handle = WorkflowHandle[InvoiceWorkflow, str]
+Content = tuple[str, Invoice | None]
+"""A run's id, and its invoice if it has one."""
+T = TypeVar("T")
 
 INVOICE_WORKFLOW = "InvoiceWorkflow"
 MAX_NAME = 200
@@ -184,7 +189,8 @@ class InvoiceClient:
         self._has_state_attribute = False
 
     async def _started(self, invoice: Invoice, handle: Handle, *, ask: bool) -> InvoiceStatus:
-        query = self._begin_query(self._handle(invoice.id, handle.result_run_id)) if ask else None
+        own = self._handle(invoice.id, handle.result_run_id)
+        query = self._begin(self._query_worker(own)) if ask else None
         run = await self.get_run(invoice.id, handle.result_run_id)
         status = await self._with_answer(run, await query) if query and run.is_open else run.status
         status.outcome = "started"
@@ -234,6 +240,8 @@ class InvoiceClient:
             InvoiceError: there is no such invoice, it is another than the one meant, its deadline
                 has passed, or a decision to the other effect stands.
         """
+        # The total is of the content itself: the memo is whoever's who started the run.
+        content = None if total is None else self._begin(self._content(workflow_id(invoice_id)))
         run = await self.get_run(invoice_id)
         _expect_invoice(run)
         if run_id and run.id != run_id:
@@ -244,9 +252,8 @@ class InvoiceClient:
         if run.status.state == "waiting":
             expect_before_deadline(run.status, approve)
         if approve and run.status.state == "waiting":
-            if total is not None:
-                # Of the content itself: the memo is whoever's who started the run.
-                expect_total(await self._readable_invoice(run), total)
+            if content and total is not None:
+                expect_total(await self._readable_invoice(run, content), total)
             elif run_id is None:
                 await self._expect_unchanged(run)
         details = DecisionDetails(
@@ -290,7 +297,7 @@ class InvoiceClient:
 
     async def _expect_unchanged(self, run: InvoiceRun) -> None:
         """A host that shows the arguments of a call shows an id: it must not stand for two sums."""
-        invoice = await self._invoice(run.description)
+        _, invoice = await self._content(run.description.id, run.id)
         query = f"WorkflowId = '{run.description.id}'"
         async for execution in self.temporal.list_workflows(query):
             if execution.run_id == run.id:
@@ -310,7 +317,7 @@ class InvoiceClient:
             InvoiceError: there is no such invoice.
         """
         # At the same time, since most invoices that are asked about are open.
-        query = self._begin_query(self._handle(invoice_id))
+        query = self._begin(self._query_worker(self._handle(invoice_id)))
         try:
             run = await self.get_run(invoice_id)
             _expect_invoice(run)
@@ -331,9 +338,10 @@ class InvoiceClient:
             InvoiceError: there is no such invoice, its content breaks the rules, or its total is
                 another.
         """
+        content = self._begin(self._content(workflow_id(invoice_id)))
         run = await self.get_run(invoice_id)
         _expect_invoice(run)
-        invoice = await self._readable_invoice(run)
+        invoice = await self._readable_invoice(run, content)
         if total is not None and run.status.state == "waiting":
             expect_total(invoice, total)
         if ask_worker and run.is_open and run.status.paid_earlier_lines is None:
@@ -343,8 +351,11 @@ class InvoiceClient:
             run.status.retry = _retry(run.description)
         return run, invoice
 
-    async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
-        invoice = await self._invoice(run.description)
+    async def _readable_invoice(self, run: InvoiceRun, content: asyncio.Task[Content]) -> Invoice:
+        """The content of a run, which was asked for at the same time as the run."""
+        run_id, invoice = await content
+        if run_id != run.id:  # it is another run's, or this one comes from a reset
+            _, invoice = await self._content(run.description.id, run.id)
         if invoice is None:
             raise InvoiceError(
                 f"The content of invoice {run.status.invoice_id} breaks the rules, so it can't be"
@@ -430,11 +441,12 @@ class InvoiceClient:
         status = await self._status_without_worker(description, progress)
         return InvoiceRun(description, status, progress)
 
-    def _begin_query(self, handle: Handle) -> asyncio.Task[RunProgress | str | None]:
-        query = asyncio.create_task(self._query_worker(handle))
+    def _begin(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Makes a call at the same time as others."""
+        task = asyncio.create_task(call)
         # Where another call fails meanwhile, nobody asks what became of this one.
-        query.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return query
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
     async def _query_worker(self, handle: Handle) -> RunProgress | str | None:
         """What a worker says, None if none answers; only the status if it's the tutorial's."""
@@ -490,7 +502,7 @@ class InvoiceClient:
         try:
             return RunProgress.model_validate(memo)
         except ValidationError:
-            invoice = await self._invoice(execution)
+            _, invoice = await self._content(execution.id, execution.run_id)
             if invoice is None:
                 return None
             progress = RunProgress.of(invoice)
@@ -498,17 +510,18 @@ class InvoiceClient:
                 progress.status, progress.state = noted, state_of_text(noted)
             return progress
 
-    async def _invoice(self, execution: WorkflowExecution) -> Invoice | None:
-        """The content a run was started with, None if it is no invoice."""
-        handle = self.temporal.get_workflow_handle(execution.id, run_id=execution.run_id)
+    async def _content(self, id: str, run_id: str | None = None) -> Content:
+        """Of one run, by default the latest: its id, and what it was started with."""
+        handle = self.temporal.get_workflow_handle(id, run_id=run_id)
         async for event in handle.fetch_history_events(page_size=1):
-            payloads = event.workflow_execution_started_event_attributes.input.payloads
-            data = payloads[0].data if payloads else b""
+            started = event.workflow_execution_started_event_attributes
+            data = started.input.payloads[0].data if started.input.payloads else b""
             for context in (None, BEFORE_1_1):
                 with suppress(ValidationError):
-                    return Invoice.model_validate_json(data, context=context)
-            break
-        return None
+                    invoice = Invoice.model_validate_json(data, context=context)
+                    return started.original_execution_run_id, invoice
+            return started.original_execution_run_id, None
+        return "", None
 
     async def _status_without_worker(
         self, execution: WorkflowExecution, progress: RunProgress | None

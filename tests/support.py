@@ -62,9 +62,12 @@ def an_invoice(**fields: Any) -> dict[str, Any]:
 
 async def eventually(look: Callable[[], Awaitable[T | None]], bound: float = 20) -> T:
     """What `look` gives once that is true; fails after `bound` seconds."""
+    pause = 0.02
     async with asyncio.timeout(bound):
         while not (found := await look()):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause)
+            # Each look may be a call: many of them slow down what they wait for.
+            pause = min(pause * 1.25, 0.5)
         return found
 
 

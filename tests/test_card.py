@@ -104,13 +104,15 @@ async def test_the_server_says_that_it_has_cards(host: Tools) -> None:
     assert "resources" in capabilities
 
 
-async def test_other_hosts_know_nothing_of_the_card(tools: Tools) -> None:
-    assert '"ui' not in json.dumps(await listed(tools.client))
-    assert not await tools.client.list_resources()
-    invoice = await submitted(tools)
-    for name in APP_TOOLS:
-        with pytest.raises(Refused, match=f"Unknown tool: '{name}'"):
-            await tools(name, invoice_id=invoice["id"], approve=True, seal="")
+@pytest.mark.parametrize("era", ERAS)
+async def test_other_hosts_know_nothing_of_the_card(era: str, address: str) -> None:
+    async with tools_in_memory(address, era) as tools:
+        assert '"ui' not in json.dumps(await listed(tools.client))
+        assert not await tools.client.list_resources()
+        invoice = await submitted(tools)
+        for name in APP_TOOLS:
+            with pytest.raises(Refused, match=f"Unknown tool: '{name}'"):
+                await tools(name, invoice_id=invoice["id"], approve=True, seal="")
 
 
 async def test_approving_shows_a_card_and_pays_nothing(host: Tools, worker: Worker) -> None:
@@ -300,7 +302,6 @@ async def test_only_a_host_that_loads_no_card_falls_back(address: str, worker: W
         await load_card(hosts[0], invoices[0])
 
         async def has_fallen_back() -> bool:
-            await asyncio.sleep(0.5)  # each look is a call
             return (await approve(2)).startswith("Sent approval signal")
 
         await eventually(has_fallen_back, LOADING_SECONDS + 30)
@@ -311,11 +312,12 @@ async def test_only_a_host_that_loads_no_card_falls_back(address: str, worker: W
             assert (await hosts[number].status(invoices[number]))["state"] == "waiting"
 
 
-async def test_off_leaves_the_decision_to_the_hosts_dialog(address: str, worker: Worker) -> None:
-    off = {"INVOICE_APPROVAL_CARD": "off"}
-    async with mcp(address, extensions=[SHOWS_CARDS], env=off) as client:
-        assert not APP_TOOLS & set(await listed(client))
-        host = Tools(client)
+async def test_off_leaves_the_decision_to_the_hosts_dialog(
+    address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invoice_server.cards, "_setting", "off")
+    async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as host:
+        assert not APP_TOOLS & set(await listed(host.client))
         invoice = await submitted(host)
         await host("approve_invoice", invoice_id=invoice["id"])
         await host.until(invoice, "completed")

@@ -383,6 +383,28 @@ async def test_any_other_total_approves_nothing(total: Any, tools: Tools) -> Non
     assert (await tools.status(invoice))["state"] == "waiting"
 
 
+async def test_the_total_is_that_of_the_submission_that_is_decided_on(
+    client: Client, worker: Worker
+) -> None:
+    """Also where the content that was read at the same time is another submission's."""
+    first = Invoice.model_validate(an_invoice())
+    second = first.model_copy(update={"lines": first.lines[:1]})
+    invoices = InvoiceClient(client)
+    await invoices.submit(first)
+    run_id = (await invoices.get_run(first.id)).id
+    await invoices.decide(first.id, approve=False)
+    await invoices.submit(second)
+
+    class Overtaken(InvoiceClient):
+        async def _content(self, id: str, run: str | None = None) -> Any:
+            return await super()._content(id, run or run_id)
+
+    with pytest.raises(InvoiceError, match=r"is for \$5,000\.00, not \$7,000\.00"):
+        await Overtaken(client).decide(first.id, approve=True, total=first.total)
+    status = await Overtaken(client).decide(first.id, approve=True, total=second.total)
+    assert status.outcome == "approved"
+
+
 async def test_a_yes_that_comes_too_late_is_told_as_late(
     address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -443,3 +465,5 @@ async def test_the_deadline_is_the_same_after_a_reset(tools: Tools, client: Clie
         return deadlines[0] if deadlines else None
 
     assert await eventually(listed) == before["deadline"]
+    text = await tools("approve_invoice", invoice_id=invoice["id"], total="7000.00")
+    assert text.startswith("Sent approval signal")

@@ -319,7 +319,12 @@ async def test_ctrl_c_during_the_start_leaves_no_server(seconds: float, embedded
 
 @unix
 async def test_a_closed_terminal_ends_worker_and_server(embedded: Embedded) -> None:
-    worker = await embedded.worker().start()
+    # Under nohup the tests ignore the signal, and what they start would too.
+    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        worker = await embedded.worker().start()
+    finally:
+        signal.signal(signal.SIGHUP, ours)
     assert await worker.end(signal.SIGHUP) == 0
     assert await embedded.has_no_server()
 

@@ -9,8 +9,6 @@ import os
 import re
 import socket
 import ssl
-import sys
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
@@ -21,9 +19,11 @@ from fastmcp import Client as McpClient
 
 import invoice_server
 from startup import StartupError
-from support import ROOT, Refused, Tools, Worker, an_invoice, free_port, paid
+from support import Refused, Tools, Worker, an_invoice, free_port, paid
 from temporal_service.connection import connect_config
+from temporal_service.dev_server import connect_or_start
 from tls_proxy import tls_proxy
+from workflow import INVOICE_STATE
 
 Settings = dict[str, str]
 """As a TOML profile names them, but for `tls_x` in place of `tls.x`."""
@@ -168,24 +168,11 @@ Said = Callable[[dict[str, str]], Awaitable[tuple[str, str]]]
 def said(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Said:
     """The sentence with which a worker ends, and a tool's, under a configuration that is wrong."""
 
-    async def worker() -> str:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            ROOT / "worker.py",
-            env={**os.environ, "INVOICE_DATA_DIR": str(tmp_path)},
-            stdout=PIPE,
-            stderr=PIPE,
-        )
-        try:
-            async with asyncio.timeout(60):
-                output, log = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert (process.returncode, output) == (1, b"")
-        [line] = log.decode().splitlines()
-        return line
+    async def worker() -> str:  # `test_worker.py` has how a process tells it
+        with pytest.raises(StartupError) as problem:
+            async with asyncio.timeout(60), connect_or_start(tmp_path, INVOICE_STATE.name):
+                pytest.fail("it connected")
+        return str(problem.value)
 
     async def tool() -> str:
         async with McpClient(invoice_server.mcp) as client, asyncio.timeout(60):

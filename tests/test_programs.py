@@ -1,12 +1,22 @@
 """What programs and models get and send: structured content, schemas, spellings of arguments."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from support import Refused, Tools, advertised, an_invoice, eventually
+from conftest import ERAS
+from support import Refused, Tools, Worker, advertised, an_invoice, eventually, tools_in_memory
 
 INNER = {"request", "sent_at", "digest", "ledger", "approval_timeout_days"}
+
+
+@pytest.fixture(params=ERAS)
+async def tools(
+    request: pytest.FixtureRequest, address: str, worker: Worker
+) -> AsyncIterator[Tools]:
+    async with tools_in_memory(address, request.param) as tools:
+        yield tools
 
 
 async def structured(tools: Tools, tool: str, **arguments: Any) -> dict[str, Any]:

@@ -163,10 +163,10 @@ async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_
         lines = [{"item": f"Item {n}", "amount": f"{n}.00"} for n in range(1, 4)]
         invoices: list[Invoice] = []
         kinds: list[FaultKind] = ["hold before", "hold after"]
-        for _ in range(3):
+        for _ in range(2):
             killed = await worker_in(tmp_path / "killed", namespace, **settings).start()
             # A worker pays what it has taken up, so each has some of these calls, which are held.
-            faults = [stand_in.lay(Fault("confirm", kind)) for kind in kinds * 3]
+            faults = [stand_in.lay(Fault("confirm", kind)) for kind in kinds * 2]
             new = [await submitted(client, lines=lines, **TERMS) for _ in faults]
             for invoice in new:
                 await approve(client, invoice)
