@@ -12,16 +12,24 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from temporalio.client import Client
 
 import audit
-from invoice_client import InvoiceClient, whoami
+from invoice_client import InvoiceClient, InvoiceRun, whoami
+from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
+from invoices.status import Decision, State
+from payments.gateway import LedgerEntry, Payment
 from payments.ledger import SQLiteLedger
+from postgres import PostgreSQL
 from support import (
     ROOT,
     Namespace,
@@ -340,6 +348,68 @@ async def test_runs_on_two_ledgers_that_both_paid_disagree(
         "line 2",
     ]
     assert found[1].count("(completed)") == 2
+
+
+async def test_the_books_of_a_shared_ledger_agree(
+    namespace: Namespace, postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    url = postgresql.create_database()
+    worker = await Worker(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url).start()
+    desk = Desk(await namespace.connect())
+    await desk.submit("SHARED")
+    await desk.decide("SHARED", "completed")
+    worker.kill()
+    found = await audited(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url)
+    assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements\n"])
+    assert [row["payment"] for row in found.of("SHARED")] == ["paid", "paid"]
+
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+APPROVAL = Decision(approved=True, at=NOON)
+
+
+def recorded(
+    state: State, signal: Decision, payment: audit.PaymentActivity | None = None
+) -> audit.Run:
+    """What Temporal has of a run that was never made, with the payment of its only line."""
+    status = InvoiceStatus(
+        invoice_id="MADE-UP", workflow_id="", state=state, status="", submitted_at=NOON
+    )
+    description: Any = SimpleNamespace(run_id=uuid4().hex)
+    payments = {"1": payment} if payment else {}
+    found = InvoiceRun(description, status, progress=None)
+    return audit.Run(found, signals=[(signal, "a client")], payments=payments)
+
+
+def test_a_decision_that_came_too_late_is_none() -> None:
+    assert recorded("completed", APPROVAL).decision == (APPROVAL, "a client")
+    assert recorded("timed_out", APPROVAL).decision == (None, None)
+
+
+def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
+    begun = audit.PaymentActivity(audit.PaidLine(), NOON)
+    approved = recorded("paying", APPROVAL, begun)
+    rejected = recorded("rejected", Decision(approved=False, at=NOON), begun)
+    assert not list(audit._disagreements(ledger, [approved], [], []))
+    [text] = audit._disagreements(ledger, [rejected], [], [])
+    assert text == f"payments without an approval in {rejected}"
+
+
+def test_a_payment_that_a_reset_has_copied_is_one_payment(ledger: SQLiteLedger) -> None:
+    payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
+    entry = LedgerEntry(payment, 1, "simulated", "simulated-1", "paid", NOON)
+    asked = audit.PaidLine(item="Domain", amount=Decimal("9.90"))
+
+    def disagreements(*moments: datetime) -> list[str]:
+        runs = [
+            recorded("completed", APPROVAL, audit.PaymentActivity(asked, NOON, moment))
+            for moment in moments
+        ]
+        return list(audit._disagreements(ledger, runs, [entry], [entry]))
+
+    assert not disagreements(NOON, NOON)
+    [text] = disagreements(NOON, NOON + timedelta(seconds=1))
+    assert text.startswith("line 1: paid by run ")
 
 
 async def test_what_cannot_be_read_is_told_in_a_sentence(books: Office, tmp_path: Path) -> None:
