@@ -103,9 +103,6 @@ def profile(settings: Settings, folder: Path) -> dict[str, str]:
     return {"TEMPORAL_CONFIG_FILE": str(file), "TEMPORAL_PROFILE": "accounts"}
 
 
-Configured = Callable[[Settings, Path], dict[str, str]]
-
-
 @pytest.fixture
 def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
     """Gives this process a configuration of Temporal, and no other."""
@@ -147,18 +144,16 @@ def pay(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Pay:
     return pay
 
 
-@pytest.mark.parametrize("configured", [variables, profile])
-async def test_invoice_is_paid_with_client_certificates(
-    by_certificate: Settings, configured: Configured, pay: Pay, tmp_path: Path
+async def test_invoice_is_paid_with_client_certificates_from_a_profile(
+    by_certificate: Settings, pay: Pay, tmp_path: Path
 ) -> None:
-    await pay(configured(by_certificate, tmp_path))
+    await pay(profile(by_certificate, tmp_path))
 
 
-@pytest.mark.parametrize("configured", [variables, profile])
-async def test_invoice_is_paid_with_an_api_key(
-    by_key: Settings, configured: Configured, pay: Pay, tmp_path: Path
+async def test_invoice_is_paid_with_an_api_key_from_variables(
+    by_key: Settings, pay: Pay, tmp_path: Path
 ) -> None:
-    await pay(configured(by_key, tmp_path))
+    await pay(variables(by_key, tmp_path))
 
 
 Said = Callable[[dict[str, str]], Awaitable[tuple[str, str]]]
