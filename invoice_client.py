@@ -240,7 +240,7 @@ class InvoiceClient:
             InvoiceError: there is no such invoice, it is another than the one meant, its deadline
                 has passed, or a decision to the other effect stands.
         """
-        # The total is of the content itself: the memo is whoever's who started the run.
+        # Checked against the content itself: the memo was written by whoever started the run.
         content = None if total is None else self._begin(self._content(workflow_id(invoice_id)))
         run = await self.get_run(invoice_id)
         _expect_invoice(run)
