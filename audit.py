@@ -361,14 +361,14 @@ async def run(make_writer: Callable[[], Write]) -> int:
     Raises:
         StartupError: Temporal or the ledger can't be read.
     """
-    ledger = open_ledger(data_directory(make=False), read_only=True)
-    client = await connect(connect_config(), identity=whoami())
-    try:
-        return await audit(InvoiceClient(client), ledger, make_writer())
-    except GatewayUnavailable as error:
-        raise StartupError(str(error)) from error
-    except (RPCError, TimeoutError) as error:
-        raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
+    with closing(open_ledger(data_directory(make=False), read_only=True)) as ledger:
+        client = await connect(connect_config(), identity=whoami())
+        try:
+            return await audit(InvoiceClient(client), ledger, make_writer())
+        except GatewayUnavailable as error:
+            raise StartupError(str(error)) from error
+        except (RPCError, TimeoutError) as error:
+            raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
 
 
 def main() -> int:

@@ -126,6 +126,10 @@ class Ledger(ABC):
             yield from (str(row[0]) for row in rows)
             after = rows[-1][0]
 
+    @abstractmethod
+    def close(self) -> None:
+        """Ends its connections. It can't be used after that."""
+
     def _standing(self, entry: LedgerEntry) -> LedgerEntry:
         [standing] = self._select(
             "idempotency_key = ? AND attempt = ?", entry.payment.idempotency_key, entry.attempt
@@ -183,14 +187,17 @@ class SQLiteLedger(Ledger):
         self._wal = path.with_name(f"{path.name}-wal")
         self._lock = threading.Lock()
         try:
-            self._connection = self._connect()
-            if not read_only:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-                _make_tables(self._connection)
-            [(self.id,)] = self._connection.execute(_SELECT_ID).fetchall()
-            self._opened = self._files()
+            with _closed_on_error(self._connect()) as self._connection:
+                if not read_only:
+                    self._connection.execute("PRAGMA journal_mode=WAL")
+                    _make_tables(self._connection)
+                [(self.id,)] = self._connection.execute(_SELECT_ID).fetchall()
+                self._opened = self._files()
         except (sqlite3.Error, OSError) as error:
             raise StartupError(f"The payment ledger {self.name} can't be used: {error}.") from error
+
+    def close(self) -> None:
+        self._connection.close()
 
     def _select(self, condition: str, *values: object) -> list[LedgerEntry]:
         # Every payment begins with a look into the ledger.
@@ -220,7 +227,8 @@ class SQLiteLedger(Ledger):
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.execute("PRAGMA synchronous=FULL")
+        with _closed_on_error(connection):
+            connection.execute("PRAGMA synchronous=FULL")
         return connection
 
     def _files(self) -> list[tuple[int, int]]:
@@ -234,14 +242,19 @@ class SQLiteLedger(Ledger):
         # What is in a removed -wal goes into the open file, which may still be the named one.
         with suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(FULL)")
-        connection = self._connect()
-        try:
+        with _closed_on_error(self._connect()) as connection:
             self._expect_id(connection.execute(_SELECT_ID).fetchall())
-        except (sqlite3.Error, GatewayUnavailable):
-            connection.close()
-            raise
         self._connection.close()
         self._connection, self._opened = connection, self._files()
+
+
+@contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    try:
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:
@@ -309,6 +322,9 @@ class PostgreSQLLedger(Ledger):
             check=ConnectionPool.check_connection,  # after a restart the old ones are dead
             open=True,
         )
+
+    def close(self) -> None:
+        self._pool.close()
 
     def _execute(self, statement: str, *values: object) -> tuple[list[Sequence[Any]], int]:
         try:

@@ -3,8 +3,8 @@
 import os
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -179,8 +179,9 @@ async def tools_here(address: str, worker: Worker) -> AsyncIterator[Tools]:
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> SQLiteLedger:
-    return SQLiteLedger(tmp_path / "payments.db")
+def ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
+    with closing(SQLiteLedger(tmp_path / "payments.db")) as ledger:
+        yield ledger
 
 
 @pytest.fixture

@@ -172,8 +172,8 @@ def copy(books: Office, tmp_path: Path) -> Path:
 
 async def problems(address: str, data: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What an audit says of the invoices that disagree."""
-    ledger = SQLiteLedger(data / "payments.db", read_only=True)
-    await audit.audit(InvoiceClient(await connect(address)), ledger, lambda row: None)
+    with closing(SQLiteLedger(data / "payments.db", read_only=True)) as ledger:
+        await audit.audit(InvoiceClient(await connect(address)), ledger, lambda row: None)
     return capsys.readouterr().err.splitlines()[:-1]
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg_pool import ConnectionPool
 
 from payments.gateway import GatewayUnavailable, LedgerEntry, Payment, pay_once
 from payments.ledger import Ledger, PostgreSQLLedger, SQLiteLedger
@@ -36,11 +35,9 @@ BEGUN = LedgerEntry(PAYMENT, 1, "provider", "ref-1", "begun", datetime.now(UTC))
 
 
 @pytest.fixture
-def database(postgresql: PostgreSQL) -> Iterator[str]:
+def database(postgresql: PostgreSQL) -> str:
     """The URL of a PostgreSQL database of the test's own."""
-    yield postgresql.create_database()
-    while POOLS:
-        POOLS.pop().close()
+    return postgresql.create_database()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -52,14 +49,23 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
-POOLS: list[ConnectionPool] = []
+OPENED: list[Ledger] = []
 
 
-def open_at(where: str, *, read_only: bool = False) -> Ledger:
-    if "://" not in where:
-        return SQLiteLedger(Path(where), read_only=read_only)
-    ledger = PostgreSQLLedger(where, read_only=read_only)
-    POOLS.append(ledger._pool)
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def open_at(where: str | Path, *, read_only: bool = False) -> Ledger:
+    ledger: Ledger
+    if "://" in str(where):
+        ledger = PostgreSQLLedger(str(where), read_only=read_only)
+    else:
+        ledger = SQLiteLedger(Path(where), read_only=read_only)
+    OPENED.append(ledger)
     return ledger
 
 
@@ -148,7 +154,7 @@ def test_a_missing_ledger_that_is_only_to_be_read_is_not_made(where: str) -> Non
 def test_a_ledger_keeps_its_id_and_has_it_alone(where: str, tmp_path: Path) -> None:
     ledger = open_at(where)
     assert open_at(where).id == ledger.id
-    assert SQLiteLedger(tmp_path / "other.db").id != ledger.id
+    assert open_at(tmp_path / "other.db").id != ledger.id
 
 
 def test_a_new_ledger_that_is_opened_many_times_at_once_is_made_once(where: str) -> None:
@@ -238,7 +244,7 @@ def make_version_1(path: Path, lines: int) -> None:
 
 def test_a_ledger_of_the_first_version_keeps_its_payments(tmp_path: Path) -> None:
     make_version_1(tmp_path / "payments.db", 2)
-    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger = open_at(tmp_path / "payments.db")
     payment = Payment("invoice-INV-1/line-2", "INV-1", "Item 2", Decimal("19.99"), "EUR")
     paid_at = datetime.fromisoformat(PAID_AT)
     assert ledger.latest(payment.idempotency_key) == LedgerEntry(
@@ -292,11 +298,12 @@ def test_a_kill_in_the_middle_of_the_migration_loses_nothing(when: str, tmp_path
     make_version_1(tmp_path / "payments.db", 100)
     path = str(tmp_path / "payments.db")
     assert start_together(KILLED_WHILE_MIGRATING, path, when, processes=1) == [""]
-    assert len(SQLiteLedger(tmp_path / "payments.db").paid("INV-1")) == 100
+    assert len(open_at(tmp_path / "payments.db").paid("INV-1")) == 100
 
 
-def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(tmp_path: Path) -> None:
-    ledger = SQLiteLedger(tmp_path / "payments.db")
+def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(
+    ledger: SQLiteLedger, tmp_path: Path
+) -> None:
     ledger._connection.execute("PRAGMA busy_timeout=10")
     with closing(sqlite3.connect(tmp_path / "payments.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -306,9 +313,8 @@ def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(tmp_path: P
     assert ledger.add(BEGUN) == BEGUN
 
 
-def test_commits_are_synchronised_in_full(tmp_path: Path) -> None:
-    connection = SQLiteLedger(tmp_path / "payments.db")._connection
-    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+def test_commits_are_synchronised_in_full(ledger: SQLiteLedger) -> None:
+    assert ledger._execute("PRAGMA synchronous")[0] == [(2,)]  # FULL
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
@@ -322,7 +328,7 @@ def test_the_directory_of_the_ledger_is_private(
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "payments.db").write_text("no database, but as long as the header of one is " * 3)
     with pytest.raises(StartupError, match=r"payments\.db can't be used: file is not"):
-        SQLiteLedger(tmp_path / "payments.db")
+        open_at(tmp_path / "payments.db")
 
 
 def remove(data: Path) -> None:
@@ -337,7 +343,7 @@ def move_away(data: Path) -> None:
 
 def replace_by_a_new_one(data: Path) -> None:
     remove(data)
-    SQLiteLedger(data / "payments.db").add(BEGUN)
+    open_at(data / "payments.db").add(BEGUN)
 
 
 def replace_by_garbage(data: Path) -> None:
@@ -371,7 +377,7 @@ def test_a_ledger_removed_or_replaced_pays_nothing_until_it_is_back(
 ) -> None:
     data, backup, gateway = tmp_path / "data", tmp_path / "backup", SimulatedGateway(tmp_path)
     data.mkdir()
-    ledger = SQLiteLedger(data / "payments.db")
+    ledger = open_at(data / "payments.db")
     first = pay_once(gateway, ledger, PAYMENT)
     shutil.copytree(data, backup)
     fault(data)
@@ -387,7 +393,7 @@ def test_a_ledger_removed_or_replaced_pays_nothing_until_it_is_back(
 
 @not_on_windows
 def test_a_ledger_that_is_moved_away_and_back_goes_on(tmp_path: Path) -> None:
-    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger = open_at(tmp_path / "payments.db")
     ledger.add(BEGUN)
     move_away(tmp_path)
     with pytest.raises(GatewayUnavailable):
@@ -401,38 +407,40 @@ def test_a_ledger_that_is_moved_away_and_back_goes_on(tmp_path: Path) -> None:
 
 @not_on_windows
 def test_payments_survive_the_removal_of_the_files_beside_the_ledger(tmp_path: Path) -> None:
-    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger = open_at(tmp_path / "payments.db")
     ledger.add(BEGUN)
     for suffix in ("-wal", "-shm"):
         (tmp_path / f"payments.db{suffix}").unlink()
     assert ledger.latest(PAYMENT.idempotency_key) == BEGUN
     ledger.settle(replace(BEGUN, state="paid"))
     assert len(payments(tmp_path)) == 1
-    assert SQLiteLedger(tmp_path / "payments.db").paid("INV-1")
+    assert open_at(tmp_path / "payments.db").paid("INV-1")
 
 
 @not_on_windows
 def test_the_files_of_a_ledger_that_took_its_place_are_left_alone(tmp_path: Path) -> None:
-    ledger = SQLiteLedger(tmp_path / "payments.db")
+    ledger = open_at(tmp_path / "payments.db")
     ledger.add(BEGUN)
     remove(tmp_path)
-    other = SQLiteLedger(tmp_path / "payments.db")
+    other = open_at(tmp_path / "payments.db")
     with pytest.raises(GatewayUnavailable):
         ledger.latest(PAYMENT.idempotency_key)
     other.add(replace(BEGUN, state="paid"))
-    ledger._connection.close()
+    ledger.close()
     assert (tmp_path / "payments.db-wal").exists()
     assert len(payments(tmp_path)) == 1
 
 
 def test_a_ledger_that_is_opened_and_only_read_is_not_taken_for_another(tmp_path: Path) -> None:
-    SQLiteLedger(tmp_path / "payments.db").add(BEGUN)
-    ledger = SQLiteLedger(tmp_path / "payments.db")
-    connection = ledger._connection
-    assert ledger.latest(PAYMENT.idempotency_key)
-    ledger.settle(replace(BEGUN, state="paid"))
-    assert ledger.paid("INV-1")
-    assert ledger._connection is connection
+    # Closed, which takes away the file beside it.
+    with closing(SQLiteLedger(tmp_path / "payments.db")) as ledger:
+        ledger.add(BEGUN)
+    with closing(SQLiteLedger(tmp_path / "payments.db")) as ledger:
+        connection = ledger._connection
+        assert ledger.latest(PAYMENT.idempotency_key)
+        ledger.settle(replace(BEGUN, state="paid"))
+        assert ledger.paid("INV-1")
+        assert ledger._connection is connection
 
 
 def test_payments_go_on_when_all_connections_were_ended(database: str) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,8 @@ async def test_a_database_that_is_killed_while_paying_is_told_and_waited_for(
 
 
 def ledger_states(url: str, invoice: Invoice) -> list[str]:
-    ledger = PostgreSQLLedger(url)
-    rows, _ = ledger._execute("SELECT state FROM payments WHERE invoice_id = ?", invoice.id)
-    ledger._pool.close()
+    with closing(PostgreSQLLedger(url)) as ledger:
+        rows, _ = ledger._execute("SELECT state FROM payments WHERE invoice_id = ?", invoice.id)
     return [state for [state] in rows]
 
 
