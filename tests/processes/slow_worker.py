@@ -1,6 +1,6 @@
 """A worker whose gateway takes its time: until the file `go-on` is in the data directory."""
 
-import sys
+import os
 import time
 
 import activities
@@ -24,4 +24,4 @@ if __name__ == "__main__":
     directory = data_directory()
     payments = (SlowGateway(directory), open_ledger(directory))
     activities.open_payments = lambda: payments  # type: ignore[assignment]
-    sys.exit(worker.main())
+    os._exit(worker.main())  # worker.py says why
