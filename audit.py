@@ -30,8 +30,8 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.service import RPCError
 
-from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceRun, whoami
-from invoices.invoice import BEFORE_1_1, WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
+from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceRun, invoice_of, whoami
+from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
 from invoices.refusals import InvoiceError
 from invoices.status import Decision, DecisionDetails
 from invoices.wording import format_money, pluralize, sanitized_quote
@@ -121,9 +121,7 @@ class Run:
         at = event.event_time.ToDatetime(UTC)
         match kind.removesuffix("_event_attributes"), attributes:
             case "workflow_execution_started", started:
-                self.invoice = _parsed(Invoice, started.input) or _parsed(
-                    Invoice, started.input, context=BEFORE_1_1
-                )
+                self.invoice = invoice_of(started)
             case "workflow_execution_signaled", signal:
                 if signal.signal_name in ("approve_invoice", "reject_invoice"):
                     details = _parsed(DecisionDetails, signal.input) or DecisionDetails()
@@ -157,10 +155,10 @@ class Run:
             self.ledgers.add(answer.ledger)
 
 
-def _parsed(model: type[Model], payloads: Payloads, context: str | None = None) -> Model | None:
+def _parsed(model: type[Model], payloads: Payloads) -> Model | None:
     with suppress(ValidationError):
         data = payloads.payloads[0].data if payloads.payloads else b""
-        return model.model_validate_json(data, context=context)
+        return model.model_validate_json(data)
     return None
 
 

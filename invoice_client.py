@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
+from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
 from temporalio.client import (
     Client,
     WorkflowExecution,
@@ -515,12 +516,7 @@ class InvoiceClient:
         handle = self.temporal.get_workflow_handle(id, run_id=run_id)
         async for event in handle.fetch_history_events(page_size=1):
             started = event.workflow_execution_started_event_attributes
-            data = started.input.payloads[0].data if started.input.payloads else b""
-            for context in (None, BEFORE_1_1):
-                with suppress(ValidationError):
-                    invoice = Invoice.model_validate_json(data, context=context)
-                    return started.original_execution_run_id, invoice
-            return started.original_execution_run_id, None
+            return started.original_execution_run_id, invoice_of(started)
         return "", None
 
     async def _status_without_worker(
@@ -564,6 +560,16 @@ class InvoiceClient:
         if not status.is_open:
             status.deadline = None
         return status
+
+
+def invoice_of(started: WorkflowExecutionStartedEventAttributes) -> Invoice | None:
+    """The content that a run was started with, None if it is no invoice."""
+    payloads = started.input.payloads
+    data = payloads[0].data if payloads else b""
+    for context in (None, BEFORE_1_1):
+        with suppress(ValidationError):
+            return Invoice.model_validate_json(data, context=context)
+    return None
 
 
 def _list_query(state: State | None, has_state_attribute: bool) -> str:

@@ -105,7 +105,7 @@ async def test_the_server_says_that_it_has_cards(host: Tools) -> None:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_other_hosts_know_nothing_of_the_card(era: str, address: str) -> None:
+async def test_other_hosts_know_nothing_of_the_card(era: str, address: str, worker: Worker) -> None:
     async with tools_in_memory(address, era) as tools:
         assert '"ui' not in json.dumps(await listed(tools.client))
         assert not await tools.client.list_resources()

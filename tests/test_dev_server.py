@@ -287,17 +287,17 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
 async def test_workers_started_at_once_share_a_service_also_when_the_one_that_has_it_ends(
     embedded: Embedded,
 ) -> None:
-    others = await asyncio.gather(*(embedded.worker().start() for _ in range(3)))
+    workers = await asyncio.gather(*(embedded.worker().start() for _ in range(3)))
     [server] = embedded.servers()
-    [first] = [one for one in others if one.process and one.process.pid == server.ppid()]
-    others.remove(first)
+    [first] = [one for one in workers if one.process and one.process.pid == server.ppid()]
+    workers.remove(first)
     invoice = await submit(embedded)
     assert await first.end() == 0
     assert await eventually(lambda: approved(embedded, invoice), 40)
     assert await approved(embedded, await submit(embedded))
     [successor] = embedded.servers()
     assert successor != server
-    for worker in others:
+    for worker in workers:
         assert await worker.end() == 0
     assert await embedded.has_no_server()
 

@@ -5,7 +5,6 @@ The Temporal Service is behind TLS and wants a client certificate or an API key.
 
 import asyncio
 import json
-import os
 import re
 import socket
 import ssl
@@ -103,13 +102,16 @@ def profile(settings: Settings, folder: Path) -> dict[str, str]:
     return {"TEMPORAL_CONFIG_FILE": str(file), "TEMPORAL_PROFILE": "accounts"}
 
 
+Configured = Callable[[Settings, Path], dict[str, str]]
+
+
 @pytest.fixture
-def configure(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+def configure(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, str]], None]:
     """Gives this process a configuration of Temporal, and no other."""
 
     def configure(env: dict[str, str]) -> None:
-        for name in filter(re.compile("TEMPORAL_").match, list(os.environ)):
-            monkeypatch.delenv(name)
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(invoice_server, "_client", None)
@@ -144,16 +146,18 @@ def pay(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Pay:
     return pay
 
 
-async def test_invoice_is_paid_with_client_certificates_from_a_profile(
-    by_certificate: Settings, pay: Pay, tmp_path: Path
+@pytest.mark.parametrize("configured", [variables, profile])
+async def test_invoice_is_paid_with_client_certificates(
+    by_certificate: Settings, configured: Configured, pay: Pay, tmp_path: Path
 ) -> None:
-    await pay(profile(by_certificate, tmp_path))
+    await pay(configured(by_certificate, tmp_path))
 
 
-async def test_invoice_is_paid_with_an_api_key_from_variables(
-    by_key: Settings, pay: Pay, tmp_path: Path
+@pytest.mark.parametrize("configured", [variables, profile])
+async def test_invoice_is_paid_with_an_api_key(
+    by_key: Settings, configured: Configured, pay: Pay, tmp_path: Path
 ) -> None:
-    await pay(variables(by_key, tmp_path))
+    await pay(configured(by_key, tmp_path))
 
 
 Said = Callable[[dict[str, str]], Awaitable[tuple[str, str]]]

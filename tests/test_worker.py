@@ -54,6 +54,12 @@ async def test_a_port_taken_by_something_else_is_named(
         assert f"Port {port} is in use by something that is no Temporal Service" in line
 
 
+async def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    line = await refused(INVOICE_DATA_DIR=str(tmp_path), TEMPORAL_ADDRESS=address)
+    assert f"The Temporal Service at {address} can't be reached" in line
+
+
 async def test_a_broken_data_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     line = await refused(INVOICE_DATA_DIR=str(tmp_path / "file"))
