@@ -30,10 +30,16 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.service import RPCError
 
-from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceRun, invoice_of, whoami
-from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
+from invoice_client import InvoiceClient, InvoiceRun, invoice_of, whoami
+from invoices.invoice import (
+    INVOICE_WORKFLOW,
+    WORKFLOW_ID_PREFIX,
+    Invoice,
+    invoice_id_of,
+    workflow_id,
+)
 from invoices.refusals import InvoiceError
-from invoices.status import Decision, DecisionDetails
+from invoices.status import DECISIONS, Decision
 from invoices.wording import format_money, pluralize, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
@@ -123,10 +129,9 @@ class Run:
             case "workflow_execution_started", started:
                 self.invoice = invoice_of(started)
             case "workflow_execution_signaled", signal:
-                if signal.signal_name in ("approve_invoice", "reject_invoice"):
-                    details = _parsed(DecisionDetails, signal.input) or DecisionDetails()
-                    approved = signal.signal_name == "approve_invoice"
-                    decision = Decision(**details.model_dump(), approved=approved, at=at)
+                if signal.signal_name in DECISIONS:
+                    data = signal.input.payloads[0].data if signal.input.payloads else b""
+                    decision = Decision.sent(DECISIONS[signal.signal_name], data, at)
                     self.signals.append((decision, signal.identity))
             case "activity_task_scheduled", activity:
                 if activity.activity_type.name == "process_payment":

@@ -40,6 +40,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from invoices.answers import InvoiceList, InvoiceStatus, Retry
 from invoices.invoice import (
     BEFORE_1_1,
+    INVOICE_WORKFLOW,
     Invoice,
     invoice_id_of,
     workflow_id,
@@ -72,7 +73,6 @@ Content = tuple[str, Invoice | None]
 """A run's id, and its invoice if it has one."""
 T = TypeVar("T")
 
-INVOICE_WORKFLOW = "InvoiceWorkflow"
 MAX_NAME = 200
 """What fits into `DecisionDetails.by`."""
 QUERY_SECONDS = 2

@@ -98,7 +98,12 @@ async def run() -> None:
             client,
             task_queue=TASK_QUEUE,
             workflows=[InvoiceWorkflow, NoticeWorkflow],
-            activities=[activities.process_payment, activities.payments_made, post_notice],
+            activities=[
+                activities.process_payment,
+                activities.payments_made,
+                activities.decision_in_time,
+                post_notice,
+            ],
             deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
             # would take so long that Temporal gives it up and tries again.

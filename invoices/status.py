@@ -4,7 +4,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from invoices.invoice import Invoice
@@ -65,11 +65,24 @@ class DecisionDetails(BaseModel):
     """By the sender's clock: a decision that is read after the deadline may have been in time."""
 
 
+DECISIONS = {"approve_invoice": True, "reject_invoice": False}
+"""The signals that decide, and whether each approves."""
+
+
 class Decision(DecisionDetails):
     """The first decision on an invoice, which stands."""
 
     approved: bool
     at: datetime
+
+    @classmethod
+    def sent(cls, approved: bool, data: bytes, at: datetime) -> Self:
+        """As the JSON of a signal says it. Nonsense in that doesn't lose the decision."""
+        try:
+            details = DecisionDetails.model_validate_json(data)
+        except ValidationError:
+            details = DecisionDetails()
+        return cls(**details.model_dump(), approved=approved, at=at)
 
     def __str__(self) -> str:
         """`approved by user@host on 2026-11-29 06:02:11 UTC, reason: “as agreed”`."""
@@ -167,6 +180,8 @@ class RunProgress(Progress):
     approval_timeout_days: Annotated[float, Field(gt=0, le=365)]
     ledger: str | None = None
     """The id of the payment ledger that this invoice belongs to."""
+    gateway: str | None = None
+    """The name of the payment gateway that this run belongs to."""
     submitted_at: datetime | None = None
     deadline: datetime | None = None
     """Not in the memo: it follows from the others."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import pytest
+import temporalio.worker
 from temporalio.client import Client
 
 from payments.ledger import SQLiteLedger
@@ -186,6 +187,38 @@ class Worker:
         assert self.process
         self.process.send_signal(number)
         return await asyncio.to_thread(self.process.wait, 45)
+
+
+@asynccontextmanager
+async def workflows_only(client: Client) -> AsyncIterator[None]:
+    """A worker in this process that takes invoices as far as their next payment.
+
+    Its ledger, and that of `payments_only`, is what `activities.open_payments` gives.
+    """
+    import activities
+    from workflow import TASK_QUEUE, InvoiceWorkflow
+
+    async with temporalio.worker.Worker(
+        client,
+        task_queue=TASK_QUEUE,
+        workflows=[InvoiceWorkflow],
+        activities=[activities.payments_made],
+        no_remote_activities=True,
+        workflow_runner=temporalio.worker.UnsandboxedWorkflowRunner(),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def payments_only(client: Client) -> AsyncIterator[None]:
+    """A worker in this process that makes payments and takes no invoice any further."""
+    import activities
+    from workflow import TASK_QUEUE
+
+    async with temporalio.worker.Worker(
+        client, task_queue=TASK_QUEUE, activities=[activities.process_payment]
+    ):
+        yield
 
 
 def payments(data: Path) -> dict[str, tuple[str, str, str]]:

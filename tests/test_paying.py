@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import pytest
 from temporalio.client import Client, WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
+import activities
+import audit
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
+from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway
 from raw_client import RawClient
 from support import (
     PROCESSES,
@@ -21,7 +26,10 @@ from support import (
     connect,
     eventually,
     paid,
+    payments_only,
+    states,
     tools_in_memory,
+    workflows_only,
 )
 
 
@@ -106,15 +114,101 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
 ) -> None:
     client = await namespace.connect()
     worker = await Worker(namespace.address, tmp_path, PROCESSES / "slow_worker.py").start()
-    invoice = await approved(client)
+    invoice = await approved(client, payment_interval_seconds=1)
     await exists(tmp_path / "paying")
-    await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
+    handle = client.get_workflow_handle(workflow_id(invoice.id))
+    await handle.cancel()
     assert (await InvoiceClient(client).get_status(invoice.id)).state == "paying"
     (tmp_path / "go-on").touch()
     text = await ended(client, invoice, "cancelled")
     assert "status: Cancelled. Paid: 1 of 2 lines, $5,000.00 of $7,000.00." in text
+    assert "It was stopped at line 2 of 2" in text
+    timers = [
+        event
+        async for event in handle.fetch_history_events()
+        if event.HasField("timer_started_event_attributes")
+    ]
+    assert len(timers) == 2  # the deadline and the pause before line 1: none for line 2
     assert paid(tmp_path, invoice.model_dump()) == [f"invoice-{invoice.id}/line-1"]
     worker.kill()
+
+
+@pytest.fixture
+def ledger_here(
+    tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> SQLiteLedger:
+    """Of the workers in this process; an amount above 6,000 is declined."""
+    gateway = SimulatedGateway(tmp_path, Decimal(6000))
+    monkeypatch.setattr(activities, "open_payments", lambda: (gateway, ledger))
+    return ledger
+
+
+async def cancelled_with_the_outcome(
+    client: Client, invoice: Invoice, *, cancel_first: bool = False
+) -> None:
+    """The outcome of line 1 and a cancellation come to the workflow in one task."""
+    handle = client.get_workflow_handle(workflow_id(invoice.id))
+
+    async def payments_pending() -> int:
+        return len((await handle.describe()).raw_description.pending_activities)
+
+    async def none_pending() -> bool:
+        return not await payments_pending()
+
+    async with workflows_only(client):
+        await InvoiceClient(client).submit(invoice)
+        await InvoiceClient(client).decide(invoice.id, approve=True)
+        await eventually(payments_pending)
+    if cancel_first:
+        await handle.cancel()
+    async with payments_only(client):
+        await eventually(none_pending)
+    if not cancel_first:
+        await handle.cancel()
+
+
+@pytest.mark.parametrize("cancel_first", [False, True])
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["19.99"], "status: Completed. Paid: 1 of 1 line, $19.99 of $19.99."),
+        (
+            ["19.99", "5.00"],
+            "status: Cancelled. Paid: 1 of 2 lines, $19.99 of $24.99. It was stopped at line 2",
+        ),
+    ],
+)
+async def test_a_payment_made_as_a_cancellation_arrives_is_told(
+    cancel_first: bool,
+    lines: list[str],
+    told: str,
+    namespace: Namespace,
+    ledger_here: SQLiteLedger,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = await namespace.connect()
+    items = [{"item": f"Item {amount}", "amount": amount} for amount in lines]
+    invoice = Invoice.model_validate(an_invoice(lines=items))
+    await cancelled_with_the_outcome(client, invoice, cancel_first=cancel_first)
+    async with workflows_only(client):
+        text = await ended(client, invoice, "completed", "cancelled")
+    assert told in text
+    assert states(ledger_here) == ["paid"]
+    assert await audit.audit(InvoiceClient(client), ledger_here, lambda row: None) == 0
+    assert "1 invoice, 0 with disagreements" in capsys.readouterr().err
+
+
+async def test_a_decline_that_comes_with_a_cancellation_is_told(
+    namespace: Namespace, ledger_here: SQLiteLedger
+) -> None:
+    client = await namespace.connect()
+    items = [{"item": "Yacht", "amount": "6000.01"}]
+    invoice = Invoice.model_validate(an_invoice(lines=items))
+    await cancelled_with_the_outcome(client, invoice)
+    async with workflows_only(client):
+        text = await ended(client, invoice, "failed", "cancelled")
+    assert "Payment failed: line 1 of 1, “Yacht”, $6,000.01: declined" in text
+    assert "nothing of it is paid" in text
 
 
 async def test_cancellation_ends_the_retries_of_an_outage(
