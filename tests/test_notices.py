@@ -158,12 +158,9 @@ async def post(hook: Hook) -> int:
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("answer", [never_end, send_a_bomb])
-async def test_the_body_of_an_answer_is_not_read(answer: Answer) -> None:
-    before = psutil.Process().memory_info().rss
-    async with a_hook(answer) as hook:
+async def test_the_body_of_an_answer_is_not_waited_for() -> None:
+    async with a_hook(never_end) as hook:
         assert await post(hook) == 200
-    assert psutil.Process().memory_info().rss - before < 50_000_000
 
 
 @pytest.mark.unit
@@ -174,8 +171,10 @@ async def test_a_post_takes_ten_seconds_at_most(
     assert notices.POST_SECONDS == 10
     monkeypatch.setattr(notices, "POST_SECONDS", 0.5)
     async with a_hook(answer) as hook:
+        start = time.monotonic()
         with pytest.raises(TimeoutError):
             await post(hook)
+        assert time.monotonic() - start < 5
 
         async def given_up() -> bool:
             return hook.ended == 1
