@@ -2,21 +2,36 @@
 
 import asyncio
 import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError
 
-from invoices.invoice import INVOICE_WORKFLOW, invoice_id_of
+from invoices.invoice import (
+    INVOICE_WORKFLOW,
+    invoice_id_of,
+    line_id,
+    line_id_of,
+    line_number,
+    payment_key,
+    workflow_id,
+)
+from invoices.messages import (
+    LedgerAnswer,
+    LedgerQuestion,
+    LineToPay,
+    PaidLine,
+    PaymentRequest,
+    Terms,
+)
 from invoices.status import DECISIONS, Decision
-from invoices.wording import currency_sign, sanitized
+from invoices.wording import currency_sign, describe_validation_errors, sanitized
 from notices import notify_url
 from payments.gateway import (
     GatewayUnavailable,
@@ -27,9 +42,9 @@ from payments.gateway import (
     PaymentGateway,
     WrongGateway,
     expect_gateway,
-    pay_once,
 )
 from payments.ledger import Ledger, open_ledger
+from payments.pay_once import pay_once
 from payments.simulated import SimulatedGateway, decline_limit
 from startup import StartupError, data_directory
 
@@ -70,11 +85,7 @@ class WrongLedger(Exception):
 async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger holds as paid of `invoice`, also lines that it no longer has.
 
-    Takes of a validated invoice its `id`, its `lines` (`item` and `amount`), `currency`, `customer`
-    and `payment_method`, and where they are known the `ledger` (its id) and the `gateway` (its
-    name) that it belongs to. Returns this worker's `ledger` and `gateway`, the `lines` (for each
-    its number as `line`, `item`, `amount`, `currency`, `provider`, `reference` and, in ISO 8601,
-    `at`), and `notify` if this worker has an `INVOICE_NOTIFY_URL`.
+    Takes the JSON of a `LedgerQuestion`, and returns that of a `LedgerAnswer`.
 
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
@@ -82,48 +93,43 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
             retried, where the ledger is away or the invoice belongs to another one or to another
             gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
     """
-    _invoice_workflow_id(activity.info())
+    caller = _invoice_workflow_id(activity.info())
     gateway, ledger = open_payments()
-    invoice_id = str(invoice["id"])
-    key = f"invoice-{invoice_id}/line-"
-    with _as_application_errors(invoice_id):
-        _expect_ledger(ledger, invoice.get("ledger"))
-        begun_through = await asyncio.to_thread(ledger.providers, invoice_id)
-        expect_gateway(gateway, begun_through | _noted_gateway(invoice))
-        for number, line in enumerate(invoice["lines"], start=1):
+    with _as_application_errors(invoice_id_of(caller)):
+        question = LedgerQuestion.model_validate(invoice)
+        _expect_ledger(ledger, question)
+        begun_through = await asyncio.to_thread(ledger.providers, question.id)
+        expect_gateway(gateway, begun_through | _gateway_of(question))
+        for number, line in enumerate(question.lines, start=1):
+            key = payment_key(workflow_id(question.id), line_id(number))
             try:
-                gateway.check(_payment(f"{key}{number}", invoice_id, line, invoice))
+                gateway.check(_payment(key, question.id, line, question))
             except InvalidPayment as error:
                 of_line = error.field in {"item", "amount"}
                 field = f"lines[{number - 1}].{error.field}" if of_line else error.field
                 raise InvalidPayment(field, error.rule) from error
-        entries = await asyncio.to_thread(ledger.paid, invoice_id)
-    lines = [
-        {
-            "line": int(match[1]),
-            "item": entry.payment.item,
-            "amount": str(entry.payment.amount),
-            "currency": entry.payment.currency,
-            "provider": entry.provider,
-            "reference": entry.reference,
-            "at": entry.at.isoformat(),
-        }
+        entries = await asyncio.to_thread(ledger.paid, question.id)
+    paid = {
+        line_number(line_id_of(entry.payment.idempotency_key, question.id)): entry.payment
         for entry in entries
-        if (match := re.fullmatch(f"{re.escape(key)}([0-9]+)", entry.payment.idempotency_key))
+    }
+    lines = [
+        PaidLine(line=number, item=payment.item, amount=payment.amount, currency=payment.currency)
+        for number, payment in paid.items()
+        if number
     ]
-    found: dict[str, Any] = {"ledger": ledger.id, "gateway": gateway.name, "lines": lines}
-    found["lines"].sort(key=lambda line: line["line"])
-    if notify_url():
-        found["notify"] = True
-    return found
+    answer = LedgerAnswer(
+        ledger=ledger.id,
+        gateway=gateway.name,
+        lines=sorted(lines, key=lambda line: line.line),
+        notify=notify_url() is not None,
+    )
+    return answer.to_json()
 
 
 @activity.defn
 async def process_payment(line_item: dict[str, Any]) -> str:
-    """Pays `line_item`: its `item`, `amount` and `currency`.
-
-    Optional: the `customer` who is charged, the `payment_method`, and the `ledger` (its id) and the
-    `gateway` (its name) that the invoice belongs to; a worker with another one pays nothing.
+    """Pays a line. Takes the JSON of a `PaymentRequest`, of which the tutorial sends a part.
 
     A line is known by the workflow and the activity id, which stay the same in every attempt and in
     every later run for this invoice; so it is paid once, however often this runs.
@@ -134,12 +140,13 @@ async def process_payment(line_item: dict[str, Any]) -> str:
             `NotAnInvoice` if anything but an `InvoiceWorkflow` asks, not to be retried.
     """
     info = activity.info()
-    workflow_id = _invoice_workflow_id(info)
+    caller = _invoice_workflow_id(info)
     gateway, ledger = open_payments()
-    invoice_id = invoice_id_of(workflow_id)
+    invoice_id = invoice_id_of(caller)
     what = f"{invoice_id} {info.activity_id}"
     with _as_application_errors(what):
-        payment = _payment(f"{workflow_id}/{info.activity_id}", invoice_id, line_item, line_item)
+        request = PaymentRequest.model_validate(line_item)
+        payment = _payment(payment_key(caller, info.activity_id), invoice_id, request, request)
         sign = currency_sign(payment.currency)
         activity.logger.info(
             "Processing payment: %s - %s%s (%s)",
@@ -148,8 +155,8 @@ async def process_payment(line_item: dict[str, Any]) -> str:
             payment.amount,
             what,
         )
-        _expect_ledger(ledger, line_item.get("ledger"))
-        expect_gateway(gateway, _noted_gateway(line_item))
+        _expect_ledger(ledger, request)
+        expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
         await asyncio.to_thread(pay_once, gateway, ledger, payment)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
@@ -205,15 +212,15 @@ def _invoice_workflow_id(info: activity.Info) -> str:
     raise error
 
 
-def _noted_gateway(terms: dict[str, Any]) -> set[str]:
+def _gateway_of(terms: Terms) -> set[str]:
     """Empty for a run that began before gateways were noted, and for other clients' workflows."""
-    return {str(terms["gateway"])} if terms.get("gateway") is not None else set()
+    return set() if terms.gateway is None else {terms.gateway}
 
 
-def _expect_ledger(ledger: Ledger, of_invoice: object) -> None:
-    if of_invoice not in (None, ledger.id):
+def _expect_ledger(ledger: Ledger, terms: Terms) -> None:
+    if terms.ledger not in (None, ledger.id):
         raise WrongLedger(
-            f"the invoice belongs to the payment ledger {str(of_invoice)[:8]}, and this worker"
+            f"the invoice belongs to the payment ledger {str(terms.ledger)[:8]}, and this worker"
             f" keeps {ledger.id[:8]} in {ledger.name}: start a worker with the data directory"
             " or PAYMENT_LEDGER_URL that the invoice began with"
         )
@@ -231,47 +238,29 @@ def _as_application_errors(what: str) -> Iterator[None]:
         PaymentDeclined,
         PaymentConflict,
         InvalidPayment,
+        ValidationError,
     ) as error:
+        is_invalid = isinstance(error, InvalidPayment | ValidationError)
+        reason = (
+            describe_validation_errors(error) if isinstance(error, ValidationError) else str(error)
+        )
         attempt = activity.info().attempt
-        activity.logger.warning("%s: attempt %s failed: %s", what, attempt, error)
+        activity.logger.warning("%s: attempt %s failed: %s", what, attempt, reason)
         raise ApplicationError(
-            str(error),
-            type="InvalidInvoice" if isinstance(error, InvalidPayment) else type(error).__name__,
+            reason,
+            type="InvalidInvoice" if is_invalid else type(error).__name__,
             non_retryable=not isinstance(error, GatewayUnavailable | WrongLedger | WrongGateway),
             category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
         ) from error
 
 
-def _payment(key: str, invoice_id: str, line: dict[str, Any], terms: dict[str, Any]) -> Payment:
-    """`terms` has what an invoice says for all of its lines.
-
-    Our workflow has checked all of it; another one that calls the activity may not have.
-    """
-
-    def text(field: str, value: object) -> str:
-        if re.search("[\0\ud800-\udfff]", str(value)):  # which a ledger can't store
-            raise InvalidPayment(field, "must be text without NUL or half characters")
-        return str(value)
-
-    def optional(field: str) -> str | None:
-        return text(field, terms[field]) if terms.get(field) is not None else None
-
+def _payment(key: str, invoice_id: str, line: LineToPay, terms: Terms) -> Payment:
     return Payment(
         key,
         invoice_id,
-        text("item", line.get("item", "Unknown")),
-        _amount(line.get("amount", "0.0")),
-        optional("currency") or "USD",
-        optional("customer"),
-        optional("payment_method"),
-    )
-
-
-def _amount(value: Any) -> Decimal:
-    with suppress(InvalidOperation):
-        amount = Decimal(str(value))
-        if amount.is_finite() and amount >= 0:
-            return amount
-    raise InvalidPayment(
-        "amount", f"must be a number, not negative, instead of {sanitized(str(value))}"
+        line.item,
+        line.amount,
+        terms.currency,
+        terms.customer,
+        terms.payment_method,
     )

@@ -36,8 +36,11 @@ from invoices.invoice import (
     WORKFLOW_ID_PREFIX,
     Invoice,
     invoice_id_of,
+    line_id_of,
+    line_number,
     workflow_id,
 )
+from invoices.messages import LedgerAnswer, PaidLine, PaymentRequest, PricedLine
 from invoices.refusals import InvoiceError
 from invoices.status import DECISIONS, Decision
 from invoices.wording import format_money, pluralize, sanitized_quote
@@ -61,31 +64,11 @@ Write = Callable[[Row], object]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class PaidLine(BaseModel):
-    """A line as a history has it: in what was asked of `process_payment`, or paid earlier."""
-
-    line: int | None = None
-    item: str = "Unknown"
-    amount: Decimal = Decimal("0.0")
-    currency: str = "USD"
-    ledger: str | None = None
-
-    def __str__(self) -> str:
-        return f"{sanitized_quote(self.item)} for {format_money(self.amount, self.currency)}"
-
-
-class LedgerAnswer(BaseModel):
-    """What `payments_made` answered."""
-
-    ledger: str
-    lines: list[PaidLine]
-
-
 @dataclass
 class PaymentActivity:
     """A `process_payment` of a run."""
 
-    asked: PaidLine
+    asked: PaymentRequest
     scheduled_at: datetime
     paid_at: datetime | None = None
 
@@ -135,9 +118,9 @@ class Run:
                     self.signals.append((decision, signal.identity))
             case "activity_task_scheduled", activity:
                 if activity.activity_type.name == "process_payment":
-                    asked = _parsed(PaidLine, activity.input) or PaidLine()
+                    asked = _parsed(PaymentRequest, activity.input) or PaymentRequest()
                     self.under_way[event.event_id] = PaymentActivity(asked, at)
-                    line = activity.activity_id.removeprefix("line-")
+                    line = _short(activity.activity_id)
                     self.payments[line] = self.under_way[event.event_id]
                     self.ledgers |= {asked.ledger} if asked.ledger else set()
             case "activity_task_completed", completed:
@@ -298,7 +281,7 @@ def _line_disagreements(
 ) -> Iterator[str]:
     begun = [(run, run.payments[line]) for run in runs if line in run.payments]
     done = [(run, payment) for run, payment in begun if payment.paid_at]
-    told = [(run, payment.asked) for run, payment in done]
+    told: list[tuple[Run, PricedLine]] = [(run, payment.asked) for run, payment in done]
     told += [(run, run.paid_earlier[line]) for run in runs if line in run.paid_earlier]
     paid = [entry for entry in entries if entry.state == "paid"]
     if len(paid) > 1:
@@ -329,8 +312,12 @@ def _line_disagreements(
 
 
 def _line(entry: LedgerEntry) -> str:
-    key = entry.payment.idempotency_key
-    return key.removeprefix(f"{workflow_id(entry.payment.invoice_id)}/").removeprefix("line-")
+    return _short(line_id_of(entry.payment.idempotency_key, entry.payment.invoice_id))
+
+
+def _short(line_id: str) -> str:
+    """The line's number, or the whole id of something else that was paid."""
+    return str(line_number(line_id) or line_id)
 
 
 def _described(entry: LedgerEntry) -> str:

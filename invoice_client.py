@@ -13,7 +13,7 @@ import time
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from math import inf
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ from invoices.invoice import (
     INVOICE_WORKFLOW,
     Invoice,
     invoice_id_of,
+    line_number,
     workflow_id,
 )
 from invoices.refusals import (
@@ -58,15 +59,18 @@ from invoices.status import (
     INVALID_INVOICE,
     PROCESSING,
     REJECTED,
+    TERMINATED,
     DecisionDetails,
     Progress,
     RunProgress,
     State,
+    approval_deadline,
     state_of_text,
 )
 from invoices.wording import format_utc, sanitized
+from reports import INVOICE_STATE
 from temporal_service.payloads import json_payload
-from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
+from workflow import TASK_QUEUE, InvoiceWorkflow
 
 Handle = WorkflowHandle[InvoiceWorkflow, str]
 Content = tuple[str, Invoice | None]
@@ -556,7 +560,7 @@ class InvoiceClient:
             case WorkflowExecutionStatus.CANCELED if status.state != "cancelled":
                 status.status, status.state = CANCELLED, "cancelled"
             case WorkflowExecutionStatus.TERMINATED | WorkflowExecutionStatus.TIMED_OUT:
-                status.status, status.state = "Terminated by an operator in Temporal", "terminated"
+                status.status, status.state = TERMINATED, "terminated"
         if not status.is_open:
             status.deadline = None
         return status
@@ -618,13 +622,13 @@ def _submitted_at(execution: WorkflowExecution, progress: RunProgress) -> dateti
 
 
 def _status(invoice_id: str, progress: RunProgress, submitted_at: datetime) -> InvoiceStatus:
-    timeout = timedelta(days=progress.approval_timeout_days)
+    deadline = approval_deadline(submitted_at, progress.approval_timeout_days)
     return InvoiceStatus(
         **progress.model_dump(include=set(Progress.model_fields)),
         invoice_id=invoice_id,
         workflow_id=workflow_id(invoice_id),
         submitted_at=submitted_at,
-        deadline=submitted_at + timeout if progress.state == "waiting" else None,
+        deadline=deadline if progress.state == "waiting" else None,
     )
 
 
@@ -633,7 +637,7 @@ def _retry(description: WorkflowExecutionDescription) -> Retry | None:
         if pending.attempt > 1:
             scheduled = pending.HasField("next_attempt_schedule_time")
             return Retry(
-                line=_line_number(pending.activity_id),
+                line=line_number(pending.activity_id),
                 attempt=pending.attempt,
                 next_attempt_at=(
                     pending.next_attempt_schedule_time.ToDatetime(UTC) if scheduled else None
@@ -641,9 +645,3 @@ def _retry(description: WorkflowExecutionDescription) -> Retry | None:
                 last_error=pending.last_failure.message,
             )
     return None
-
-
-def _line_number(activity_id: str) -> int | None:
-    """None for an activity that is about the whole invoice."""
-    digits = activity_id.removeprefix("line-")
-    return int(digits) if digits.isdecimal() else None

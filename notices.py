@@ -161,7 +161,7 @@ def _read(payload: RawValue) -> Notice:
     try:
         return Notice.model_validate_json(payload.payload.data)
     except ValidationError as error:
-        raise _invalid(describe_validation_errors(error, "notice")) from None
+        raise _invalid(f"the notice: {describe_validation_errors(error)}") from None
 
 
 async def _expect_sender(notice: Notice) -> None:

@@ -34,10 +34,11 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 
 import activities
 from notices import NOTICE_TASK_QUEUE, NoticeWorkflow, notify_url, post_notice
+from reports import INVOICE_STATE
 from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start
-from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
+from workflow import TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
 NOTICES_AT_ONCE = 10

@@ -7,51 +7,36 @@ memo updates) goes behind `workflow.patched("name-of-the-change")`; the recorded
 """
 
 import asyncio
-import json
 from contextlib import suppress
 from datetime import datetime, timedelta
-from decimal import Decimal
 from math import ceil
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import RawValue, RetryPolicy, SearchAttributeKey
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
     from activities import decision_in_time, payments_made, process_payment
-    from invoices.invoice import BEFORE_1_1, Invoice, LineItem, workflow_id
+    from invoices.invoice import BEFORE_1_1, Invoice, LineItem, line_id, workflow_id
+    from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
+    from invoices.paid_earlier import PaidEarlier
     from invoices.status import (
-        APPROVAL_TIMEOUT,
-        AWAITING_APPROVAL,
-        CANCELLED,
-        COMPLETED,
         INVALID_INVOICE,
-        PAYMENT_FAILED,
         PROCESSING,
-        PROCESSING_PAYMENTS,
-        REJECTED,
+        STATUS_TEXTS,
         Decision,
         RunProgress,
         State,
+        approval_deadline,
     )
-    from invoices.web_ui import WebUiDetails
-    from invoices.wording import (
-        describe_changed_line,
-        describe_validation_errors,
-        format_money,
-        format_utc,
-        sanitized,
-        sanitized_quote,
-    )
-    from notices import Event, NoticeWorkflow, make_notice
+    from invoices.wording import describe_payment, describe_validation_errors, sanitized
+    from reports import RunReport, report_invalid
     from temporal_service.payloads import NO_PAYLOAD
 
 TASK_QUEUE = "invoice-task-queue"
-INVOICE_STATE = SearchAttributeKey.for_keyword("InvoiceState")
-"""Has the `State`, so that the Web UI's list can show and filter it. Optional everywhere."""
 
 # Retry until the gateway is back: an approved invoice must be paid.
 PAYMENT_RETRY = RetryPolicy(
@@ -61,10 +46,6 @@ PAYMENT_RETRY = RetryPolicy(
 )
 
 
-MAX_TERM_BYTES = 4096
-"""More than 255 characters take in JSON, the most that `customer` and `payment_method` have."""
-
-
 @workflow.defn
 class InvoiceWorkflow:
     """Returns `COMPLETED` or `REJECTED`; fails with `InvalidInvoice` or what stopped a payment."""
@@ -72,7 +53,7 @@ class InvoiceWorkflow:
     invoice: Invoice
     progress: RunProgress
     deadline: datetime
-    web_ui: WebUiDetails
+    report: RunReport
 
     # Payloads are taken raw, here and in the signals; `temporal_service/payloads.py` says why.
     @workflow.init
@@ -80,15 +61,14 @@ class InvoiceWorkflow:
         self.approved: bool | None = None
         self.status = PROCESSING
         self.decision: Decision | None = None
-        self.memo: dict[str, Any] = {}
-        self.read_late = False
+        self.has_late_decision = False
         """Whether a decision was first read after the deadline: it may have been in time."""
-        self.paid_earlier: set[int] = set()
-        """The numbers of the lines that earlier runs for this invoice have paid."""
-        self.notifies = False
-        self.notices: list[asyncio.Task[Any]] = []
+        self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
-        self.problem = self._read(invoice)
+        content = _read_invoice(invoice, None if self.asks_ledger else BEFORE_1_1)
+        self.problem = content if isinstance(content, str) else None
+        if isinstance(content, Invoice):
+            self._begin(content)
 
     @workflow.run
     async def run(self, invoice: RawValue = NO_PAYLOAD) -> str:
@@ -96,50 +76,39 @@ class InvoiceWorkflow:
             raise self._invalid(self.problem)
         workflow.logger.info("%s submitted: %s", self.invoice.id, self.invoice.summary)
         try:
-            if self.asks_ledger:
-                await self._ask_ledger()
+            await self._ask_what_was_paid_earlier()
 
             # Step 1: wait for a person's decision, until the deadline.
-            self._report("waiting", AWAITING_APPROVAL, f"until {format_utc(self.deadline)}")
+            self._enter("waiting")
             await self._decision_or_deadline()
 
             # Step 2: nobody decided in time.
             if self.approved is None:
                 self.approved = False
-                self._report("timed_out", APPROVAL_TIMEOUT)
+                self._enter("timed_out")
                 return "REJECTED"
 
             # Step 3: a person rejected it.
             self.progress.decision = self.decision
             if not self.approved:
-                self._report("rejected", REJECTED, str(self.decision))
+                self._enter("rejected")
                 return "REJECTED"
 
             # Step 4: pay, one line after another.
-            if self.progress.paid_earlier_lines is None and workflow.patched(
-                "ledger-before-paying"
-            ):
-                self._report("paying", PROCESSING_PAYMENTS, str(self.decision))
-                await self._ask_ledger_again()
+            await self._make_sure_what_was_paid_earlier()
             for number, line in enumerate(self.invoice.lines, start=1):
-                if number in self.paid_earlier:
-                    continue
-                self.progress.current_line = self._label(number, line)
-                # A payment under way swallows a cancellation; no other is begun after it.
-                cancelled = workflow.cancellation_reason() is not None
-                if cancelled and workflow.patched("result-before-cancellation"):
-                    raise asyncio.CancelledError
-                self._report("paying", PROCESSING_PAYMENTS, str(self.decision))
-                await self._pace(number)
-                await self._pay(number, line)
+                if number not in self.paid_earlier:
+                    self._begin_line(number)
+                    await self._pause_before(number)
+                    await self._pay(number, line)
             self.progress.current_line = None
-            self._report("completed", COMPLETED)
+            self._enter("completed")
             return "COMPLETED"
         except asyncio.CancelledError:
-            self._report("cancelled", CANCELLED)
+            self._enter("cancelled")
             raise
         finally:
-            await self._hand_over_notices()
+            await self.report.hand_over_notices()
 
     @workflow.signal
     def approve_invoice(self, details: RawValue = NO_PAYLOAD) -> None:
@@ -158,43 +127,22 @@ class InvoiceWorkflow:
     @workflow.query
     def get_progress(self) -> dict[str, Any]:
         """A `RunProgress`, empty for an invalid invoice."""
-        if not hasattr(self, "progress"):
+        if self.problem:
             return {}
         # A decision is told as soon as it is taken, also while the ledger is still being asked.
         decided = self.progress.model_copy(update={"decision": self.decision})
         return decided.model_dump(mode="json")
 
-    def _read(self, payload: RawValue) -> str | None:
-        """Takes the invoice over; returns what is wrong with it."""
-        context = None if self.asks_ledger else BEFORE_1_1
-        try:
-            invoice = Invoice.model_validate_json(payload.payload.data, context=context)
-        except ValidationError as error:
-            return describe_validation_errors(error)
-        # Payments are known by the workflow id: one invoice, one id.
-        if workflow.info().workflow_id != workflow_id(invoice.id):
-            return f"id: the workflow id must be {workflow_id(invoice.id)}"
+    def _begin(self, invoice: Invoice) -> None:
         self.invoice = invoice
         self.progress = RunProgress.of(invoice)
-        if self.asks_ledger:
-            self.progress.status = PROCESSING  # until the ledger has answered
-        # The deadline counts from the submission, also if the first worker came later.
         submitted_at = workflow.info().workflow_start_time
         if self.asks_ledger:
+            self.progress.status = PROCESSING  # until the ledger has answered
             self.progress.submitted_at = submitted_at
-        self.deadline = submitted_at + timedelta(days=invoice.approval_timeout_days)
+        self.deadline = approval_deadline(submitted_at, invoice.approval_timeout_days)
         self.progress.deadline = self.deadline
-        self.web_ui = WebUiDetails(invoice, self.deadline)
-        return None
-
-    def _invalid(self, problem: str) -> ApplicationError:
-        self.status = f"{INVALID_INVOICE}: {problem}"
-        # Whatever else the client has noted there isn't so.
-        nothing = dict.fromkeys(RunProgress.model_fields)
-        workflow.upsert_memo({**nothing, "status": self.status})
-        self._upsert_state("failed")
-        workflow.logger.warning("%s: %s", workflow.info().workflow_id, self.status)
-        return ApplicationError(problem, type="InvalidInvoice", non_retryable=True)
+        self.report = RunReport(invoice, self.deadline)
 
     def _decide(self, approved: bool, payload: RawValue) -> None:
         """The first decision stands.
@@ -209,128 +157,30 @@ class InvoiceWorkflow:
         if decision.at >= self.deadline:
             if workflow.patched("deadline-by-the-service"):
                 workflow.logger.info("%s: a decision is read after the deadline", self.invoice.id)
-                self.read_late = True
+                self.has_late_decision = True
                 return
-            if workflow.patched("deadline-is-a-decision"):
-                # What the sender's clock said counted for runs that have recorded so.
-                submitted_at = workflow.info().workflow_start_time
-                sent_at = decision.sent_at
-                if sent_at is None or not submitted_at <= sent_at < self.deadline:
-                    return
-                decision.at = sent_at
-        self.approved = approved
-        self.decision = decision
-
-    async def _ask_ledger(self) -> None:
-        """Which ledger it is, and what earlier runs for this invoice have paid.
-
-        Without an answer within seconds that stays unknown, and is asked again before paying.
-        """
-        # From the run before this one, by way of the client: the same invoice, the same ledger.
-        if isinstance(ledger := workflow.memo_value("ledger", None), str):
-            self.progress.ledger = ledger
-        try:
-            found = await workflow.execute_local_activity(
-                payments_made,
-                self._ledger_question(),
-                schedule_to_close_timeout=timedelta(seconds=3),
-                retry_policy=RetryPolicy(maximum_attempts=2),
-            )
-        except FailureError as error:
-            cause = _cause(error)
-            is_final = isinstance(cause, ApplicationError) and cause.non_retryable
-            if is_final or workflow.cancellation_reason() is not None:
-                raise self._stopped(error) from error
-        else:
-            self._take_over(found)
-
-    async def _ask_ledger_again(self) -> None:
-        """Like `_ask_ledger`, but waits for an answer as long as it takes."""
-        try:
-            found = await workflow.execute_activity(
-                payments_made,
-                self._ledger_question(),
-                activity_id="ledger",
-                start_to_close_timeout=timedelta(seconds=30),
-                retry_policy=PAYMENT_RETRY,
-                summary="What was paid earlier",
-            )
-        except ActivityError as error:
-            raise self._stopped(error) from error
-        self._take_over(found)
-
-    def _ledger_question(self) -> dict[str, Any]:
-        lines = [self._to_pay(line) for line in self.invoice.lines]
-        return {"id": self.invoice.id, "lines": lines, **self._terms()}
-
-    def _to_pay(self, line: LineItem) -> dict[str, Any]:
-        """What the activities need of a line. No other fields, which may be of any size: what is
-        sent to an activity is escaped to ASCII, and more than 2 MiB of that is never sent.
-        """
-        return {"item": line.item, "amount": str(line.amount)}
-
-    def _terms(self) -> dict[str, Any]:
-        """What concerns the whole invoice; a line can't say it for itself."""
-        terms: dict[str, Any] = {
-            "currency": self.invoice.currency,
-            "customer": self.invoice.customer,
-            "payment_method": self.invoice.payment_method,
-        }
-        if not self.asks_ledger:  # then those may be of any size, and no provider takes such a one
-            terms = {k: v for k, v in terms.items() if len(json.dumps(v)) <= MAX_TERM_BYTES}
-        return {**terms, "ledger": self.progress.ledger, "gateway": self.progress.gateway}
-
-    def _take_over(self, found: dict[str, Any]) -> None:
-        """Notes which ledger and gateway these are and what the ledger holds as paid; fails where
-        that was changed.
-        """
-        self.progress.ledger = found["ledger"]
-        self.progress.gateway = found.get("gateway")  # a worker of before doesn't tell it
-        self.notifies = bool(found.get("notify"))
-        paid = found["lines"]
-        self.paid_earlier = {payment["line"] for payment in paid}
-        # In another currency each line is told as what it was paid.
-        if all(payment["currency"] == self.invoice.currency for payment in paid):
-            amount = sum((Decimal(payment["amount"]) for payment in paid), Decimal("0.00"))
-            self.progress.paid_lines = self.progress.paid_earlier_lines = len(paid)
-            self.progress.paid_amount = self.progress.paid_earlier_amount = amount
-        lines = dict(enumerate(self.invoice.lines, start=1))
-        changed = []
-        for payment in paid:
-            line = lines.get(payment["line"])
-            was = (payment["item"], Decimal(payment["amount"]), payment["currency"])
-            if line is None or was != (line.item, line.amount, self.invoice.currency):
-                changed.append(describe_changed_line(payment["line"], *was))
-        if changed:
-            raise self._failed("PaymentConflict", "; ".join(changed))
+            # What the sender's clock said counted for runs that have recorded so.
+            if workflow.patched("deadline-is-a-decision") and not _was_sent_in_time(
+                decision, self.deadline
+            ):
+                return
+        self.approved, self.decision = approved, decision
 
     async def _decision_or_deadline(self) -> None:
-        if self.notifies:
+        if self.report.sends_notices:
             wait = timedelta(days=self.invoice.approval_timeout_days)
             await self._decision_until(self.deadline - wait / 5, "Reminder")
             if self.approved is None and workflow.now() < self.deadline:
-                self._notify("reminder")
+                self.report.notify("reminder", self.progress)
         if self.approved is None:
             await self._decision_until(self.deadline, "Approval deadline")
-        if self.approved is None and self.read_late:
-            await self._ask_service()
-
-    async def _ask_service(self) -> None:
-        """Takes the decision that was received in time and read late, if there is one."""
-        try:
-            found = await workflow.execute_activity(
-                decision_in_time,
-                self.deadline.isoformat(),
-                activity_id="decision",
-                start_to_close_timeout=timedelta(seconds=30),
-                retry_policy=PAYMENT_RETRY,
-                summary="Which decision was in time",
-            )
-        except ActivityError as error:
-            raise self._stopped(error) from error
-        if found and self.approved is None:
-            self.decision = Decision.model_validate(found)
-            self.approved = self.decision.approved
+        if self.approved is None and self.has_late_decision:
+            deadline = self.deadline.isoformat()
+            summary = "Which decision was in time"
+            found = await self._execute(decision_in_time, deadline, "decision", summary)
+            if found and self.approved is None:
+                self.decision = Decision.model_validate(found)
+                self.approved = self.decision.approved
 
     async def _decision_until(self, moment: datetime, summary: str) -> None:
         time_left = moment - workflow.now()
@@ -342,126 +192,181 @@ class InvoiceWorkflow:
                 timeout_summary=summary,
             )
 
-    async def _pace(self, number: int) -> None:
+    async def _ask_what_was_paid_earlier(self) -> None:
+        """Asks the ledger, for some seconds; without an answer it stays unknown until paying."""
+        if not self.asks_ledger:  # a run from before 1.1
+            return
+        # From the run before this one, by way of the client.
+        if isinstance(ledger := workflow.memo_value("ledger", None), str):
+            self.progress.ledger = ledger
+        try:
+            found = await workflow.execute_local_activity(
+                payments_made,
+                LedgerQuestion.about(self.invoice, self._terms()).to_json(),
+                schedule_to_close_timeout=timedelta(seconds=3),
+                retry_policy=RetryPolicy(maximum_attempts=2),
+            )
+        except FailureError as error:
+            if _is_final(error) or _is_cancelled():
+                raise self._stopped(error) from error
+        else:
+            self._take_over(found)
+
+    async def _make_sure_what_was_paid_earlier(self) -> None:
+        """Asks the ledger again if it gave no answer at first, for as long as it takes."""
+        is_known = self.progress.paid_earlier_lines is not None
+        if is_known or not workflow.patched("ledger-before-paying"):
+            return
+        self._enter("paying")
+        question = LedgerQuestion.about(self.invoice, self._terms()).to_json()
+        summary = "What was paid earlier"
+        self._take_over(await self._execute(payments_made, question, "ledger", summary))
+
+    def _take_over(self, found: dict[str, Any]) -> None:
+        """Keeps what the ledger answered; fails where a line that was paid has been changed."""
+        answer = LedgerAnswer.model_validate(found)
+        self.progress.ledger, self.progress.gateway = answer.ledger, answer.gateway
+        self.report.sends_notices = answer.notify
+        self.paid_earlier = PaidEarlier(answer.lines)
+        # In another currency each line is told as what it was paid.
+        if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
+            self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
+            self.progress.paid_amount = self.progress.paid_earlier_amount = amount
+        if changes := self.paid_earlier.changes(self.invoice):
+            raise self._failed("PaymentConflict", changes)
+
+    def _terms(self) -> Terms:
+        return Terms.of(self.invoice, self.progress.ledger, self.progress.gateway)
+
+    def _begin_line(self, number: int) -> None:
+        self.progress.current_line = self.invoice.describe_line(number)
+        # A payment under way swallows a cancellation; no other is begun after it.
+        if _is_cancelled() and workflow.patched("result-before-cancellation"):
+            raise asyncio.CancelledError
+        self._enter("paying")
+
+    async def _pause_before(self, number: int) -> None:
         if interval := self.invoice.payment_interval_seconds:
             await workflow.sleep(interval, summary=f"Pacing before line {number}")
 
     async def _pay(self, number: int, line: LineItem) -> None:
         # For runs that have swallowed a cancellation before they looked ahead of each line.
-        if workflow.cancellation_reason() is not None:
+        if _is_cancelled():
             raise asyncio.CancelledError
-        amount = format_money(line.amount, self.invoice.currency)
         payment = workflow.start_activity(
             process_payment,
-            {**self._to_pay(line), **self._terms()},
-            activity_id=f"line-{number}",
+            PaymentRequest.of_line(line, self._terms()).to_json(),
+            activity_id=line_id(number),
             start_to_close_timeout=timedelta(seconds=30),
             retry_policy=PAYMENT_RETRY,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=f"{sanitized(line.item)}: {amount}",
+            summary=describe_payment(line.item, line.amount, self.invoice.currency),
         )
         try:
-            await self._outcome(payment)
+            await _outcome(payment)
         except ActivityError as error:
             raise self._stopped(error) from error
         self.progress.paid_lines += 1
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
 
-    async def _outcome(self, payment: workflow.ActivityHandle[Any]) -> None:
-        """Returns once the payment is made, also if a cancellation arrived together with that.
-
-        The SDK would drop a result that comes in one workflow task with a cancellation. So the
-        payment is cancelled only when it has none, after all of that task has been taken in.
-        """
+    async def _execute(self, activity: Any, argument: Any, activity_id: str, summary: str) -> Any:
+        """What an activity about the whole invoice answers, however long it takes."""
         try:
-            await workflow.wait([payment])
-        except asyncio.CancelledError:
-            if workflow.cancellation_reason() is None:  # it only leaves the worker's memory
-                raise
-            # Conditions are looked at when nothing else is left to do.
-            await workflow.wait_condition(lambda: True)
-            if not payment.done():
-                payment.cancel()
-            elif not workflow.patched("result-before-cancellation"):
-                raise
-        await payment
+            return await workflow.execute_activity(
+                activity,
+                argument,
+                activity_id=activity_id,
+                start_to_close_timeout=timedelta(seconds=30),
+                retry_policy=PAYMENT_RETRY,
+                summary=summary,
+            )
+        except ActivityError as error:
+            raise self._stopped(error) from error
 
     def _stopped(self, error: FailureError) -> BaseException:
         """What an activity that failed for good means for this run."""
-        cause = _cause(error)
-        is_final = isinstance(cause, ApplicationError) and cause.non_retryable
-        if workflow.cancellation_reason() is not None and not (
-            is_final and workflow.patched("result-before-cancellation")
+        if _is_cancelled() and not (
+            _is_final(error) and workflow.patched("result-before-cancellation")
         ):
             return asyncio.CancelledError()
+        cause = _cause(error)
         if isinstance(cause, ApplicationError):
             return self._failed(cause.type or "PaymentFailed", cause.message)
         return self._failed("PaymentFailed", str(cause))
 
     def _failed(self, kind: str, reason: str) -> ApplicationError:
-        text = INVALID_INVOICE if kind == "InvalidInvoice" else PAYMENT_FAILED
+        text = INVALID_INVOICE if kind == "InvalidInvoice" else STATUS_TEXTS["failed"]
         where = f"{self.progress.current_line}: " if self.progress.current_line else ""
         self.progress.failure = kind
-        self._report("failed", f"{text}: {where}{sanitized(reason, 500)}")
+        self._enter("failed", f"{text}: {where}{sanitized(reason, 500)}")
         return ApplicationError(self.status, type=kind, non_retryable=True)
 
-    def _label(self, number: int, line: LineItem) -> str:
-        amount = format_money(line.amount, self.invoice.currency)
-        return f"line {number} of {len(self.invoice.lines)}, {sanitized_quote(line.item)}, {amount}"
+    def _invalid(self, problem: str) -> ApplicationError:
+        self.status = f"{INVALID_INVOICE}: {problem}"
+        report_invalid(self.status)
+        return ApplicationError(problem, type="InvalidInvoice", non_retryable=True)
 
-    def _report(self, state: State, status: str, detail: str = "") -> None:
-        """Makes a change known: status, memo, the Web UI's details, and the log if it is new."""
-        if status != self.status:
-            logged = f"{status}, {detail}" if detail else status
-            workflow.logger.info("%s %s", self.invoice.id, logged)
-        self.status = self.progress.status = status
-        self.progress.state = state
-        self._upsert_changes(self.progress.to_memo())
-        self._upsert_state(state)
-        workflow.set_current_details(self.web_ui.render(self.progress, self.paid_earlier))
+    def _enter(self, state: State, status: str | None = None) -> None:
+        """Sets the state and its status, by default the state's own text, and makes them known."""
+        self.status = status or STATUS_TEXTS[state]
+        self.progress.state, self.progress.status = state, self.status
+        self.report.make_known(self.progress, self.paid_earlier)
 
-        if state != "paying":
-            self._notify(state)
-            if state != "waiting":
-                ended = workflow.metric_meter().create_counter("invoices_ended", "By outcome.")
-                ended.add(1, {"outcome": state})
 
-    def _upsert_state(self, state: State) -> None:
-        # Only where the client could set it: a workflow task that sets an attribute which the
-        # namespace doesn't have fails for ever.
-        known = workflow.info().typed_search_attributes.get(INVOICE_STATE)
-        if known is not None and known != state:
-            workflow.upsert_search_attributes([INVOICE_STATE.value_set(state)])
+def _read_invoice(payload: RawValue, context: str | None) -> Invoice | str:
+    """The invoice that a run was started with, or what is wrong with it."""
+    try:
+        invoice = Invoice.model_validate_json(payload.payload.data, context=context)
+    except ValidationError as error:
+        return describe_validation_errors(error)
+    # Payments are known by the workflow id: one invoice, one id.
+    if workflow.info().workflow_id != workflow_id(invoice.id):
+        return f"id: the workflow id must be {workflow_id(invoice.id)}"
+    return invoice
 
-    def _notify(self, event: Event) -> None:
-        """Starts a notice, which then goes its own way."""
-        if self.notifies:
-            info = workflow.info()
-            start = workflow.start_child_workflow(
-                NoticeWorkflow.run,
-                make_notice(event, self.invoice, self.progress, info.run_id),
-                id=f"notice-{info.run_id}-{event}",
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-            )
-            self.notices.append(asyncio.create_task(start))
 
-    async def _hand_over_notices(self) -> None:
-        """Until the service has them: a notice that isn't started would end with this run."""
-        if self.notices:
-            await asyncio.gather(*self.notices, return_exceptions=True)
+def _was_sent_in_time(decision: Decision, deadline: datetime) -> bool:
+    """By its sender's clock, which it is then dated by."""
+    submitted_at = workflow.info().workflow_start_time
+    if decision.sent_at is None or not submitted_at <= decision.sent_at < deadline:
+        return False
+    decision.at = decision.sent_at
+    return True
 
-    def _upsert_changes(self, memo: dict[str, Any]) -> None:
-        known = self.memo or workflow.memo()  # at first what the client has put there
-        changed = [key for key in RunProgress.model_fields if known.get(key) != memo.get(key)]
-        # Clients before 1.1 put no state into the memo, and their runs must replay without an
-        # update for it alone. It changes with the status anyway.
-        if changed and changed != ["state"]:
-            # Upserting None deletes a memo key.
-            workflow.upsert_memo({key: memo.get(key) for key in changed})
-        self.memo = memo
+
+async def _outcome(payment: workflow.ActivityHandle[Any]) -> None:
+    """Returns once the payment is made, also if a cancellation arrived together with that.
+
+    The SDK would drop a result that comes in one workflow task with a cancellation. So the payment
+    is cancelled only when it has none, after all of that task has been taken in.
+
+    Raises:
+        ActivityError: it wasn't made.
+    """
+    try:
+        await workflow.wait([payment])
+    except asyncio.CancelledError:
+        if not _is_cancelled():  # it only leaves the worker's memory
+            raise
+        # Conditions are looked at when nothing else is left to do.
+        await workflow.wait_condition(lambda: True)
+        if not payment.done():
+            payment.cancel()
+        elif not workflow.patched("result-before-cancellation"):
+            raise
+    await payment
+
+
+def _is_cancelled() -> bool:
+    return workflow.cancellation_reason() is not None
 
 
 def _cause(error: FailureError) -> BaseException | None:
     """What the activity raised; a local activity's error comes without an `ActivityError`."""
     return error.cause if isinstance(error, ActivityError) else error
+
+
+def _is_final(error: FailureError) -> bool:
+    cause = _cause(error)
+    return isinstance(cause, ApplicationError) and cause.non_retryable

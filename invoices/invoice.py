@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, from_json
 
-from invoices.wording import format_lines_and_total
+from invoices.wording import format_lines_and_total, format_money, sanitized_quote
 
 MAX_LINES = 500
 MAX_JSON_BYTES = 1024 * 1024
@@ -226,6 +226,12 @@ class Invoice(BaseModel):
         """`2 lines, $7,000.00`."""
         return format_lines_and_total(len(self.lines), self.total, self.currency)
 
+    def describe_line(self, number: int) -> str:
+        """`line 1 of 2, “Web Development”, $5,000.00`; lines are counted from 1."""
+        line = self.lines[number - 1]
+        amount = format_money(line.amount, self.currency)
+        return f"line {number} of {len(self.lines)}, {sanitized_quote(line.item)}, {amount}"
+
     def to_json(self) -> bytes:
         """The wire format: the same invoice always gives the same bytes; amounts are strings."""
         # Without the fields that came with 1.1 where they aren't given: the digest of an invoice
@@ -249,6 +255,28 @@ WORKFLOW_ID_PREFIX = "invoice-"
 
 def workflow_id(invoice_id: str) -> str:
     return WORKFLOW_ID_PREFIX + invoice_id
+
+
+def line_id(number: int) -> str:
+    """Of a line, counted from 1, within its invoice; also the id of the activity that pays it."""
+    return f"line-{number}"
+
+
+def line_number(line_id: str) -> int | None:
+    """None for anything else, such as the id of an activity about the whole invoice."""
+    digits = line_id.removeprefix("line-")
+    is_line = digits != line_id and digits.isascii() and digits.isdecimal() and len(digits) < 10
+    return int(digits) if is_line else None
+
+
+def payment_key(workflow_id: str, line_id: str) -> str:
+    """By which a line's payment is known for ever: `invoice-{id}/line-{n}`."""
+    return f"{workflow_id}/{line_id}"
+
+
+def line_id_of(payment_key: str, invoice_id: str) -> str:
+    """The other way round: the line, or whatever else a client has paid under the invoice's id."""
+    return payment_key.removeprefix(f"{workflow_id(invoice_id)}/")
 
 
 def invoice_id_of(workflow_id: str) -> str:

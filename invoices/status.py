@@ -1,6 +1,6 @@
 """Where an invoice stands: its state, the decision on it and what is paid; typed."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -35,23 +35,32 @@ PAYMENT_FAILED = "Payment failed"
 INVALID_INVOICE = "Invalid invoice"
 """Followed by a colon, the fields and their rules."""
 
-_STATES: dict[str, State] = {
-    PROCESSING_PAYMENTS: "paying",
-    COMPLETED: "completed",
-    REJECTED: "rejected",
-    APPROVAL_TIMEOUT: "timed_out",
-    PAYMENT_FAILED: "failed",
-    INVALID_INVOICE: "failed",
-    CANCELLED: "cancelled",
+TERMINATED = "Terminated by an operator in Temporal"
+"""Said by the client: a terminated run says nothing any more."""
+
+STATUS_TEXTS: dict[State, str] = {
+    "waiting": AWAITING_APPROVAL,
+    "paying": PROCESSING_PAYMENTS,
+    "completed": COMPLETED,
+    "rejected": REJECTED,
+    "timed_out": APPROVAL_TIMEOUT,
+    "failed": PAYMENT_FAILED,
+    "cancelled": CANCELLED,
+    "terminated": TERMINATED,
 }
+"""How the status text begins in each state."""
 
 
 def state_of_text(status: str) -> State:
     """The state behind a status text: of the tutorial's worker, or of a memo from before 1.1."""
-    for text, state in _STATES.items():
-        if status.startswith(text):
-            return state
-    return "waiting"
+    if status.startswith(INVALID_INVOICE):
+        return "failed"
+    return next((s for s, text in STATUS_TEXTS.items() if status.startswith(text)), "waiting")
+
+
+def approval_deadline(submitted_at: datetime, timeout_days: float) -> datetime:
+    """It counts from the submission, also where the first worker came later."""
+    return submitted_at + timedelta(days=timeout_days)
 
 
 class DecisionDetails(BaseModel):

@@ -44,12 +44,6 @@ def format_duration(duration: timedelta) -> str:
     return f"{minutes} min" if seconds >= 60 else f"{seconds} s"
 
 
-def describe_changed_line(number: int, item: str, amount: Decimal, currency: str) -> str:
-    """Why an invoice can't be paid of which a paid line is now another."""
-    was = f"{sanitized_quote(item)}, {format_money(amount, currency)}"
-    return f"line {number} was paid earlier as {was}, and is now another or gone"
-
-
 # Characters that mean something to Markdown or HTML, and what stands in for them.
 _LOOKALIKES = str.maketrans("<>[]*`~|\\&", "‹›()∗’∼¦⧵＆")
 
@@ -76,6 +70,11 @@ def sanitized(text: str, limit: int = 60) -> str:
     return clean
 
 
+def describe_payment(item: str, amount: Decimal, currency: str) -> str:
+    """`Web Development: $5,000.00`."""
+    return f"{sanitized(item)}: {format_money(amount, currency)}"
+
+
 _STRAIGHT_QUOTES = str.maketrans("“”", '""')
 
 
@@ -84,21 +83,21 @@ def sanitized_quote(text: str, limit: int = 60) -> str:
     return f"“{sanitized(text.translate(_STRAIGHT_QUOTES), limit)}”"
 
 
-def describe_validation_errors(error: ValidationError, prefix: str = "") -> str:
+def describe_validation_errors(error: ValidationError) -> str:
     """The fields and the rules they break, in one line: `lines[0].amount: must be ...; id: ...`.
 
     Names five at most and says how many more there are. Values are left out: they may be long, or
     written to mislead.
     """
     errors = error.errors(include_url=False, include_input=False)
-    described = [f"{_path(prefix, one['loc'])}: {_rule(one['msg'])}" for one in errors[:5]]
+    described = [f"{_path(one['loc'])}: {_rule(one['msg'])}" for one in errors[:5]]
     if len(errors) > 5:
         described.append(f"and {len(errors) - 5} more")
     return "; ".join(described)
 
 
-def _path(prefix: str, location: tuple[int | str, ...]) -> str:
-    path = prefix
+def _path(location: tuple[int | str, ...]) -> str:
+    path = ""
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"

@@ -1,14 +1,8 @@
-"""Paying one line of an invoice, once: `pay_once`, and what it needs of a provider and a ledger.
-
-A provider forgets an idempotency key (Stripe after 24 hours), so a key alone can't guard an invoice
-that waits for days. What a provider keeps for ever is the payment it has prepared: it is made at
-most once, however often and however late it is asked for. So a payment is prepared first, which
-moves no money, its reference is written into the ledger, and only then is that reference paid.
-"""
+"""What paying a line needs of a payment provider: its gateway, and the words for both."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Literal, Protocol
 
@@ -33,15 +27,6 @@ class Payment:
     def __str__(self) -> str:
         customer = f" from {self.customer}" if self.customer else ""
         return f"{self.item!r} for {format_money(self.amount, self.currency)}{customer}"
-
-
-@dataclass(frozen=True)
-class Confirmation:
-    """That a payment has been made."""
-
-    reference: str
-    """The provider's name for the payment."""
-    paid_at: datetime
 
 
 @dataclass(frozen=True)
@@ -119,93 +104,6 @@ class PaymentGateway(Protocol):
         """Returns once the reference is paid, now or earlier."""
 
 
-class PaymentLedger(Protocol):
-    """Every attempt to pay, for ever. Each method is one statement, so none holds a lock between.
-
-    Raises:
-        GatewayUnavailable: the ledger can't be used now, or isn't the one that was opened.
-    """
-
-    @property
-    def id(self) -> str:
-        """Tells this ledger from every other one; 32 hexadecimal digits."""
-
-    def latest(self, idempotency_key: str) -> LedgerEntry | None:
-        """The entry with the highest attempt."""
-
-    def add(self, entry: LedgerEntry) -> LedgerEntry:
-        """The entry that stands: this one, or the one that another payer added first."""
-
-    def settle(self, entry: LedgerEntry) -> LedgerEntry:
-        """Puts a begun entry into the state and time of `entry`; returns the one that stands."""
-
-    def paid(self, invoice_id: str) -> list[LedgerEntry]:
-        """What was paid of an invoice."""
-
-    def providers(self, invoice_id: str) -> set[str]:
-        """Through which a payment of an invoice was begun or made. A declined one doesn't count."""
-
-
-def pay_once(gateway: PaymentGateway, ledger: PaymentLedger, payment: Payment) -> Confirmation:
-    """Pays, or finds out what became of an earlier attempt; any number may overlap.
-
-    Whether an attempt was paid is never guessed: it stays begun, and is paid again under the same
-    reference, until the provider says so.
-
-    Raises:
-        GatewayUnavailable: to be called again later; the payment may have been made.
-        WrongGateway: another line of the invoice, or this one, was begun through another gateway.
-        PaymentDeclined: this attempt is over; a later call begins another.
-        PaymentConflict: the key belongs to another payment.
-        InvalidPayment: the provider can never make it.
-    """
-    expect_gateway(gateway, ledger.providers(payment.invoice_id))
-    entry = ledger.latest(payment.idempotency_key)
-    if entry is None or entry.state != "paid":
-        gateway.check(payment)
-    if entry is None or entry.state == "declined":
-        entry = _begin(gateway, ledger, payment, entry.attempt + 1 if entry else 1)
-    if entry.state != "declined":
-        expect_gateway(gateway, {entry.provider})  # another payer may have been first
-        _expect_same(entry, payment)
-    if entry.state == "begun":
-        entry = _pay(gateway, ledger, entry, payment)
-    if entry.state == "declined":
-        raise PaymentDeclined("declined in another attempt at the same time")
-    return Confirmation(entry.reference, entry.at)
-
-
-def _begin(
-    gateway: PaymentGateway, ledger: PaymentLedger, payment: Payment, attempt: int
-) -> LedgerEntry:
-    try:
-        reference = gateway.prepare(payment, attempt)
-    except PaymentDeclined:
-        # On record, so that the next attempt has a number of its own: a provider may answer a
-        # number that it knows with the old refusal.
-        entry = LedgerEntry(payment, attempt, gateway.name, "", "declined", datetime.now(UTC))
-        entry = ledger.add(entry)
-        if entry.state == "declined":
-            raise
-        return entry
-    return ledger.add(
-        LedgerEntry(payment, attempt, gateway.name, reference, "begun", datetime.now(UTC))
-    )
-
-
-def _pay(
-    gateway: PaymentGateway, ledger: PaymentLedger, entry: LedgerEntry, payment: Payment
-) -> LedgerEntry:
-    try:
-        gateway.pay(entry.reference, payment)
-    except PaymentDeclined:
-        entry = ledger.settle(replace(entry, state="declined", at=datetime.now(UTC)))
-        if entry.state == "declined":
-            raise
-        return entry
-    return ledger.settle(replace(entry, state="paid", at=datetime.now(UTC)))
-
-
 def expect_gateway(gateway: PaymentGateway, names: Iterable[str]) -> None:
     """One invoice, one way of paying: raises `WrongGateway` unless all `names` are this gateway's.
 
@@ -217,17 +115,4 @@ def expect_gateway(gateway: PaymentGateway, names: Iterable[str]) -> None:
             f" through {gateway.name}: start a worker with the PAYMENT_GATEWAY and key that the"
             " invoice began with; if nothing of it is paid, you can also cancel its workflow and"
             " submit it again"
-        )
-
-
-def _expect_same(entry: LedgerEntry, payment: Payment) -> None:
-    """Until it is paid, another card of the customer may be tried, but no other customer."""
-    known = entry.payment
-    same = replace(payment, payment_method=known.payment_method)
-    if entry.state == "paid":
-        same = replace(same, customer=known.customer)
-    if same != known:
-        raise PaymentConflict(
-            f"{payment.idempotency_key} was already {entry.state} as {known}"
-            f" on {entry.at:%Y-%m-%d %H:%M:%S} UTC and can't be paid as {payment}"
         )

@@ -64,20 +64,27 @@ def open_ledger(directory: Path, *, read_only: bool = False) -> "Ledger":
 
 
 class Ledger(ABC):
-    """A `PaymentLedger` in SQL. Threads may share one, and processes the database.
+    """Every attempt to pay, for ever. Threads may share one, and processes the database.
 
-    A row is never deleted, and changes once: from `begun` to `paid` or `declined`.
+    A row is never deleted, and changes once: from `begun` to `paid` or `declined`. Each method is
+    one statement, so none holds a lock while a provider is asked.
+
+    Raises:
+        GatewayUnavailable: the ledger can't be used now, or isn't the one that was opened.
     """
 
     id: str
+    """Tells this ledger from every other one; 32 hexadecimal digits."""
     name: str
     """Where it is, for people."""
 
     def latest(self, idempotency_key: str) -> LedgerEntry | None:
+        """The entry with the highest attempt."""
         entries = self._select("idempotency_key = ?", idempotency_key)
         return entries[0] if entries else None
 
     def add(self, entry: LedgerEntry) -> LedgerEntry:
+        """The entry that stands: this one, or the one that another payer added first."""
         payment = entry.payment
         _, added = self._execute(
             f"INSERT INTO payments ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -98,6 +105,7 @@ class Ledger(ABC):
         return entry if added else self._standing(entry)
 
     def settle(self, entry: LedgerEntry) -> LedgerEntry:
+        """Puts a begun entry into the state and time of `entry`; returns the one that stands."""
         _, settled = self._execute(
             "UPDATE payments SET state = ?, at = ?"
             " WHERE idempotency_key = ? AND attempt = ? AND state = 'begun'",
@@ -109,9 +117,11 @@ class Ledger(ABC):
         return entry if settled else self._standing(entry)
 
     def paid(self, invoice_id: str) -> list[LedgerEntry]:
+        """What was paid of an invoice."""
         return self._select("invoice_id = ? AND state = 'paid'", invoice_id)
 
     def providers(self, invoice_id: str) -> set[str]:
+        """Through which a payment of an invoice was begun or made. A declined one doesn't count."""
         rows = self._look_up(
             "DISTINCT provider", "invoice_id = ? AND state IN ('begun', 'paid')", invoice_id
         )

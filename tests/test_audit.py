@@ -26,6 +26,7 @@ import audit
 from invoice_client import InvoiceClient, InvoiceRun, whoami
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
+from invoices.messages import PaymentRequest
 from invoices.status import Decision, State
 from payments.gateway import LedgerEntry, Payment
 from payments.ledger import SQLiteLedger
@@ -387,7 +388,7 @@ def test_a_decision_that_came_too_late_is_none() -> None:
 
 
 def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
-    begun = audit.PaymentActivity(audit.PaidLine(), NOON)
+    begun = audit.PaymentActivity(PaymentRequest(), NOON)
     approved = recorded("paying", APPROVAL, begun)
     rejected = recorded("rejected", Decision(approved=False, at=NOON), begun)
     assert not list(audit._disagreements(ledger, [approved], [], []))
@@ -398,7 +399,7 @@ def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
 def test_a_payment_that_a_reset_has_copied_is_one_payment(ledger: SQLiteLedger) -> None:
     payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
     entry = LedgerEntry(payment, 1, "simulated", "simulated-1", "paid", NOON)
-    asked = audit.PaidLine(item="Domain", amount=Decimal("9.90"))
+    asked = PaymentRequest(item="Domain", amount=Decimal("9.90"))
 
     def disagreements(*moments: datetime) -> list[str]:
         runs = [

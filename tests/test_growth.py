@@ -17,12 +17,12 @@ import trustme
 from fastmcp import Client as McpClient
 
 import invoice_server
+from reports import INVOICE_STATE
 from startup import StartupError
 from support import Refused, Tools, Worker, an_invoice, free_port, paid
 from temporal_service.connection import connect_config
 from temporal_service.dev_server import connect_or_start
 from tls_proxy import tls_proxy
-from workflow import INVOICE_STATE
 
 Settings = dict[str, str]
 """As a TOML profile names them, but for `tls_x` in place of `tls.x`."""

@@ -370,15 +370,6 @@ def test_broken_rules_of_no_json_are_readable() -> None:
     assert describe_validation_errors(caught.value).startswith("invoice: Invalid JSON: ")
 
 
-def test_broken_rules_begin_with_the_prefix() -> None:
-    with pytest.raises(ValidationError) as caught:
-        Invoice.model_validate({"id": "INV-1"})
-    assert (
-        describe_validation_errors(caught.value, "invoice_data")
-        == "invoice_data.lines: is required"
-    )
-
-
 @pytest.mark.parametrize(
     "text",
     ["Web Development", "Müller + Söhne", "日本語の請求書", "Ünï (1/2): 5 %", ""],

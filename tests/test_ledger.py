@@ -19,8 +19,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from payments.gateway import GatewayUnavailable, LedgerEntry, Payment, pay_once
+from payments.gateway import GatewayUnavailable, LedgerEntry, Payment
 from payments.ledger import Ledger, PostgreSQLLedger, SQLiteLedger
+from payments.pay_once import pay_once
 from payments.simulated import SimulatedGateway
 from postgres import PASSWORD, PostgreSQL
 from startup import StartupError, data_directory
@@ -169,18 +170,19 @@ def test_a_new_ledger_that_is_opened_many_times_at_once_is_made_once(where: str)
     assert len({ledger.result() for ledger in opened}) == 1
 
 
-def test_threads_that_pay_one_line_get_one_confirmation(where: str, tmp_path: Path) -> None:
+def test_threads_that_pay_one_line_get_one_entry(where: str, tmp_path: Path) -> None:
     ledger, gateway = open_at(where), SimulatedGateway(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        confirmations = set(pool.map(lambda _: pay_once(gateway, ledger, PAYMENT), range(50)))
-    assert len(confirmations) == 1
+        entrys = set(pool.map(lambda _: pay_once(gateway, ledger, PAYMENT), range(50)))
+    assert len(entrys) == 1
 
 
 PAY_THIRTY = """
 import sys
 from decimal import Decimal
 from pathlib import Path
-from payments.gateway import Payment, pay_once
+from payments.gateway import Payment
+from payments.pay_once import pay_once
 from payments.ledger import PostgreSQLLedger, SQLiteLedger
 from payments.simulated import SimulatedGateway
 
@@ -250,7 +252,7 @@ def test_a_ledger_of_the_first_version_keeps_its_payments(tmp_path: Path) -> Non
     assert ledger.latest(payment.idempotency_key) == LedgerEntry(
         payment, 1, "simulated", "s-2", "paid", paid_at
     )
-    assert pay_once(SimulatedGateway(tmp_path), ledger, payment).paid_at == paid_at
+    assert pay_once(SimulatedGateway(tmp_path), ledger, payment).at == paid_at
     assert len(ledger.paid("INV-1")) == 2
 
 

@@ -108,7 +108,9 @@ async def test_a_changed_paid_line_fails_at_once_with_the_way_out(
     with pytest.raises(Refused) as refusal:
         await host("process_invoice", invoice_data={**half_paid, **change})
     text = str(refusal.value)
-    assert "line 1 was paid earlier as “Domain”, $10.00, and is now another or gone" in text
+    assert (
+        "line 1 was paid earlier as “Domain”, $10.00, and has been changed or removed since" in text
+    )
     if "currency" in change:
         assert "2 lines, EUR 510.00; this submission paid nothing." in text
     else:

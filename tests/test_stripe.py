@@ -26,9 +26,9 @@ from payments.gateway import (
     PaymentConflict,
     PaymentDeclined,
     WrongGateway,
-    pay_once,
 )
 from payments.ledger import SQLiteLedger
+from payments.pay_once import pay_once
 from payments.stripe_gateway import StripeGateway, minor_units, open_stripe
 from startup import StartupError
 from stripe_stand_in import Fault, FaultKind, Step, StripeStandIn
@@ -53,12 +53,12 @@ def gateway(stand_in: StripeStandIn) -> StripeGateway:
 def test_a_line_is_charged_to_the_customers_card(
     gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
 ) -> None:
-    confirmation = pay_once(gateway, ledger, PAYMENT)
+    entry = pay_once(gateway, ledger, PAYMENT)
     [charge] = stand_in.charges
-    assert charge["id"] == confirmation.reference
+    assert charge["id"] == entry.reference
     assert (charge["amount"], charge["currency"]) == (1999, "usd")
     assert (charge["customer"], charge["payment_method"]) == ("cus_A", "pm_visa")
-    assert pay_once(gateway, ledger, PAYMENT) == confirmation
+    assert pay_once(gateway, ledger, PAYMENT) == entry
     assert len(stand_in.charges) == 1
 
 
@@ -232,8 +232,8 @@ def test_twenty_attempts_at_once_charge_once(
         return pay_once(gateway, ledger, PAYMENT)
 
     with ThreadPoolExecutor(20) as pool:
-        confirmations = {attempt.result() for attempt in [pool.submit(pay) for _ in range(20)]}
-    assert len(confirmations) == len(stand_in.charges) == 1
+        entrys = {attempt.result() for attempt in [pool.submit(pay) for _ in range(20)]}
+    assert len(entrys) == len(stand_in.charges) == 1
 
 
 def test_another_content_under_the_same_key_within_a_day_is_a_conflict(
@@ -470,8 +470,8 @@ def test_stripe_itself_charges_once_and_declines(ledger: SQLiteLedger) -> None:
     )
     gateway = StripeGateway(key, "stripe test", stripe.DEFAULT_API_BASE)
     gateway.pay(gateway.prepare(payment, 1), payment)
-    confirmation = pay_once(gateway, ledger, payment)
-    assert pay_once(gateway, ledger, payment) == confirmation
+    entry = pay_once(gateway, ledger, payment)
+    assert pay_once(gateway, ledger, payment) == entry
     charges = client.v1.charges.list({"customer": customer.id}).data
     assert [charge.amount for charge in charges] == [1999]
     declined = replace(

@@ -1,0 +1,135 @@
+"""What the workflow and its activities send each other, as JSON.
+
+The tutorial's workflow sends less, and other clients may send anything: each activity validates.
+"""
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from invoices.invoice import Invoice, LineItem
+from invoices.wording import format_money, sanitized_quote
+
+MAX_TERM = 1000
+"""Characters of a customer or payment method. Newer runs have 255 at most; those from before 1.1
+may have any number, and no provider takes such a one."""
+MAX_AMOUNT = 40
+"""Characters of an amount: making a number of a long text takes time without end."""
+
+
+def _storable(text: str) -> str:
+    if re.search("[\0\ud800-\udfff]", text):  # which a ledger can't store
+        raise PydanticCustomError("text", "must be text without NUL or half characters")
+    return text
+
+
+def _exact(value: Any) -> Decimal:
+    text = str(value)
+    try:
+        if len(text) <= MAX_AMOUNT and (amount := Decimal(text)).is_finite() and amount >= 0:
+            return amount
+    except InvalidOperation:
+        pass
+    raise PydanticCustomError("amount", "must be a number, not negative")
+
+
+Text = Annotated[str, BeforeValidator(str), AfterValidator(_storable)]
+OptionalText = Annotated[
+    Text | None, BeforeValidator(lambda value: None if value is None else str(value))
+]
+Amount = Annotated[Decimal, BeforeValidator(_exact)]
+
+
+class LineToPay(BaseModel):
+    """What a line of an invoice says to whoever pays it."""
+
+    item: Text = "Unknown"
+    amount: Amount = Decimal("0.0")
+
+
+class PricedLine(LineToPay):
+    """The same with its currency."""
+
+    currency: Annotated[Text, BeforeValidator(lambda value: value or "USD")] = "USD"
+
+    def __str__(self) -> str:
+        return f"{sanitized_quote(self.item)} for {format_money(self.amount, self.currency)}"
+
+
+class Terms(BaseModel):
+    """What an invoice says for all of its lines, and what its run is bound to."""
+
+    currency: Annotated[Text, BeforeValidator(lambda value: value or "USD")] = "USD"
+    customer: OptionalText = None
+    payment_method: OptionalText = None
+    ledger: OptionalText = None
+    """The id of the payment ledger that the run began with."""
+    gateway: OptionalText = None
+    """The name of the payment gateway that the run began with."""
+
+    @classmethod
+    def of(cls, invoice: Invoice, ledger: str | None, gateway: str | None) -> "Terms":
+        """No other fields of the invoice, which may be of any size: what is sent to an activity is
+        escaped to ASCII, and more than 2 MiB of that is never sent.
+        """
+        customer, payment_method = (
+            None if value is None or len(str(value)) > MAX_TERM else value
+            for value in (invoice.customer, invoice.payment_method)
+        )
+        return cls(
+            currency=invoice.currency,
+            customer=customer,
+            payment_method=payment_method,
+            ledger=ledger,
+            gateway=gateway,
+        )
+
+
+class PaymentRequest(PricedLine, Terms):
+    """What `process_payment` takes."""
+
+    @classmethod
+    def of_line(cls, line: LineItem, terms: Terms) -> "PaymentRequest":
+        return cls(item=line.item, amount=line.amount, **terms.model_dump())
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class LedgerQuestion(Terms):
+    """What `payments_made` takes: an invoice as far as payments know it."""
+
+    id: str
+    lines: list[LineToPay]
+
+    @classmethod
+    def about(cls, invoice: Invoice, terms: Terms) -> "LedgerQuestion":
+        lines = [LineToPay(item=line.item, amount=line.amount) for line in invoice.lines]
+        return cls(id=invoice.id, lines=lines, **terms.model_dump())
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class PaidLine(PricedLine):
+    """A line as the ledger has it as paid."""
+
+    line: Annotated[int, Field(ge=1)]
+    """Its number in the invoice, counted from 1."""
+
+
+class LedgerAnswer(BaseModel):
+    """What `payments_made` answers: the worker's ledger and gateway, and what is paid."""
+
+    ledger: str
+    gateway: str | None = None
+    """None from a worker before 1.2."""
+    lines: list[PaidLine]
+    notify: bool = False
+    """Whether this worker sends notices."""
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_defaults=True)

@@ -1,0 +1,44 @@
+"""What the payment ledger has of an invoice from earlier submissions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+
+from invoices.invoice import Invoice
+from invoices.messages import PaidLine
+from invoices.wording import format_money, sanitized_quote
+
+
+@dataclass(frozen=True)
+class PaidEarlier:
+    """The lines that earlier submissions of an invoice have paid.
+
+    `number in paid_earlier` asks for a line by its number, counted from 1.
+    """
+
+    lines: Sequence[PaidLine] = ()
+
+    @cached_property
+    def numbers(self) -> frozenset[int]:
+        return frozenset(line.line for line in self.lines)
+
+    def __contains__(self, number: object) -> bool:
+        return number in self.numbers
+
+    def total(self, currency: str) -> Decimal | None:
+        """Their sum, or None if one of them was paid in another currency."""
+        if any(line.currency != currency for line in self.lines):
+            return None
+        return sum((line.amount for line in self.lines), Decimal("0.00"))
+
+    def changes(self, invoice: Invoice) -> str:
+        """Which of them the invoice no longer has as they were paid; empty if it has all."""
+        lines = dict(enumerate(invoice.lines, start=1))
+        return "; ".join(
+            f"line {paid.line} was paid earlier as {sanitized_quote(paid.item)},"
+            f" {format_money(paid.amount, paid.currency)}, and has been changed or removed since"
+            for paid in self.lines
+            if (line := lines.get(paid.line)) is None
+            or (line.item, line.amount, invoice.currency) != (paid.item, paid.amount, paid.currency)
+        )

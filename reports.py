@@ -1,0 +1,103 @@
+"""Making a change of an invoice's run known, to people and programs that look at Temporal."""
+
+import asyncio
+from datetime import datetime
+from typing import Any
+
+from temporalio import workflow
+from temporalio.common import SearchAttributeKey
+
+with workflow.unsafe.imports_passed_through():
+    from invoices.invoice import Invoice
+    from invoices.paid_earlier import PaidEarlier
+    from invoices.status import RunProgress, State
+    from invoices.web_ui import WebUiDetails
+    from invoices.wording import format_utc
+    from notices import Event, NoticeWorkflow, make_notice
+
+INVOICE_STATE = SearchAttributeKey.for_keyword("InvoiceState")
+"""Has the `State`, so that the Web UI's list can show and filter it. Optional everywhere."""
+
+
+class RunReport:
+    """What others see of one run: the log, its memo, `InvoiceState`, the details in the Web UI, the
+    metric `invoices_ended`, and notices.
+    """
+
+    def __init__(self, invoice: Invoice, deadline: datetime) -> None:
+        self._invoice = invoice
+        self._deadline = deadline
+        self._web_ui = WebUiDetails(invoice, deadline)
+        self._last_status = ""
+        self._memo: dict[str, Any] = {}
+        self.sends_notices = False
+        """Whether the worker that answered the run's first question has a web hook."""
+        self._notices: list[asyncio.Task[Any]] = []
+
+    def make_known(self, progress: RunProgress, paid_earlier: PaidEarlier) -> None:
+        """Tells where the run stands now."""
+        if progress.status != self._last_status:
+            self._log(progress)
+            self._last_status = progress.status
+        self._upsert_memo(progress.to_memo())
+        upsert_state(progress.state)
+        workflow.set_current_details(self._web_ui.render(progress, paid_earlier))
+        if progress.state != "paying":
+            self.notify(progress.state, progress)
+        if not progress.is_open:
+            ended = workflow.metric_meter().create_counter("invoices_ended", "By outcome.")
+            ended.add(1, {"outcome": progress.state})
+
+    def notify(self, event: Event, progress: RunProgress) -> None:
+        """Starts a notice, which then goes its own way."""
+        if self.sends_notices:
+            run_id = workflow.info().run_id
+            start = workflow.start_child_workflow(
+                NoticeWorkflow.run,
+                make_notice(event, self._invoice, progress, run_id),
+                id=f"notice-{run_id}-{event}",
+                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            )
+            self._notices.append(asyncio.create_task(start))
+
+    async def hand_over_notices(self) -> None:
+        """Until the service has them: a notice that isn't started would end with this run."""
+        if self._notices:
+            await asyncio.gather(*self._notices, return_exceptions=True)
+
+    def _log(self, progress: RunProgress) -> None:
+        match progress.state:
+            case "waiting":
+                detail = f", until {format_utc(self._deadline)}"
+            case "rejected" | "paying":
+                detail = f", {progress.decision}"
+            case _:
+                detail = ""
+        workflow.logger.info("%s %s%s", self._invoice.id, progress.status, detail)
+
+    def _upsert_memo(self, memo: dict[str, Any]) -> None:
+        known = self._memo or workflow.memo()  # at first what the client has put there
+        changed = [key for key in RunProgress.model_fields if known.get(key) != memo.get(key)]
+        # Clients before 1.1 put no state into the memo, and their runs must replay without an
+        # update for it alone. It changes with the status anyway.
+        if changed and changed != ["state"]:
+            # Upserting None deletes a memo key.
+            workflow.upsert_memo({key: memo.get(key) for key in changed})
+        self._memo = memo
+
+
+def report_invalid(status: str) -> None:
+    """Makes known that a run isn't an invoice's; whatever its client has noted there isn't so."""
+    nothing = dict.fromkeys(RunProgress.model_fields)
+    workflow.upsert_memo({**nothing, "status": status})
+    upsert_state("failed")
+    workflow.logger.warning("%s: %s", workflow.info().workflow_id, status)
+
+
+def upsert_state(state: State) -> None:
+    """Sets `InvoiceState`, only where the client could: a workflow task that sets an attribute
+    which the namespace doesn't have fails for ever.
+    """
+    known = workflow.info().typed_search_attributes.get(INVOICE_STATE)
+    if known is not None and known != state:
+        workflow.upsert_search_attributes([INVOICE_STATE.value_set(state)])
