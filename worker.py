@@ -36,7 +36,7 @@ import activities
 from notices import NoticeWorkflow, notify_url, post_notice
 from startup import StartupError, data_directory
 from temporal_service import connection
-from temporal_service.dev_server import connect_or_start
+from temporal_service.dev_server import connect_or_start, listens
 from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
@@ -90,7 +90,7 @@ async def run() -> None:
     async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
-        if address == f"localhost:{connection.PORT}":
+        if address == f"localhost:{connection.PORT}" and await listens(connection.UI_PORT):
             log.info("Web UI            http://localhost:%s", connection.UI_PORT)
         log.info("Data              %s", directory)
         log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)

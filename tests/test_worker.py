@@ -11,7 +11,7 @@ import pytest
 
 import worker
 from startup import StartupError
-from support import PROCESSES, ROOT, STARTED, Worker, environment, free_port
+from support import ROOT, STARTED, Worker, environment, free_port
 from temporal_service import connection, dev_server
 
 
@@ -51,7 +51,7 @@ async def test_a_port_taken_by_something_else_is_named(
         assert f"Port {ui_port}, for Temporal's Web UI, is in use" in line
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
         line = await refused_here()
-        assert f"Port {port} is in use by something that is no Temporal Service" in line
+        assert f"Port {port} is in use by something that isn't a Temporal Service" in line
 
 
 async def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -70,15 +70,21 @@ async def test_a_broken_data_directory_is_named(tmp_path: Path) -> None:
 async def test_a_broken_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "payments.db").write_text("no database, but as long as the header of one is " * 3)
     line = await refused(INVOICE_DATA_DIR=str(tmp_path))
-    assert "The payment ledger payments.db can't be used" in line
+    assert f"The payment ledger {tmp_path / 'payments.db'} can't be used" in line
 
 
-async def test_a_broken_lock_file_is_named(tmp_path: Path) -> None:
-    lock = tmp_path / "starting.lock"
-    lock.write_text("no database, but as long as the header of one is " * 3)
-    command = str(PROCESSES / "embedded_worker.py"), str(free_port()), str(free_port())
-    line = await refused(*command, INVOICE_DATA_DIR=str(tmp_path))
-    assert f"{lock} can't be used: file is not a database" in line
+async def test_a_database_of_temporals_that_cannot_be_opened_is_named(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection, "PORT", free_port())
+    monkeypatch.setattr(connection, "UI_PORT", free_port())
+    monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
+    (tmp_path / "temporal.db").mkdir()
+    with pytest.raises(StartupError) as refusal:
+        async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+            pytest.fail("it started")
+    assert "unable to open database file" in str(refusal.value)
+    assert str(tmp_path / "temporal.db") in str(refusal.value)
 
 
 async def test_a_closed_standard_output_is_named(address: str, tmp_path: Path) -> None:
