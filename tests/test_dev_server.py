@@ -315,6 +315,7 @@ async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
     data.mkdir()
     other.mkdir()
     worker = await embedded.worker(data).start()
+    assert "Web UI" not in worker.log.read_text()  # the service's is on another port
     invoice = await submit(embedded)
     service.kill()
 
