@@ -20,8 +20,10 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNa
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
+import audit
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice
+from payments.ledger import SQLiteLedger
 from startup import StartupError
 from support import (
     PROCESSES,
@@ -257,6 +259,21 @@ async def test_a_worker_of_another_directory_joins_the_service_that_is_configure
     monkeypatch.setenv("TEMPORAL_ADDRESS", running.address)
     async with dev_server.connect_or_start(tmp_path, "InvoiceState") as client:
         assert await retention_days(client) == 365
+
+
+async def test_the_audit_compares_no_ledger_with_the_service_of_another_directory(
+    running: Embedded,
+    here: Callable[[Embedded], None],
+    ledger: SQLiteLedger,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    here(running)
+    monkeypatch.setenv("INVOICE_DATA_DIR", str(running.data))
+    assert await audit.run(audit._csv_writer) == 0
+    monkeypatch.setenv("INVOICE_DATA_DIR", str(tmp_path))
+    with pytest.raises(StartupError, match=f"was started for the data directory .* {tmp_path}"):
+        await audit.run(audit._csv_writer)
 
 
 @unix
