@@ -131,7 +131,8 @@ async def belongs_to(client: Client, directory: Path) -> bool:
         f"The Temporal Service on port {connection.PORT} was started for the data directory"
         f" {other}, and the data directory here is {_as_text(directory)}. To work on the invoices"
         " of that service, set INVOICE_DATA_DIR to its directory; to work on those here, end its"
-        " worker first. To use that service with the directory here, set"
+        " worker first, or the service if no worker is left. To use that service with the directory"
+        " here, set"
         f" TEMPORAL_ADDRESS=localhost:{connection.PORT}."
     )
 
