@@ -186,11 +186,11 @@ async def _expect_sender(notice: Notice) -> None:
         raise _invalid("it doesn't come from the run of its invoice")
 
 
-async def _describe(workflow_id: str, run_id: str) -> WorkflowExecutionInfo:
+async def _describe(name: str, run_id: str) -> WorkflowExecutionInfo:
     client = activity.client()
     request = DescribeWorkflowExecutionRequest(
         namespace=client.namespace,
-        execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
+        execution=WorkflowExecution(workflow_id=name, run_id=run_id),
     )
     answer = await client.workflow_service.describe_workflow_execution(
         request, timeout=timedelta(seconds=2)

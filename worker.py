@@ -118,7 +118,7 @@ def _workers(client: Client) -> list[Worker]:
             client,
             task_queue=TASK_QUEUE,
             workflows=[InvoiceWorkflow, NoticeWorkflow],
-            # Versions before 1.2 schedule `post_notice` here too.
+            # Notices that version 1.1 has begun are scheduled here.
             activities=[activities.process_payment, activities.payments_made, post_notice],
             deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
