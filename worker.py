@@ -31,7 +31,7 @@ import logging
 import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from temporalio import activity, workflow
@@ -44,13 +44,14 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 import activities
-from notices import NoticeWorkflow, notify_url, post_notice
+from notices import NOTICE_TASK_QUEUE, NoticeWorkflow, notify_url, post_notice
 from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start, listens
 from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
+NOTICES_AT_ONCE = 10
 
 log = logging.getLogger("worker")
 
@@ -105,10 +106,31 @@ async def run() -> None:
             log.info("Web UI            http://localhost:%s", connection.UI_PORT)
         log.info("Data              %s", directory)
         log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)
-        worker = Worker(
+        workers = _workers(client)
+        async with AsyncExitStack() as running:
+            for worker in workers:
+                await running.enter_async_context(worker)
+            # Before the context ends them one after the other: each waits for what is under way.
+            running.push_async_callback(_shut_down, workers)
+            while not all(worker.is_running for worker in workers):
+                await asyncio.sleep(0.05)
+            try:
+                print("Worker started. Listening for invoice workflows...", flush=True)
+            except OSError as error:
+                raise StartupError(f"Standard output can't be written to: {error}.") from error
+            await _log_open_invoices(client)
+            await _warn_if_without_work(client)
+            await asyncio.Event().wait()
+
+
+def _workers(client: Client) -> list[Worker]:
+    """One for invoices, and where there is a hook one that posts notices, in slots of its own."""
+    workers = [
+        Worker(
             client,
             task_queue=TASK_QUEUE,
             workflows=[InvoiceWorkflow, NoticeWorkflow],
+            # Notices that version 1.1 has begun are scheduled here.
             activities=[activities.process_payment, activities.payments_made, post_notice],
             deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
@@ -118,16 +140,25 @@ async def run() -> None:
             # A payment has 30 s; one under way is waited for.
             graceful_shutdown_timeout=timedelta(seconds=35),
         )
-        async with worker:
-            while not worker.is_running:
-                await asyncio.sleep(0.05)
-            try:
-                print("Worker started. Listening for invoice workflows...", flush=True)
-            except OSError as error:
-                raise StartupError(f"Standard output can't be written to: {error}.") from error
-            await _log_open_invoices(client)
-            await _warn_if_without_work(client)
-            await asyncio.Event().wait()
+    ]
+    if notify_url():
+        workers.append(
+            Worker(
+                client,
+                task_queue=NOTICE_TASK_QUEUE,
+                activities=[post_notice],
+                # Without a version: Temporal refuses to make a version current that lacks a task
+                # queue of the one before, so there would be no way back to a worker without this.
+                max_concurrent_activities=NOTICES_AT_ONCE,
+                # One that is cut off is posted again by the next worker.
+                graceful_shutdown_timeout=timedelta(seconds=5),
+            )
+        )
+    return workers
+
+
+async def _shut_down(workers: list[Worker]) -> None:
+    await asyncio.gather(*(worker.shutdown() for worker in workers))
 
 
 def _deployment() -> WorkerDeploymentConfig | None:
