@@ -161,7 +161,7 @@ def _read(payload: RawValue) -> Notice:
     try:
         return Notice.model_validate_json(payload.payload.data)
     except ValidationError as error:
-        raise _invalid(f"the notice: {describe_validation_errors(error)}") from None
+        raise _invalid(f"not a notice: {describe_validation_errors(error)}") from None
 
 
 async def _expect_sender(notice: Notice) -> None:
@@ -186,11 +186,11 @@ async def _expect_sender(notice: Notice) -> None:
         raise _invalid("it doesn't come from the run of its invoice")
 
 
-async def _describe(workflow_id: str, run_id: str) -> WorkflowExecutionInfo:
+async def _describe(name: str, run_id: str) -> WorkflowExecutionInfo:
     client = activity.client()
     request = DescribeWorkflowExecutionRequest(
         namespace=client.namespace,
-        execution=WorkflowExecution(workflow_id=workflow_id, run_id=run_id),
+        execution=WorkflowExecution(workflow_id=name, run_id=run_id),
     )
     answer = await client.workflow_service.describe_workflow_execution(
         request, timeout=timedelta(seconds=2)

@@ -17,7 +17,7 @@ MAX_TERM = 1000
 """Characters of a customer or payment method. Newer runs have 255 at most; those from before 1.1
 may have any number, and no provider takes such a one."""
 MAX_AMOUNT = 40
-"""Characters of an amount: making a number of a long text takes time without end."""
+"""Characters of an amount."""
 
 
 def _storable(text: str) -> str:
@@ -29,7 +29,9 @@ def _storable(text: str) -> str:
 def _exact(value: Any) -> Decimal:
     text = str(value)
     try:
-        if len(text) <= MAX_AMOUNT and (amount := Decimal(text)).is_finite() and amount >= 0:
+        # Bounded twice, since making a number of a long text takes time without end, and so does
+        # making a whole number of 1e999999.
+        if len(text) <= MAX_AMOUNT and 0 <= (amount := Decimal(text)) < 10**13:
             return amount
     except InvalidOperation:
         pass

@@ -420,7 +420,8 @@ async def test_what_cannot_be_read_is_told_in_a_sentence(books: Office, tmp_path
         audited(books.address, books.directory, TEMPORAL_NAMESPACE="books"),
     )
     assert (missing.code, missing.printed) == (UNREADABLE, "")
-    assert "The payment ledger payments.db can't be used" in missing.problems[0]
+    path = tmp_path / "missing" / "payments.db"
+    assert f"{path} can't be used: unable to open database file" in missing.problems[0]
     assert not (tmp_path / "missing").exists()
     assert away.code == UNREADABLE
     assert "The Temporal Service at 127.0.0.1:9 can't be reached" in away.problems[0]

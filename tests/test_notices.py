@@ -420,7 +420,7 @@ async def test_odd_arguments_end_a_notice(arguments: list[Any], client: Client) 
             await handle.result()
     assert isinstance(failure.value.cause, ApplicationError)
     assert failure.value.cause.type == "InvalidNotice"
-    assert failure.value.cause.message.startswith("notice")
+    assert failure.value.cause.message.startswith("not a notice: ")
 
 
 async def test_a_notice_without_an_invoice_is_not_posted(client: Client, hook: Hook) -> None:
