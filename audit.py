@@ -34,11 +34,12 @@ from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceRun, invoice_
 from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
 from invoices.refusals import InvoiceError
 from invoices.status import Decision, DecisionDetails
-from invoices.wording import format_money, pluralize, sanitized_quote
+from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
 from startup import StartupError, data_directory
 from temporal_service.connection import connect, connect_config, describe_rpc_error
+from temporal_service.executions import list_executions
 
 COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
@@ -191,8 +192,9 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
         query = (
             f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH '{WORKFLOW_ID_PREFIX}'"
         )
-        async for execution in client.temporal.list_workflows(query):
-            index.execute(insert, (invoice_id_of(execution.id), execution.run_id))
+        async for page in list_executions(client.temporal, query):
+            for execution in page:
+                index.execute(insert, (invoice_id_of(execution.id), execution.run_id))
         index.executemany(insert, ((invoice_id, "") for invoice_id in ledger.invoice_ids()))
         found = index.execute("SELECT invoice_id, run_id FROM runs ORDER BY invoice_id")
         invoices = disagreeing = 0
@@ -201,7 +203,7 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
             async with asyncio.timeout(60):
                 texts = await _audit_invoice(client, ledger, write, invoice_id, run_ids)
             for text in texts:
-                print(f"{invoice_id}: {text}", file=sys.stderr)
+                print(f"{sanitized(invoice_id, 100)}: {text}", file=sys.stderr)
             invoices += 1
             disagreeing += bool(texts)
     print(f"{pluralize(invoices, 'invoice')}, {disagreeing:,} with disagreements", file=sys.stderr)

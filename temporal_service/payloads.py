@@ -36,5 +36,9 @@ class LenientPayloadConverter(DefaultPayloadConverter):
             return [RawValue(payloads[0])]
         try:
             return super().from_payloads(payloads, type_hints)
-        except (KeyError, RuntimeError):
+        except Exception:
+            # All that the SDK promises of it: besides the `KeyError` and `RuntimeError` that its
+            # converters raise on purpose, there is `UnicodeDecodeError` for the name of an
+            # encoding, `ValueError` for a number of 5,000 digits, `TypeError` for a message type
+            # that isn't a message, and what protobuf raises for odd JSON.
             return [RawValue(payload) for payload in payloads]

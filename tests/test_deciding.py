@@ -18,7 +18,7 @@ from approval import elicitation
 from conftest import ERAS
 from invoice_client import MAX_NAME, InvoiceClient, whoami
 from invoices.invoice import Invoice, workflow_id
-from invoices.refusals import InvoiceError
+from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
 from support import (
@@ -396,12 +396,14 @@ async def test_the_total_is_that_of_the_submission_that_is_decided_on(
     await invoices.submit(second)
 
     class Overtaken(InvoiceClient):
-        async def _content(self, id: str, run: str | None = None) -> Any:
-            return await super()._content(id, run or run_id)
+        async def _run_start(self, id: str, run: str | None = None, **page: Any) -> Any:
+            return await super()._run_start(id, run or run_id, **page)
 
+    code = content_code(second, (await invoices.get_run(first.id)).id)
+    wrong, right = (NamedTotal(one.total, "USD") for one in (first, second))
     with pytest.raises(InvoiceError, match=r"is for \$5,000\.00, not \$7,000\.00"):
-        await Overtaken(client).decide(first.id, approve=True, total=first.total)
-    status = await Overtaken(client).decide(first.id, approve=True, total=second.total)
+        await Overtaken(client).decide(first.id, approve=True, total=wrong, code=code)
+    status = await Overtaken(client).decide(first.id, approve=True, total=right, code=code)
     assert status.outcome == "approved"
 
 
