@@ -277,7 +277,7 @@ def _disagreements(
 ) -> Iterator[str]:
     """A sentence for each point on which Temporal and the ledger disagree about one invoice."""
     if others := set[str]().union(*(run.ledgers for run in runs)) - {ledger.id}:
-        names = ", ".join(sorted(other[:8] for other in others))
+        names = ", ".join(sorted(sanitized(other[:8]) for other in others))
         yield f"more than one ledger: {names} in the history, this one is {ledger.id[:8]}"
     for run in runs:
         if run.payments and not any(decision.approved for decision, _ in run.signals):

@@ -817,7 +817,7 @@ def _plain_text(value: Any) -> str | None:
     """What a worker or a memo says, if it is a text, and as it can be passed on."""
     if not isinstance(value, str):
         return None
-    return value[:MAX_TEXT].encode(errors="replace").decode()
+    return value[:MAX_TEXT]
 
 
 async def _nothing() -> None:

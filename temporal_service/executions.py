@@ -6,12 +6,13 @@ that the SDK doesn't know: for one such run the whole list fails. Here search at
 decoded, and of a memo what can't be decoded stays raw.
 """
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
@@ -21,6 +22,7 @@ from temporalio.api.workflowservice.v1 import (
     QueryWorkflowRequest,
 )
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import RawValue
 
 from temporal_service.payloads import LenientPayloadConverter
 
@@ -54,9 +56,7 @@ class Execution:
             status=_STATUSES.get(info.status),
             start_time=info.start_time.ToDatetime(UTC),
             close_time=info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
-            memo={
-                key: _converter.from_payload(payload) for key, payload in info.memo.fields.items()
-            },
+            memo={key: _plain(payload) for key, payload in info.memo.fields.items()},
             raw_description=description,
         )
 
@@ -89,7 +89,7 @@ async def query_execution(client: Client, id: str, run_id: str | None, query: st
     )
     answer = await client.workflow_service.query_workflow(request, retry=True)
     payloads = answer.query_result.payloads
-    return _converter.from_payload(payloads[0]) if payloads else None
+    return _plain(payloads[0]) if payloads else None
 
 
 async def list_executions(
@@ -109,6 +109,16 @@ async def list_executions(
         if not page.next_page_token:
             return
         request.next_page_token = page.next_page_token
+
+
+def _plain(payload: Payload) -> Any:
+    """The value of a payload if it is one that can be passed on as JSON, else it stays raw."""
+    value = _converter.from_payload(payload)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):  # bytes, a lone surrogate, nesting without end
+        return RawValue(payload)
+    return value
 
 
 def quoted(text: str) -> str:
