@@ -93,9 +93,11 @@ async def query_execution(client: Client, id: str, run_id: str | None, query: st
 
 
 async def list_executions(
-    client: Client, query: str, *, page_size: int = 1000
+    client: Client, query: str, *, page_size: int = 50
 ) -> AsyncIterator[list[Execution]]:
     """What a visibility query finds, page by page.
+
+    A memo may have 2 MB, and an answer of the service 128 MB at most.
 
     Raises:
         temporalio.service.RPCError: as the SDK's `list_workflows`.

@@ -17,7 +17,8 @@ from temporalio.api.command.v1 import (
     ModifyWorkflowPropertiesCommandAttributes,
 )
 from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowType
-from temporalio.api.enums.v1 import CommandType
+from temporalio.api.enums.v1 import CommandType, IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     PollWorkflowTaskQueueRequest,
@@ -26,11 +27,12 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client
 from temporalio.common import RawValue
+from temporalio.service import RPCError
 
 import invoice_client
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
-from invoices.status import UNKNOWN_RESULT, RunProgress
+from invoices.status import UNKNOWN_RESULT, RunProgress, State
 from support import (
     ROOT,
     Namespace,
@@ -274,6 +276,62 @@ def test_a_memo_from_before_the_workflows_is_not_believed(
     assert invoices._believes(an_execution(**memo)) == is_believed
 
 
+@pytest.fixture(scope="module")
+async def equipped(new_namespace: Callable[[], str]) -> Namespace:
+    """A namespace that has the search attribute, and no worker."""
+    namespace = Namespace(new_namespace())
+    client = await namespace.connect()
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
+        )
+    )
+    return namespace
+
+
+@pytest.mark.parametrize("attribute", ["completed", "rejected", "nonsense"])
+async def test_a_forged_search_attribute_hides_no_waiting_invoice(
+    attribute: str, equipped: Namespace
+) -> None:
+    client = await equipped.connect()
+    invoice = an_invoice()
+    content = payload(Invoice.model_validate(invoice).to_json())
+    forgery = {"InvoiceState": payload(f'"{attribute}"'.encode())}
+
+    async def started() -> bool:
+        try:
+            await start(client, workflow_id(invoice["id"]), content, search_attributes=forgery)
+        except RPCError:  # it takes a moment until the attribute may be used
+            return False
+        return True
+
+    await eventually(started)
+
+    async def listed(state: State) -> bool:
+        found = await InvoiceClient(client).list_invoices(state)
+        return invoice["id"] in [one.invoice_id for one in found.invoices]
+
+    assert await eventually(lambda: listed("waiting"))
+    assert not await listed("completed")
+
+
+async def test_what_a_worker_that_knows_no_attribute_has_ended_is_listed(
+    equipped: Namespace,
+) -> None:
+    """The attribute stays as our client has set it: waiting."""
+    client = await equipped.connect()
+    forgery = {"InvoiceState": payload(b'"waiting"')}
+    done = await complete_by_a_stranger(client, [payload(b'"COMPLETED"')], {}, forgery)
+
+    async def listed(state: State) -> bool:
+        found = await InvoiceClient(client).list_invoices(state)
+        return done in [one.invoice_id for one in found.invoices]
+
+    assert await eventually(lambda: listed("completed"))
+    assert not await listed("rejected")
+
+
 # Runs that can't be read.
 
 ODD: dict[str, Payload] = {
@@ -325,13 +383,17 @@ ODD_IDS = ["a'b", 'a"b', "a\nb", "a\\", "a' OR '1'='1", "\x00", "\x1b[2J", "\u20
 
 
 async def complete_by_a_stranger(
-    client: Client, result: list[Payload], memo: dict[str, Payload]
+    client: Client,
+    result: list[Payload],
+    memo: dict[str, Payload],
+    search_attributes: dict[str, Payload] | None = None,
 ) -> str:
     """An `InvoiceWorkflow` that a worker of somebody's has completed; returns the invoice's id."""
     invoice = an_invoice()
     content = payload(Invoice.model_validate(invoice).to_json())
     queue = f"strangers-{uuid4().hex}"
-    await start(client, workflow_id(invoice["id"]), content, task_queue=queue)
+    id = workflow_id(invoice["id"])
+    await start(client, id, content, task_queue=queue, search_attributes=search_attributes)
     task = await client.workflow_service.poll_workflow_task_queue(
         PollWorkflowTaskQueueRequest(
             namespace=client.namespace, task_queue=TaskQueue(name=queue), identity="stranger"
@@ -468,10 +530,9 @@ async def test_odd_signals_lose_no_decision(poisoned: Poisoned) -> None:
     invoice = poisoned.invoices[1]
     client = await Namespace(poisoned.worker.address).connect()
     handle = client.get_workflow_handle(workflow_id(invoice["id"]))
-    for name, odd in ODD.items():
-        if "stored" not in name:
-            await handle.signal("no_such_signal", RawValue(odd))
-    await handle.signal("reject_invoice", RawValue(ODD["encoding"]))
+    for odd in ODD.values():
+        await handle.signal("no_such_signal", RawValue(odd))
+    await handle.signal("reject_invoice", RawValue(ODD["marked-as-stored"]))
     async with tools_in_memory(poisoned.worker.address) as tools:
         status = await tools.until(invoice, "rejected")
     assert "by" not in status["decision"]
