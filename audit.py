@@ -34,7 +34,7 @@ from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceRun, invoice_
 from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
 from invoices.refusals import InvoiceError
 from invoices.status import Decision, DecisionDetails
-from invoices.wording import format_money, pluralize, sanitized_quote
+from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
 from startup import StartupError, data_directory
@@ -45,6 +45,7 @@ from temporal_service.connection import (
     describe_rpc_error,
 )
 from temporal_service.dev_server import belongs_to
+from temporal_service.executions import list_executions
 
 COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
@@ -197,8 +198,9 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
         query = (
             f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH '{WORKFLOW_ID_PREFIX}'"
         )
-        async for execution in client.temporal.list_workflows(query):
-            index.execute(insert, (invoice_id_of(execution.id), execution.run_id))
+        async for page in list_executions(client.temporal, query):
+            for execution in page:
+                index.execute(insert, (invoice_id_of(execution.id), execution.run_id))
         index.executemany(insert, ((invoice_id, "") for invoice_id in ledger.invoice_ids()))
         found = index.execute("SELECT invoice_id, run_id FROM runs ORDER BY invoice_id")
         invoices = disagreeing = 0
@@ -207,7 +209,7 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
             async with asyncio.timeout(60):
                 texts = await _audit_invoice(client, ledger, write, invoice_id, run_ids)
             for text in texts:
-                print(f"{invoice_id}: {text}", file=sys.stderr)
+                print(f"{sanitized(invoice_id, 100)}: {text}", file=sys.stderr)
             invoices += 1
             disagreeing += bool(texts)
     print(f"{pluralize(invoices, 'invoice')}, {disagreeing:,} with disagreements", file=sys.stderr)
@@ -281,7 +283,7 @@ def _disagreements(
 ) -> Iterator[str]:
     """A sentence for each point on which Temporal and the ledger disagree about one invoice."""
     if others := set[str]().union(*(run.ledgers for run in runs)) - {ledger.id}:
-        names = ", ".join(sorted(other[:8] for other in others))
+        names = ", ".join(sorted(sanitized(other[:8]) for other in others))
         yield f"more than one ledger: {names} in the history, this one is {ledger.id[:8]}"
     for run in runs:
         if run.payments and not any(decision.approved for decision, _ in run.signals):

@@ -48,6 +48,7 @@ from notices import NOTICE_TASK_QUEUE, NoticeWorkflow, notify_url, post_notice
 from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start, listens
+from temporal_service.executions import list_executions
 from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
@@ -246,11 +247,10 @@ async def _log_open_invoices(client: Client) -> None:
     waiting = paying = 0
     with suppress(RPCError, TimeoutError):
         async with asyncio.timeout(5):
-            async for run in client.list_workflows(query):
-                if (await run.memo()).get("state") == "paying":
-                    paying += 1
-                else:
-                    waiting += 1
+            async for page in list_executions(client, query):
+                being_paid = sum(run.memo.get("state") == "paying" for run in page)
+                paying += being_paid
+                waiting += len(page) - being_paid
         log.info("Open invoices     %s waiting, %s being paid", waiting, paying)
 
 
