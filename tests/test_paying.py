@@ -23,10 +23,10 @@ from support import (
     Service,
     Worker,
     an_invoice,
+    cancelled_with_the_outcome,
     connect,
     eventually,
     paid,
-    payments_only,
     states,
     tools_in_memory,
     workflows_only,
@@ -143,30 +143,6 @@ def ledger_here(
     gateway = SimulatedGateway(tmp_path, Decimal(6000))
     monkeypatch.setattr(activities, "open_payments", lambda: (gateway, ledger))
     return ledger
-
-
-async def cancelled_with_the_outcome(
-    client: Client, invoice: Invoice, *, cancel_first: bool = False
-) -> None:
-    """The outcome of line 1 and a cancellation come to the workflow in one task."""
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
-
-    async def payments_pending() -> int:
-        return len((await handle.describe()).raw_description.pending_activities)
-
-    async def none_pending() -> bool:
-        return not await payments_pending()
-
-    async with workflows_only(client):
-        await InvoiceClient(client).submit(invoice)
-        await InvoiceClient(client).decide(invoice.id, approve=True)
-        await eventually(payments_pending)
-    if cancel_first:
-        await handle.cancel()
-    async with payments_only(client):
-        await eventually(none_pending)
-    if not cancel_first:
-        await handle.cancel()
 
 
 @pytest.mark.parametrize("cancel_first", [False, True])
