@@ -62,7 +62,9 @@ class DecisionDetails(BaseModel):
     request: SkipJsonSchema[Annotated[str | None, Field(max_length=100)]] = None
     """Made up by the sender, to know its own decision again."""
     sent_at: SkipJsonSchema[AwareDatetime | None] = None
-    """By the sender's clock: a decision that is read after the deadline may have been in time."""
+    """By the sender's clock. What counts is when the service received the decision, but for runs
+    that had read one after the deadline before 1.2.
+    """
 
 
 DECISIONS = {"approve_invoice": True, "reject_invoice": False}
