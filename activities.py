@@ -292,9 +292,10 @@ def _payment(key: str, invoice_id: str, line: dict[str, Any], terms: dict[str, A
 
 
 def _amount(value: Any) -> Decimal:
+    # Bounded, since a whole number of a million digits (1e999999) takes minutes to make.
     with suppress(InvalidOperation):
         amount = Decimal(str(value))
-        if amount.is_finite() and amount >= 0:
+        if amount.is_finite() and 0 <= amount < 10**13:
             return amount
     raise InvalidPayment(
         "amount", f"must be a number, not negative, instead of {sanitized(str(value))}"

@@ -44,7 +44,13 @@ from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
 from startup import StartupError, data_directory
-from temporal_service.connection import connect, connect_config, describe_rpc_error
+from temporal_service.connection import (
+    address_is_configured,
+    connect,
+    connect_config,
+    describe_rpc_error,
+)
+from temporal_service.dev_server import belongs_to
 
 COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
@@ -420,9 +426,12 @@ async def run(make_writer: Callable[[], Write]) -> int:
     Raises:
         StartupError: Temporal or the ledger can't be read.
     """
-    with closing(open_ledger(data_directory(make=False), read_only=True)) as ledger:
+    directory = data_directory(make=False)
+    with closing(open_ledger(directory, read_only=True)) as ledger:
         client = await connect(connect_config(), identity=whoami())
         try:
+            if not address_is_configured():
+                await belongs_to(client, directory)  # else every payment would disagree
             return await audit(InvoiceClient(client), ledger, make_writer())
         except GatewayUnavailable as error:
             raise StartupError(str(error)) from error

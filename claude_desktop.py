@@ -1,7 +1,8 @@
 """Puts the MCP server into Claude Desktop's configuration: `uv run claude_desktop.py`.
 
 Everything else in the file stays as it is, the file as it was is kept beside it, and a second run
-changes nothing. `--print` shows the entry, `--remove` takes it out again.
+changes nothing. Variables that the entry has and this shell doesn't set stay in it. `--print` shows
+the entry, `--remove` takes it out again, with its variables.
 """
 
 import argparse
@@ -46,11 +47,15 @@ def main(arguments: Sequence[str] | None = None, platform: str = sys.platform) -
     """Does what the command line says; returns the exit code."""
     parser = argparse.ArgumentParser(
         description="Adds the invoice tools to Claude Desktop's configuration."
-        " Quit Claude Desktop first: it writes that file too."
+        " Quit Claude Desktop first: it writes that file too. The entry gets the variables of this"
+        " shell that the MCP server reads, and keeps those that it has and this shell doesn't set;"
+        " to drop one of them, run this with --remove first."
     )
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--print", action="store_true", help="show the entry, change nothing")
-    action.add_argument("--remove", action="store_true", help="take the entry out again")
+    action.add_argument("--print", action="store_true", help="show a new entry, change nothing")
+    action.add_argument(
+        "--remove", action="store_true", help="take the entry out again, with its variables"
+    )
     options = parser.parse_args(arguments)
     try:
         wanted = None if options.remove else entry()
@@ -135,28 +140,34 @@ def _is_secret(name: str) -> bool:
 def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
     """Puts `wanted` into every file, or takes the entry out if it is None, and tells about it.
 
+    The variables of an entry that is there stay, unless `wanted` has others for them.
+
     Raises:
         ConfigError: one of the files isn't such a configuration; then none was changed.
         OSError: a file can't be read or written.
     """
     changed = False
-    for file, text in [(file, _new_text(file, wanted)) for file in files]:
+    for file, text, env in [(file, *_new_text(file, wanted)) for file in files]:
         if text is None:
             what = "has this entry already" if wanted else f"has no entry {NAME}"
             print(f"{file} {what}; nothing was changed.")
-            continue
-        changed = True
-        found = file.parent.is_dir()
-        backup = _back_up(file) if file.exists() else None
-        _write(file, text, private=any(map(_is_secret, (wanted or {}).get("env", ()))))
-        print(f"{file}: {NAME} was {'added' if wanted else 'removed'}.")
-        if backup:
-            print(f"The file as it was: {backup}")
-        if not found:
-            print("Claude Desktop was not found there, but the file is ready for it.")
-    if wanted and changed:
-        passed_on = ", ".join(wanted.get("env", ())) or "none is set here"
-        print(f"Variables the server gets: {passed_on}.")
+        else:
+            changed = True
+            found = file.parent.is_dir()
+            backup = _back_up(file) if file.exists() else None
+            _write(file, text, private=any(map(_is_secret, env)))
+            print(f"{file}: {NAME} was {'added' if wanted else 'removed'}.")
+            if backup:
+                print(f"The file as it was: {backup}")
+            if not found:
+                print("Claude Desktop was not found there, but the file is ready for it.")
+        if wanted:
+            print(f"Variables the server gets: {', '.join(env) or 'none is set here'}.")
+            if kept := [name for name in env if name not in wanted.get("env", ())]:
+                print(
+                    f"Of these the entry had before, and this shell doesn't set: {', '.join(kept)}."
+                    " To drop one, run this with --remove first."
+                )
     if changed:
         print(
             "Next: quit Claude Desktop fully (closing its window isn't enough) and start it again."
@@ -165,26 +176,34 @@ def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
         )
 
 
-def _new_text(file: Path, wanted: dict[str, Any] | None) -> bytes | None:
-    """The file's text with the entry as wanted; None if it is so already."""
+def _new_text(file: Path, wanted: dict[str, Any] | None) -> tuple[bytes | None, dict[str, Any]]:
+    """The file's text with the entry as wanted, None if it is so already; and its variables."""
     try:
         config = _parsed(file)
         servers = config.setdefault("mcpServers", {}) if isinstance(config, dict) else None
         if not isinstance(servers, dict):
             raise ConfigError(f"{file} has no object under mcpServers; nothing was changed.")
-        if servers.get(NAME) == wanted:
-            return None
-        if wanted:
-            servers[NAME] = wanted
+        old = servers.get(NAME)
+        env = _variables(old) | _variables(wanted) if wanted else {}
+        new = {**wanted, "env": env} if wanted and env else wanted
+        if old == new:
+            return None, env
+        if new:
+            servers[NAME] = new
         else:
             del servers[NAME]
-        return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), env
     except RecursionError as error:
         raise ConfigError(f"{file} is nested too deeply; nothing was changed.") from error
     except UnicodeEncodeError as error:
         raise ConfigError(
             f"{file} has half a character (a lone surrogate); nothing was changed."
         ) from error
+
+
+def _variables(server: object) -> dict[str, Any]:
+    env = server.get("env") if isinstance(server, dict) else None
+    return env if isinstance(env, dict) else {}
 
 
 def _parsed(file: Path) -> Any:

@@ -43,6 +43,7 @@ from invoices.invoice import (
     INVOICE_WORKFLOW,
     Invoice,
     invoice_id_of,
+    rule_of_new_id,
     workflow_id,
 )
 from invoices.refusals import (
@@ -132,9 +133,12 @@ class InvoiceClient:
         The outcome is `started`, or `already_in_process` if the same invoice was.
 
         Raises:
-            InvoiceError: the id is in use by something else, or the invoice is paid, or a line of
-                it was paid earlier with other content.
+            InvoiceError: the id is in use by something else, or is new and could be taken for
+                another, or the invoice is paid, or a line of it was paid earlier with other
+                content.
         """
+        if rule := rule_of_new_id(invoice.id):
+            await self._expect_known_id(invoice.id, rule)
         progress = RunProgress.of(invoice)
         try:
             # Atomic where the id is new. After a closed run the ledger guards what a race could do.
@@ -144,6 +148,15 @@ class InvoiceClient:
         # Asking takes longer than starting: not again if a worker has answered just now.
         is_recent = time.monotonic() - self._last_worker_answer <= RECENT_SECONDS
         return await self._started(invoice, handle, ask=not is_recent)
+
+    async def _expect_known_id(self, invoice_id: str, rule: str) -> None:
+        """Raises `InvoiceError` unless there is a run under an id that a new invoice can't have."""
+        try:
+            await self._handle(invoice_id).describe()
+        except RPCError as error:
+            if not _is_unknown_workflow(error):
+                raise
+            raise InvoiceError(f"Nothing was done. invoice_data.id: {rule}.") from error
 
     async def _submit_again(self, invoice: Invoice, progress: RunProgress) -> InvoiceStatus:
         last = await self.get_run(invoice.id)

@@ -193,7 +193,7 @@ async def approve_invoice(
     if run.status.state == "waiting" and not run.status.is_past_deadline:
         if not host_asks:
             return _asked_on_card(run.status)
-        answer = await ask_person(ctx, invoice, run.status, run.id)
+        answer = await ask_person(ctx, invoice, run.status, run.id, reason)
         if isinstance(answer, InputRequiredResult):
             return answer
         if answer != "yes":
@@ -202,10 +202,13 @@ async def approve_invoice(
                 " Nothing was changed or paid by this.",
                 log_level=logging.INFO,
             )
+    else:
+        reason = None  # the person hasn't been shown it
     return await _decide(invoice_id, approve=True, reason=reason, run_id=run.id)
 
 
 def _asked_on_card(status: InvoiceStatus) -> ToolResult:
+    cards.note_shown()
     status.outcome = "asked_on_card"
     return _answer(
         f"A card with invoice {status.invoice_id} is shown to the person, who decides on it with a"

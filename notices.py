@@ -1,25 +1,49 @@
 """Notices: a POST to a web hook when an invoice waits, is about to time out, or has ended.
 
-Off unless the worker has an `INVOICE_NOTIFY_URL`. A notice travels in a workflow of its own, so
-that a hook that is slow or gone holds up neither a payment nor the end of an invoice.
+Off unless the worker has an `INVOICE_NOTIFY_URL`. A notice travels in a workflow of its own and is
+posted by a worker of its own, so that a hook that is slow or gone holds up neither a payment nor
+the end of an invoice.
 """
 
+import asyncio
+import logging
 import os
+import threading
 from datetime import timedelta
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from functools import cache
+from typing import Literal
 
 from temporalio import activity, workflow
-from temporalio.common import RetryPolicy
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionRequest
+from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
 
 with workflow.unsafe.imports_passed_through():
     import httpx2
+    from pydantic import BaseModel, ValidationError
 
-    from invoices.invoice import Invoice
+    from invoices.invoice import Invoice, workflow_id
     from invoices.status import RunProgress, State
-    from invoices.wording import format_lines_and_total, format_money, format_utc, sanitized
+    from invoices.wording import (
+        describe_validation_errors,
+        format_lines_and_total,
+        format_money,
+        format_utc,
+        sanitized,
+    )
     from startup import StartupError
+    from temporal_service.payloads import NO_PAYLOAD, json_payload
+
+NOTICE_TASK_QUEUE = "invoice-notice-task-queue"
+"""Of `post_notice` alone, so that a hook that hangs takes no slot of a payment."""
+POST_SECONDS = 10
+
+# The HTTP client logs the address of every request, which is a secret here.
+for _name in ("httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 Event = State | Literal["reminder"]
 
@@ -35,34 +59,55 @@ def notify_url() -> str | None:
     """`INVOICE_NOTIFY_URL`. A secret: whoever has it can post, so it is never logged.
 
     Raises:
-        StartupError: it is no http or https address.
+        StartupError: it isn't an http or https address.
     """
     url = os.environ.get("INVOICE_NOTIFY_URL") or None
-    if url and not (url.startswith(("http://", "https://")) and urlsplit(url).hostname):
+    if url and not _is_web_address(url):
         raise StartupError("INVOICE_NOTIFY_URL must begin with http:// or https:// and a host.")
     return url
 
 
-def make_notice(
-    event: Event, invoice: Invoice, progress: RunProgress, run_id: str
-) -> dict[str, Any]:
-    """What is posted: `text`, which Slack, Mattermost and Teams show, and typed fields.
+def _is_web_address(url: str) -> bool:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:  # which quotes what it can't read
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
-    `notice_id` is the same whenever the same notice is posted again.
-    """
-    notice = {
-        "text": _text(event, invoice, progress),
-        "event": event,
-        "notice_id": f"{run_id}/{event}",
-        "invoice_id": invoice.id,
-        "total": str(invoice.total),
-        "paid": str(progress.paid_amount),
-        "currency": invoice.currency,
-        "status": progress.status,
-    }
-    if progress.deadline and event in ("waiting", "reminder"):
-        notice["deadline"] = progress.deadline.isoformat()
-    return notice
+
+class Notice(BaseModel):
+    """What is posted: `text`, which Slack, Mattermost and Teams show, and typed fields."""
+
+    text: str
+    event: str
+    notice_id: str
+    """The run's id and the event: the same whenever the same notice is posted again."""
+    invoice_id: str
+    total: str
+    paid: str
+    currency: str
+    status: str
+    deadline: str | None = None
+
+    def to_json(self) -> str:
+        return self.model_dump_json(exclude_none=True)
+
+
+def make_notice(event: Event, invoice: Invoice, progress: RunProgress, run_id: str) -> RawValue:
+    """A `Notice` as `NoticeWorkflow` takes it."""
+    deadline = progress.deadline if event in ("waiting", "reminder") else None
+    notice = Notice(
+        text=_text(event, invoice, progress),
+        event=event,
+        notice_id=f"{run_id}/{event}",
+        invoice_id=invoice.id,
+        total=str(invoice.total),
+        paid=str(progress.paid_amount),
+        currency=invoice.currency,
+        status=progress.status,
+        deadline=deadline.isoformat() if deadline else None,
+    )
+    return json_payload(notice.to_json().encode())
 
 
 def _text(event: Event, invoice: Invoice, progress: RunProgress) -> str:
@@ -82,25 +127,104 @@ def _text(event: Event, invoice: Invoice, progress: RunProgress) -> str:
 
 
 @activity.defn
-async def post_notice(notice: dict[str, Any]) -> None:
-    """Posts a notice to `INVOICE_NOTIFY_URL`, within 10 s.
+async def post_notice(notice: RawValue = NO_PAYLOAD) -> None:
+    """Posts a `Notice` to `INVOICE_NOTIFY_URL`, within 10 s.
+
+    Only one that a run of `InvoiceWorkflow` sends about its own invoice: anybody who reaches the
+    Temporal Service can start this, and whoever has the hook believes what it is told.
 
     Raises:
-        ApplicationError: the hook can't be reached or answers with an error; the address is not
-            told. Not retried where the hook says that the request itself is wrong.
+        ApplicationError: of type `NoticeUndelivered`: the hook can't be reached or answers with an
+            error; the address is not told. Not retried where the hook says that the request itself
+            is wrong. Of type `InvalidNotice`, not retried: it isn't such a notice.
     """
+    content = _read(notice)
+    await _expect_sender(content)
     url = notify_url()
     if url is None:
         raise _undelivered("this worker has no INVOICE_NOTIFY_URL")
+    posting = asyncio.run_coroutine_threadsafe(_post(url, content.to_json()), _loop())
     try:
-        async with httpx2.AsyncClient(timeout=10) as client:
-            response = await client.post(url, json=notice)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        code = await asyncio.wrap_future(posting)
+    except TimeoutError:
+        raise _undelivered(f"the hook gave no answer within {POST_SECONDS} s") from None
+    # OSError and ValueError: certificates or a proxy that the environment names wrongly.
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        # Not the error's words, nor its cause: they may quote an address.
         raise _undelivered(f"the hook can't be reached ({type(error).__name__})") from None
-    code = response.status_code
-    if not response.is_success:
+    if not 200 <= code < 300:
         hopeless = 400 <= code < 500 and code not in (408, 425, 429)
         raise _undelivered(f"the hook answered with status {code}", hopeless)
+
+
+def _read(payload: RawValue) -> Notice:
+    try:
+        return Notice.model_validate_json(payload.payload.data)
+    except ValidationError as error:
+        raise _invalid(describe_validation_errors(error, "notice")) from None
+
+
+async def _expect_sender(notice: Notice) -> None:
+    """Asks the service, whose word it is, not the sender's, which run has started this one."""
+    info = activity.info()
+    if info.workflow_type != "NoticeWorkflow" or not (info.workflow_id and info.workflow_run_id):
+        raise _invalid("a notice is posted by a NoticeWorkflow only")
+    try:
+        parent = (await _describe(info.workflow_id, info.workflow_run_id)).parent_execution
+        is_child = bool(parent.run_id)
+        sender = await _describe(parent.workflow_id, parent.run_id) if is_child else None
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise _invalid("the invoice's run that sent it is gone") from None
+        raise _undelivered(f"the Temporal Service doesn't answer ({error.status.name})") from None
+    if (
+        sender is None
+        or sender.type.name != "InvoiceWorkflow"
+        or parent.workflow_id != workflow_id(notice.invoice_id)
+        or not notice.notice_id.startswith(f"{parent.run_id}/")
+    ):
+        raise _invalid("it doesn't come from the run of its invoice")
+
+
+async def _describe(name: str, run_id: str) -> WorkflowExecutionInfo:
+    client = activity.client()
+    request = DescribeWorkflowExecutionRequest(
+        namespace=client.namespace,
+        execution=WorkflowExecution(workflow_id=name, run_id=run_id),
+    )
+    answer = await client.workflow_service.describe_workflow_execution(
+        request, timeout=timedelta(seconds=2)
+    )
+    return answer.workflow_execution_info
+
+
+async def _post(url: str, body: str) -> int:
+    """The status code of the hook's answer, whose body isn't read: it may never end.
+
+    Raises:
+        TimeoutError: it took longer than `POST_SECONDS` in all.
+    """
+    async with (
+        asyncio.timeout(POST_SECONDS),
+        httpx2.AsyncClient(timeout=None) as client,
+        client.stream(
+            "POST", url, content=body, headers={"Content-Type": "application/json"}
+        ) as response,
+    ):
+        return response.status_code
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Of a thread of its own, for posts only.
+
+    The look-up of the hook's name takes a thread of its loop, for half a minute if no name server
+    answers, and can't be cancelled. In the worker's loop that would be a payment's thread, and the
+    worker would wait for it at its end.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="notices", daemon=True).start()
+    return loop
 
 
 def _undelivered(reason: str, hopeless: bool = False) -> ApplicationError:
@@ -112,22 +236,39 @@ def _undelivered(reason: str, hopeless: bool = False) -> ApplicationError:
     )
 
 
+def _invalid(reason: str) -> ApplicationError:
+    return ApplicationError(
+        reason,
+        type="InvalidNotice",
+        non_retryable=True,
+        category=ApplicationErrorCategory.BENIGN,
+    )
+
+
 @workflow.defn
 class NoticeWorkflow:
-    """Delivers one notice, or gives it up after ten attempts within the hour."""
+    """Delivers one notice, or gives it up after ten attempts within the hour.
+
+    It fails with `InvalidNotice` if it was started with anything else. The payload is taken raw, as
+    `temporal_service/payloads.py` says.
+    """
 
     @workflow.run
-    async def run(self, notice: dict[str, Any]) -> str:
+    async def run(self, notice: RawValue = NO_PAYLOAD) -> str:
+        notice_id = _read(notice).notice_id
         try:
             await workflow.execute_activity(
                 post_notice,
                 notice,
+                task_queue=NOTICE_TASK_QUEUE,
                 start_to_close_timeout=timedelta(seconds=15),
+                # Nobody takes it where no worker has an INVOICE_NOTIFY_URL any more.
+                schedule_to_start_timeout=timedelta(days=1),
                 retry_policy=DELIVERY,
             )
         except ActivityError as error:
             workflow.logger.warning(
-                "Notice %s was given up: %s", notice.get("notice_id"), error.cause
+                "Notice %s was given up: %s", sanitized(notice_id, 100), error.cause
             )
             return "UNDELIVERED"
         return "DELIVERED"

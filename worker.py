@@ -16,30 +16,42 @@ Environment variables:
                           the version of this worker, for Worker Versioning
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Ctrl-C during the imports, which take half a second, ends it as it does later: without a
+    # traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
+
 import argparse
 import asyncio
 import logging
-import os
-import signal
+import shlex
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from temporalio import activity, workflow
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
 
 import activities
-from notices import NoticeWorkflow, notify_url, post_notice
+from notices import NOTICE_TASK_QUEUE, NoticeWorkflow, notify_url, post_notice
 from startup import StartupError, data_directory
 from temporal_service import connection
-from temporal_service.dev_server import connect_or_start
+from temporal_service.dev_server import connect_or_start, listens
 from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
+NOTICES_AT_ONCE = 10
 
 log = logging.getLogger("worker")
 
@@ -90,11 +102,31 @@ async def run() -> None:
     async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
-        if address == f"localhost:{connection.PORT}":
+        if address == f"localhost:{connection.PORT}" and await listens(connection.UI_PORT):
             log.info("Web UI            http://localhost:%s", connection.UI_PORT)
         log.info("Data              %s", directory)
         log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)
-        worker = Worker(
+        workers = _workers(client)
+        async with AsyncExitStack() as running:
+            for worker in workers:
+                await running.enter_async_context(worker)
+            # Before the context ends them one after the other: each waits for what is under way.
+            running.push_async_callback(_shut_down, workers)
+            while not all(worker.is_running for worker in workers):
+                await asyncio.sleep(0.05)
+            try:
+                print("Worker started. Listening for invoice workflows...", flush=True)
+            except OSError as error:
+                raise StartupError(f"Standard output can't be written to: {error}.") from error
+            await _log_open_invoices(client)
+            await _warn_if_without_work(client)
+            await asyncio.Event().wait()
+
+
+def _workers(client: Client) -> list[Worker]:
+    """One for invoices, and where there is a hook one that posts notices, in slots of its own."""
+    workers = [
+        Worker(
             client,
             task_queue=TASK_QUEUE,
             workflows=[InvoiceWorkflow, NoticeWorkflow],
@@ -102,7 +134,7 @@ async def run() -> None:
                 activities.process_payment,
                 activities.payments_made,
                 activities.decision_in_time,
-                post_notice,
+                post_notice,  # notices that version 1.1 has begun are scheduled here
             ],
             deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
@@ -112,15 +144,25 @@ async def run() -> None:
             # A payment has 30 s; one under way is waited for.
             graceful_shutdown_timeout=timedelta(seconds=35),
         )
-        async with worker:
-            while not worker.is_running:
-                await asyncio.sleep(0.05)
-            try:
-                print("Worker started. Listening for invoice workflows...", flush=True)
-            except OSError as error:
-                raise StartupError(f"Standard output can't be written to: {error}.") from error
-            await _log_open_invoices(client)
-            await asyncio.Event().wait()
+    ]
+    if notify_url():
+        workers.append(
+            Worker(
+                client,
+                task_queue=NOTICE_TASK_QUEUE,
+                activities=[post_notice],
+                # Without a version: Temporal refuses to make a version current that lacks a task
+                # queue of the one before, so there would be no way back to a worker without this.
+                max_concurrent_activities=NOTICES_AT_ONCE,
+                # One that is cut off is posted again by the next worker.
+                graceful_shutdown_timeout=timedelta(seconds=5),
+            )
+        )
+    return workers
+
+
+async def _shut_down(workers: list[Worker]) -> None:
+    await asyncio.gather(*(worker.shutdown() for worker in workers))
 
 
 def _deployment() -> WorkerDeploymentConfig | None:
@@ -143,6 +185,41 @@ def _deployment() -> WorkerDeploymentConfig | None:
     )
 
 
+async def _warn_if_without_work(client: Client) -> None:
+    """Says so if Worker Versioning gives the work to others, with the command that changes it."""
+    try:
+        queue = await client.workflow_service.describe_task_queue(
+            DescribeTaskQueueRequest(
+                namespace=client.namespace,
+                task_queue=TaskQueue(name=TASK_QUEUE),
+                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+            ),
+            timeout=timedelta(seconds=5),
+        )
+    except RPCError:
+        return
+    routing = queue.versioning_info
+    current = routing.current_deployment_version  # empty for workers without a version
+    targets = [(current.deployment_name, current.build_id)]
+    if routing.ramping_version_percentage:
+        ramping = routing.ramping_deployment_version
+        targets.append((ramping.deployment_name, ramping.build_id))
+    deployment = _deployment()
+    version = deployment.version if deployment else WorkerDeploymentVersion("", "")
+    if (version.deployment_name, version.build_id) in targets:
+        return
+    to = f"version {current.build_id} of {current.deployment_name}" if current.build_id else ""
+    target = f"--build-id {shlex.quote(version.build_id)}" if deployment else "--unversioned"
+    log.warning(
+        "This worker gets no work: invoices go to %s. To give them to %s: temporal worker"
+        " deployment set-current-version --deployment-name %s %s --yes",
+        to or "workers without a version",
+        "this version" if deployment else "workers without a version",
+        shlex.quote(version.deployment_name or current.deployment_name),
+        target,
+    )
+
+
 def _end_on_signal() -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -152,16 +229,20 @@ def _end_on_signal() -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
 
-    def end(*_: object) -> None:
+    def end() -> None:
+        log.info("Ending; a payment under way is finished first.")
+        task.cancel()
+
+    def on_signal(*_: object) -> None:
         # Once: a second Ctrl-C must not cut off the payment that the first one waits for.
         for number in numbers:
             signal.signal(number, lambda *_: None)
-        log.info("Ending; a payment under way is finished first.")
-        loop.call_soon_threadsafe(task.cancel)
+        if not loop.is_closed():  # as it is when the worker has ended by itself just now
+            loop.call_soon_threadsafe(end)
 
     # Not `loop.add_signal_handler`, which Windows lacks.
     for number in numbers:
-        signal.signal(number, end)
+        signal.signal(number, on_signal)
 
 
 async def _log_open_invoices(client: Client) -> None:

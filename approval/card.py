@@ -10,10 +10,10 @@ import hmac
 import logging
 import os
 import secrets
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 from fastmcp import Context
@@ -45,7 +45,7 @@ APPROVE_TOOL = "approve_invoice"
 APP_TOOLS = frozenset({"invoice_card", "decide_on_card"})
 """For the card alone: hosts keep them from the model."""
 LOADING_SECONDS = 10
-"""How long a host may take from the first `approve_invoice` until a card asks for its data."""
+"""How long a host may take from the first answer with a card until a card asks for its data."""
 
 log = logging.getLogger("invoice_server")
 
@@ -118,9 +118,9 @@ def _paid_earlier(status: InvoiceStatus) -> str | None:
 def _details(status: InvoiceStatus) -> str:
     """What is left to say beside the lines, amounts and deadline."""
     if status.state == "waiting" and not status.is_past_deadline:
-        if status.worker_answers is False:
-            return "No worker answers now: the decision is kept and takes effect when one runs."
-        return ""
+        kept = "No worker answers now: the decision is kept and takes effect when one runs."
+        parts = (status.caution, kept if status.worker_answers is False else "")
+        return " ".join(filter(None, parts))
     if status.state == "failed":
         return f"{sanitized(status.status, 600)}. {status.details}"
     return status.details
@@ -143,7 +143,7 @@ class ApprovalCards(Middleware):
         self._setting = os.environ.get("INVOICE_APPROVAL_CARD") or "auto"
         self._key = secrets.token_bytes(32)
         self._first_shown: float | None = None
-        """By the monotonic clock."""
+        """When the first card was to be shown, by the monotonic clock."""
         self._has_loaded = False
         """Whether any card has asked for its data."""
 
@@ -170,15 +170,21 @@ class ApprovalCards(Middleware):
                     " Web UI."
                 )
             return False
-        if self._setting == "required" or self._has_loaded:
+        if self._setting == "required" or self._has_loaded or self._first_shown is None:
             return True
-        now = time.monotonic()
-        if self._first_shown is None:
-            self._first_shown = now
-        if now - self._first_shown < LOADING_SECONDS:
+        if monotonic() - self._first_shown < LOADING_SECONDS:
             return True
         log.warning("This host shows no card; its permission dialog decides")
         return False
+
+    def note_shown(self) -> None:
+        """Notes that the answer under way has the host show a card.
+
+        Only such an answer starts the clock: a call that fails shows none, so a host that does show
+        cards couldn't load one in time.
+        """
+        if self._first_shown is None:
+            self._first_shown = monotonic()
 
     def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus) -> ToolResult:
         """The data of a card, with the seal for a click on it while the invoice waits."""

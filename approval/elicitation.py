@@ -58,15 +58,16 @@ Answer = Literal["yes", "no", "late"]
 
 
 async def ask_person(
-    ctx: Context, invoice: Invoice, status: InvoiceStatus, run_id: str
+    ctx: Context, invoice: Invoice, status: InvoiceStatus, run_id: str, reason: str | None
 ) -> Answer | InputRequiredResult:
-    """Whether the person says yes to paying exactly this.
+    """Whether the person says yes to paying exactly this, with `reason` kept as theirs.
 
     The handshake era of MCP asks within the call. The era from 2026-07-28 on ends the call with the
-    question, and the host repeats it with the answer and with `request_state`, sealed by the SDK:
-    so only an answer to the question about this very run counts.
+    question, and the host repeats it with the answer and with `request_state`, which the SDK seals
+    and binds to the call's arguments: so only an answer to the question about this very run and
+    reason counts.
     """
-    text = _question(invoice, status)
+    text = _question(invoice, status, reason)
     question = ElicitRequestFormParams(message=text, requested_schema=APPROVAL_FORM)
     if ctx.session.protocol_version in MODERN_PROTOCOL_VERSIONS:
         asked = json.dumps([invoice.id, run_id])
@@ -96,8 +97,10 @@ def _understood(answer: object) -> Answer:
     return "yes" if is_clear_yes else "no"
 
 
-def _question(invoice: Invoice, status: InvoiceStatus) -> str:
+def _question(invoice: Invoice, status: InvoiceStatus, reason: str | None) -> str:
     lines = [f"Pay invoice {invoice.id}: {invoice.summary}?"]
+    if status.caution:
+        lines.append(status.caution)
     if status.paid_earlier_lines is None:
         lines.append("Whether any of it was paid earlier isn't known.")
     elif status.paid_lines:
@@ -107,6 +110,8 @@ def _question(invoice: Invoice, status: InvoiceStatus) -> str:
     for name, value in (("customer", invoice.customer), ("method", invoice.payment_method)):
         if value:
             lines.append(f"Charged {name}: {sanitized_quote(value, 255)}")
+    if reason:  # which the model wrote: all of it, and normalizing can make it three times as long
+        lines.append(f"Reason that will be kept: {sanitized_quote(reason, 3 * len(reason))}")
     numbered = list(enumerate(invoice.lines, start=1))
     largest = sorted(numbered, key=lambda one: one[1].amount, reverse=True)[:SHOWN_LINES]
     for number, line in sorted(largest, key=lambda one: one[0]):

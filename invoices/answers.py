@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
 
+from invoices.invoice import rule_of_new_id
 from invoices.status import Progress, State
 from invoices.wording import (
     format_duration,
@@ -76,6 +77,15 @@ class InvoiceStatus(Progress):
     message: Annotated[str | None, Field(description="All of this in words.")] = None
 
     @property
+    def caution(self) -> str:
+        """What is unusual about the id, in a sentence; empty if nothing is.
+
+        Other clients may have started an invoice under any, and earlier versions under more.
+        """
+        rule = rule_of_new_id(self.invoice_id)
+        return f"Take care with its id: an id {rule}." if rule else ""
+
+    @property
     def is_past_deadline(self) -> bool:
         """A waiting invoice that can't be approved any more, and ends when a worker runs."""
         return self.deadline is not None and self.deadline <= datetime.now(UTC)
@@ -100,15 +110,16 @@ class InvoiceStatus(Progress):
                 return [self.paid, self.decided]
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
-                return [f"{self.amounts}." if is_new else self.paid, self._deadline()]
+                amounts = f"{self.amounts}." if is_new else self.paid
+                return [self.caution, amounts, self._deadline()]
             case "paying":
-                line = f"Now: {self.current_line}." if self.current_line else ""
+                line = f"Now: {sanitized(self.current_line, 200)}." if self.current_line else ""
                 return [self.paid, line, self._retry(), self.decided]
             case "timed_out":
                 return ["Nobody decided before the deadline.", self.paid]
             case "failed" | "cancelled":
                 stopped = self.current_line if self.state == "cancelled" else None
-                where = f"It was stopped at {stopped}." if stopped else ""
+                where = f"It was stopped at {sanitized(stopped, 200)}." if stopped else ""
                 return [self.paid, where, self.decided, self.advice]
             case "terminated":
                 return [
@@ -171,6 +182,8 @@ class InvoiceStatus(Progress):
             parts.append(f"{passed} {format_utc(self.deadline)}")
         if self.decision:
             parts.append(self.decided.rstrip("."))
+        if self.caution:
+            parts.append(self.caution.rstrip("."))
         return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(parts)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import unicodedata
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
@@ -19,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, from_json
 
-from invoices.wording import format_lines_and_total
+from invoices.wording import format_lines_and_total, sanitized_quote
 
 MAX_LINES = 500
 MAX_JSON_BYTES = 1024 * 1024
@@ -53,6 +54,39 @@ def _invoice_id(value: str) -> str:
             "invoice_id", "must begin with a letter or digit and go on with those or . _ / # - only"
         )
     return value
+
+
+_ALIKE = {
+    *("LATIN", "GREEK", "COPTIC", "CYRILLIC", "ARMENIAN", "CHEROKEE", "CANADIAN", "LISU", "OLD"),
+    *("BAMUM", "CARIAN", "DESERET", "ELBASAN", "LYCIAN", "MIAO", "OSAGE", "RUNIC", "TIFINAGH"),
+    "WARANG",
+}
+"""Scripts that have letters in common to the eye: the first word of their letters' names."""
+
+
+def rule_of_new_id(invoice_id: str) -> str | None:
+    """The rule that `invoice_id` breaks, if any, besides those of `InvoiceId`.
+
+    Only new ids have to follow these: by them two that look the same are the same. Invoices that
+    have another id go on.
+    """
+    if invoice_id.isascii():
+        return None
+    if (normal := unicodedata.normalize("NFKC", invoice_id)) != invoice_id:
+        return f"must be in Unicode's normal form NFKC: {sanitized_quote(normal, 100)}"
+    names = [unicodedata.name(character, "") for character in invoice_id if character.isalpha()]
+    alike = {name.split()[0] for name in names if name} & _ALIKE
+    if len(alike) > 1:
+        scripts = " and ".join(sorted(script.capitalize() for script in alike))
+        return f"must not mix {scripts} letters, which look alike"
+    # Letters in name only: of the first, some look like punctuation, of the second all do.
+    if any(name.startswith("MODIFIER LETTER") or name.endswith(" CLICK") for name in names):
+        return "must not have letters that look like punctuation"
+    ascii_digits = all(character.isascii() for character in invoice_id if character.isdecimal())
+    # Bengali 4 looks like an 8; beside letters of its own script nobody takes it for one.
+    if not ascii_digits and (alike or not names):
+        return "must have the digits 0 to 9 only, unless all its letters are of another script"
+    return None
 
 
 def plain_number(value: Any) -> Any:

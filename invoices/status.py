@@ -1,5 +1,6 @@
 """Where an invoice stands: its state, the decision on it and what is paid; typed."""
 
+import re
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
@@ -54,6 +55,10 @@ def state_of_text(status: str) -> State:
     return "waiting"
 
 
+Sum = Annotated[Decimal, Field(ge=0, lt=10**13)]
+"""At most the total of an invoice: a memo is anybody's, and 1E+999999 can't be added up."""
+
+
 class DecisionDetails(BaseModel):
     """What a signal says about a decision besides the decision; each part may be missing."""
 
@@ -90,6 +95,8 @@ class Decision(DecisionDetails):
         """`approved by user@host on 2026-11-29 06:02:11 UTC, reason: “as agreed”`."""
         verb = "approved" if self.approved else "rejected"
         by = sanitized(self.by, 200) if self.by else "another client, name unknown"
+        if self.by and not re.fullmatch(r"[\w.@+-]+", by):  # whoever signals writes it
+            by = sanitized_quote(self.by, 200)
         reason = f", reason: {sanitized_quote(self.reason, 300)}" if self.reason else ""
         return f"{verb} by {by} on {format_utc(self.at)}{reason}"
 
@@ -100,15 +107,15 @@ class Progress(BaseModel):
     state: State
     status: Annotated[str, Field(description="The status in words, as the workflow gives it.")]
     line_count: int | None = None
-    total: Decimal | None = None
-    currency: str | None = None
+    total: Sum | None = None
+    currency: Annotated[str | None, Field(pattern="^[A-Z]{3}$")] = None
     paid_lines: Annotated[int, Field(description="By this submission and earlier ones.")] = 0
-    paid_amount: Decimal = Decimal("0.00")
+    paid_amount: Sum = Decimal("0.00")
     paid_earlier_lines: Annotated[
         int | None,
         Field(description="Of those, by earlier submissions; missing where that isn't known."),
     ] = None
-    paid_earlier_amount: Decimal | None = None
+    paid_earlier_amount: Sum | None = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     decision: Decision | None = None
     failure: Annotated[

@@ -14,8 +14,8 @@ def currency_sign(currency: str) -> str:
 
 
 def format_money(amount: Decimal, currency: str) -> str:
-    """`$5,000.00`, or `EUR 5,000.00`."""
-    return f"{currency_sign(currency)}{amount:,.2f}"
+    """`$5,000.00`, or `EUR 5,000.00`; no zeros without end for 1E+999999."""
+    return f"{currency_sign(currency)}{amount:{',.2f' if amount.adjusted() < 30 else '.2e'}}"
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -53,35 +53,83 @@ def describe_changed_line(number: int, item: str, amount: Decimal, currency: str
 # Characters that mean something to Markdown or HTML, and what stands in for them.
 _LOOKALIKES = str.maketrans("<>[]*`~|\\&", "‹›()∗’∼¦⧵＆")
 
+_LEFT_OUT = str.maketrans(
+    {
+        # Blank, but letters or symbols to Unicode: the Hangul, Braille, musical, SignWriting and
+        # Egyptian ones.
+        **dict.fromkeys(
+            map(chr, (0x115F, 0x1160, 0x3164, 0xFFA0, 0x2800, 0x1D159, 0x1DA7F, 0x1DA80)), " "
+        ),
+        **dict.fromkeys(map(chr, (0x13441, 0x13442)), " "),
+        # Marks that can't be seen, among them the variation selectors.
+        **dict.fromkeys((0x034F, 0x17B4, 0x17B5, 0x16FE4, *range(0x180B, 0x1810)), None),
+        **dict.fromkeys((*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)), None),
+        # Marks that enclose what stands before them.
+        **dict.fromkeys((0x0488, 0x0489, 0x1ABE, 0xA670, 0xA671, 0xA672), None),
+        **dict.fromkeys((*range(0x20DD, 0x20E1), *range(0x20E2, 0x20E5)), None),
+        # As wide as a line or as high as several, or often drawn as nothing.
+        **dict.fromkeys("\ufdfd\ua9c5\U00012219\U0001242b\ufffc", "\N{REPLACEMENT CHARACTER}"),
+    }
+)
+
 
 def sanitized(text: str, limit: int = 60) -> str:
     """Somebody else's text as it is safe to show a person, a model, Markdown or a terminal.
 
-    On one line, without markup, without control and formatting characters (which could hide or
-    reorder what stands beside it), with two accents on a letter at most, cut after `limit`
-    characters.
+    On one line, blanks of every kind as single spaces, without markup, without control and
+    formatting characters (which could hide or reorder what stands beside it), with accents on
+    letters only and two at most, cut after `limit` characters.
     """
+    text = text.strip()
+    # Cut first: the time to normalize grows with the square of the accents on one letter. A letter
+    # of the scripts in use is three characters at most before it is normalized.
+    start = text[: 3 * limit].translate(_LEFT_OUT)
     clean = ""
-    marks = 0
-    for character in unicodedata.normalize("NFC", " ".join(text.split())):
+    accents = 0
+    """How many more may follow."""
+    for character in unicodedata.normalize("NFC", start):
         category = unicodedata.category(character)
-        marks = marks + 1 if category in {"Mn", "Me"} else 0
-        if marks > 2:
-            continue
-        if category in {"Cc", "Cf", "Cs", "Co", "Cn"}:
+        if category == "Mn":
+            if not accents:
+                continue
+            accents -= 1
+        else:
+            accents = 2 if category[0] in "LM" else 0
+        if character.isspace():
+            if clean.endswith(" "):
+                continue
+            character = " "
+        elif category in {"Cc", "Cf", "Cs", "Co", "Cn"}:
             character = "\N{REPLACEMENT CHARACTER}"
         clean += character.translate(_LOOKALIKES)
-        if len(clean) > limit:
-            return clean[: limit - 1] + "…"
+    # What was left out may have stood between two that are one.
+    clean = unicodedata.normalize("NFC", clean.strip())
+    if len(clean) > limit or len(text) > 3 * limit:
+        return clean[: limit - 1] + "…"
     return clean
 
 
-_STRAIGHT_QUOTES = str.maketrans("“”", '""')
+# Quotation marks, what they are made of by hand, and what is drawn like them, in every script. Not
+# the ‹ › that stand for < >.
+_QUOTATION_MARKS = re.compile(
+    "["
+    "\"'`\u00ab\u00b4\u00bb\u2018-\u201f\u275b-\u2760\u2e42\u300c-\u300f\u301d-\u301f"
+    "\ufe41-\ufe44\uff02\uff07\uff40\uff62\uff63\U0001f676-\U0001f678"
+    # Substitution and paraphrase brackets
+    "\u2e02-\u2e05\u2e09\u2e0a\u2e0c\u2e0d\u2e1c\u2e1d\u2e20\u2e21"
+    # Primes, accents that stand alone, and ditto marks
+    "\u2032-\u2037\u2057\u02b9-\u02bf\u02c8\u02ca\u02cb\u02dd\u02ee\u02f4-\u02f6\u0374\u0384"
+    "\u0385\u1fbd\u1fbf-\u1fc1\u1fcd-\u1fcf\u1fdd-\u1fdf\u1fed-\u1fef\u1ffd\u1ffe\u3003"
+    # Armenian, Hebrew, N'Ko, Vedic, Canadian, Runic, Miao, and the saltillo
+    "\u055a\u055b\u055d\u05f3\u05f4\u07f4\u07f5\u1cd3\u1425\u144a\u16cc\U00016f51\U00016f52"
+    "\ua78b\ua78c"
+    "]+"
+)
 
 
 def sanitized_quote(text: str, limit: int = 60) -> str:
-    """The same in quotation marks, which the text itself can't end."""
-    return f"“{sanitized(text.translate(_STRAIGHT_QUOTES), limit)}”"
+    """The same in quotation marks, which the text itself can't end: its own become `'`."""
+    return "“" + _QUOTATION_MARKS.sub("'", sanitized(text, limit)) + "”"
 
 
 def describe_validation_errors(error: ValidationError, prefix: str = "") -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -201,12 +202,12 @@ class SQLiteLedger(Ledger):
         try:
             with _closed_on_error(self._connect()) as self._connection:
                 if not read_only:
-                    self._connection.execute("PRAGMA journal_mode=WAL")
+                    _use_write_ahead_log(self._connection)
                     _make_tables(self._connection)
                 [(self.id,)] = self._connection.execute(_SELECT_ID).fetchall()
                 self._opened = self._files()
         except (sqlite3.Error, OSError) as error:
-            raise StartupError(f"The payment ledger {self.name} can't be used: {error}.") from error
+            raise StartupError(f"The payment ledger {path} can't be used: {error}.") from error
 
     def close(self) -> None:
         self._connection.close()
@@ -230,7 +231,8 @@ class SQLiteLedger(Ledger):
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            reason = f"{self.name} is missing" if isinstance(error, FileNotFoundError) else error
+            missing = isinstance(error, FileNotFoundError)
+            reason = f"{self.name} is missing" if missing else f"{self.name}: {error}"
             raise GatewayUnavailable(f"the payment ledger is unavailable: {reason}") from error
 
     def _connect(self) -> sqlite3.Connection:
@@ -269,6 +271,20 @@ def _closed_on_error(connection: sqlite3.Connection) -> Iterator[sqlite3.Connect
     except BaseException:
         connection.close()
         raise
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    # While another worker makes the same ledger, SQLite refuses this at once, without waiting as
+    # it does for every other statement.
+    give_up_at = time.monotonic() + 5
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.05)
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:

@@ -37,11 +37,11 @@ def open_stripe() -> "StripeGateway":
         StartupError: there is no key that says whether it moves real money.
     """
     key = os.environ.get("STRIPE_API_KEY", "")
-    mode = re.match("(?:sk|rk)_(test|live)_", key)
+    mode = re.fullmatch("(?:sk|rk)_(test|live)_[!-~]+", key)
     if not mode:
         raise StartupError(
             "PAYMENT_GATEWAY=stripe needs STRIPE_API_KEY, a secret or restricted key that begins"
-            " with sk_test_, rk_test_, sk_live_ or rk_live_."
+            " with sk_test_, rk_test_, sk_live_ or rk_live_ and has no blanks or line breaks."
         )
     base = os.environ.get("STRIPE_API_BASE") or stripe.DEFAULT_API_BASE
     return StripeGateway(key, f"stripe {mode[1]}", base)
@@ -94,7 +94,8 @@ class StripeGateway:
         except (stripe.CardError, stripe.InvalidRequestError) as error:
             raise PaymentDeclined(f"declined by Stripe: {_reason(error)}") from error
         except stripe.StripeError as error:
-            raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from error
+            # Without its cause, which goes into the history and may quote the request's headers.
+            raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from None
         return intent.id
 
     def pay(self, reference: str, payment: Payment) -> None:
@@ -103,7 +104,7 @@ class StripeGateway:
             status, reason = self._confirm(reference, payment.payment_method)
         except stripe.StripeError as error:
             # The outcome isn't known, or a person has to mend the key.
-            raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from error
+            raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from None
         if status == "canceled":
             raise PaymentDeclined(f"declined by Stripe: {reason}")
         if status != "succeeded":

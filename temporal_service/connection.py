@@ -8,6 +8,8 @@
 import asyncio
 import logging
 import os
+import re
+import socket
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -60,27 +62,25 @@ async def connect(
     *,
     identity: str | None = None,
     lazy: bool = False,
-    metrics_address: str | None = None,
+    runtime: Runtime | None = None,
 ) -> Client:
     """A client that keeps one connection and restores it by itself.
 
     Args:
         identity: who the history shows as the sender of what this client sends.
         lazy: connect with the first call, so that this one never fails on the network.
-        metrics_address: `host:port` where Prometheus may fetch the SDK's metrics.
+        runtime: one of `quiet_runtime`, by default the one without metrics.
 
     Raises:
-        StartupError: the service can't be reached within 10 s, or refuses; or metrics can't be
-            served at that address.
+        StartupError: the service can't be reached within 10 s, or refuses.
     """
-    runtime = _quiet_runtime(metrics_address)
     try:
         async with asyncio.timeout(10):
             return await Client.connect(
                 **config,
                 identity=identity,
                 lazy=lazy,
-                runtime=runtime,
+                runtime=runtime or quiet_runtime(),
                 data_converter=replace(
                     DataConverter.default, payload_converter_class=LenientPayloadConverter
                 ),
@@ -171,15 +171,42 @@ def _configured() -> ClientConnectConfig:
 
 
 @cache
-def _quiet_runtime(metrics_address: str | None) -> Runtime:
-    # By itself the SDK's core logs to standard output, which belongs to MCP in the one process and
-    # to the person in the other.
+def quiet_runtime(metrics_address: str | None = None) -> Runtime:
+    """The SDK's core, which logs through `logging`.
+
+    By itself it logs to standard output, which belongs to MCP in the one process and to the person
+    in the other.
+
+    Args:
+        metrics_address: `host:port` where Prometheus may fetch the SDK's metrics.
+
+    Raises:
+        StartupError: metrics can't be served at that address.
+    """
     quiet = LoggingConfig(
         filter=TelemetryFilter(core_level="WARN", other_level="ERROR"),
         forwarding=LogForwardingConfig(logger=logging.getLogger("temporal.core")),
     )
-    metrics = PrometheusConfig(bind_address=metrics_address) if metrics_address else None
+    if not metrics_address:
+        return Runtime(telemetry=TelemetryConfig(logging=quiet))
     try:
+        metrics = PrometheusConfig(bind_address=_resolved(metrics_address))
         return Runtime(telemetry=TelemetryConfig(logging=quiet, metrics=metrics))
-    except (RuntimeError, ValueError) as error:
-        raise StartupError(f"Metrics can't be served at {metrics_address}: {error}.") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).removeprefix("Failed starting Prometheus exporter: ")
+        raise StartupError(f"Metrics can't be served at {metrics_address}: {reason}.") from error
+
+
+def _resolved(address: str) -> str:
+    """`host:port` with the host's IP address, since the SDK looks up no names."""
+    match = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):([0-9]{1,5})", address)
+    if not match:
+        raise ValueError("it must be host:port, such as localhost:9464 or [::1]:9464")
+    host, port = match[1] or match[2], int(match[3])
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise ValueError(f"{host} isn't a host's name") from error
+    # Where a name has addresses of both kinds, most look at the older kind first.
+    family, *_, numbers = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return f"[{numbers[0]}]:{port}" if family == socket.AF_INET6 else f"{numbers[0]}:{port}"

@@ -5,23 +5,24 @@ localhost:7233.
 """
 
 import asyncio
+import errno
 import logging
 import shutil
-import sqlite3
+import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import temporalio.service
 from google.protobuf.duration_pb2 import Duration
 from platformdirs import user_cache_path
 from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.namespace.v1 import NamespaceConfig
+from temporalio.api.namespace.v1 import NamespaceConfig, UpdateNamespaceInfo
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import (
     DescribeNamespaceRequest,
@@ -30,6 +31,7 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client
 from temporalio.envconfig import ClientConnectConfig
+from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 
 from startup import StartupError
@@ -39,6 +41,7 @@ from temporal_service.connection import (
     connect,
     connect_config,
     describe_rpc_error,
+    quiet_runtime,
 )
 
 RETENTION = timedelta(days=365)
@@ -49,6 +52,8 @@ DOWNLOAD_SECONDS = 300
 """A firewall may let a download hang."""
 LOG_LIMIT = 1_000_000
 """Bytes of `temporal.log` from which the next start begins a new one."""
+DIRECTORY = "invoice_data_dir"
+"""The key in the data of an embedded server's namespace that has the server's directory."""
 
 log = logging.getLogger("temporal_service")
 
@@ -59,36 +64,41 @@ async def connect_or_start(
 ) -> AsyncIterator[Client]:
     """A client of the configured service, or of an embedded one while the context lasts.
 
-    Without a configured address the service on localhost:7233 is used, and one is started whenever
-    nothing listens there: at first, after a crash, or after another worker has ended the one that
-    it had started. The one that was started here ends with the context.
+    Without a configured address the service on localhost:7233 is used unless it is one of another
+    directory, and one is started if nothing listens there: at first, after a crash, or after
+    another worker of this directory has ended the one that it had started. The one that was started
+    here ends with the context.
 
     Args:
         directory: has the embedded server's `temporal.db` and `temporal.log`.
         search_attribute: of type Keyword; the embedded server gets it, also with an older database.
-        metrics_address: see `connect`.
+        metrics_address: see `quiet_runtime`.
 
     Raises:
-        StartupError: no service can be reached or started, or it has no such namespace; within an
-            ExceptionGroup if that happens while the context lasts.
+        StartupError: no service can be reached or started, it has no such namespace or belongs to
+            another directory, or metrics can't be served; within an ExceptionGroup if that happens
+            while the context lasts.
     """
     config = connect_config()
+    runtime = quiet_runtime(metrics_address)
     if address_is_configured():
-        client = await connect(config, metrics_address=metrics_address)
-        await _check_namespace(client)
+        client = await connect(config, runtime=runtime)
+        with _rpc_errors_in_words(client):
+            await _describe_namespace(client)
         yield client
         return
-    server = _DevServer(directory, config)
+    server = _DevServer(directory, config, runtime)
     try:
         await server.find_or_start()
         try:
-            client = await connect(config, metrics_address=metrics_address)
+            client = await connect(config, runtime=runtime)
         except StartupError as error:
             raise StartupError(
-                f"Port {connection.PORT} is in use by something that is no Temporal Service;"
+                f"Port {connection.PORT} is in use by something that isn't a Temporal Service;"
                 " stop it, or set TEMPORAL_ADDRESS to a service elsewhere."
             ) from error
-        await _check_namespace(client)
+        with _rpc_errors_in_words(client):
+            await server.check(client)
         await _prepare(client, search_attribute)
         async with asyncio.TaskGroup() as tasks:
             keeper = tasks.create_task(server.keep_running(client, search_attribute))
@@ -96,6 +106,35 @@ async def connect_or_start(
             keeper.cancel()
     finally:
         await server.stop()
+
+
+async def belongs_to(client: Client, directory: Path) -> bool:
+    """Whether the service is one that a worker with this data directory has started.
+
+    False if it doesn't say whose it is: it was started by hand, or by a worker of version 1.1.
+
+    Raises:
+        StartupError: it is one of a worker with another data directory.
+        RPCError: the service doesn't answer, or has no such namespace.
+    """
+    description = await _describe_namespace(client)
+    other = description.namespace_info.data.get(DIRECTORY)
+    if not other:
+        return False
+    if other == _as_text(directory):
+        return True
+    with suppress(OSError, ValueError):  # it isn't there any more, or isn't a path
+        if directory.samefile(other):  # by another name, as where upper and lower case are the same
+            return True
+    other = "".join(filter(str.isprintable, other))
+    raise StartupError(
+        f"The Temporal Service on port {connection.PORT} was started for the data directory"
+        f" {other}, and the data directory here is {_as_text(directory)}. To work on the invoices"
+        " of that service, set INVOICE_DATA_DIR to its directory; to work on those here, end its"
+        " worker first, or the service if no worker is left. To use that service with the directory"
+        " here, set"
+        f" TEMPORAL_ADDRESS=localhost:{connection.PORT}."
+    )
 
 
 def dev_server_command(executable: Path, port: int, ui_port: int, namespace: str) -> list[str]:
@@ -125,42 +164,77 @@ async def temporal_executable() -> Path:
 class _DevServer:
     """The dev server on `connection.PORT`, whether this process or another has started it."""
 
-    def __init__(self, directory: Path, config: ClientConnectConfig) -> None:
+    def __init__(self, directory: Path, config: ClientConnectConfig, runtime: Runtime) -> None:
         self._directory = directory
         self._log_file = directory / "temporal.log"
         self._config = config
+        self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
         """None where another process has started it."""
+        self._belongs_here = False
+        """Whether it is one of this directory, as far as is known."""
 
     async def find_or_start(self) -> None:
         # A second worker waits here until it finds the first one's server.
-        async with _one_at_a_time(self._directory / "starting.lock"):
+        async with _one_at_a_time():
             for _ in range(START_ATTEMPTS):
-                if await _listens(connection.PORT) or await self._start():
+                if await listens(connection.PORT) or await self._start():
                     return
                 await asyncio.sleep(1)
-        if await _listens(connection.UI_PORT):
+        if await listens(connection.UI_PORT):
             raise StartupError(
                 f"Port {connection.UI_PORT}, for Temporal's Web UI, is in use by another program;"
                 " stop it."
             )
         last_line = self._log_file.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
         raise StartupError(
-            f"The Temporal dev server doesn't start: {last_line} (from {self._log_file})"
+            f"The Temporal dev server doesn't start: {last_line} (its database is"
+            f" {self._directory / 'temporal.db'}, its log {self._log_file})"
         )
 
+    async def check(self, client: Client) -> None:
+        """Finds out whether the server is one of this directory. Raises as `belongs_to`."""
+        self._belongs_here = await belongs_to(client, self._directory)
+
     async def keep_running(self, client: Client, search_attribute: str) -> None:
-        """Starts a server whenever there is none; never returns."""
+        """Starts a server whenever that of this directory has ended; never returns.
+
+        Any other service is waited for: with this directory's invoices in place of its own, whoever
+        looks for an invoice would take it for lost.
+
+        Raises:
+            StartupError: the port has the service of another directory now, or none can be started.
+        """
         while True:
             if self._process:
                 await self._process.wait()
             else:
-                while await _listens(connection.PORT):
+                while await listens(connection.PORT):
+                    await self._answers(client)
                     await asyncio.sleep(1)
-            log.warning("The Temporal Service on port %s ended; starting it.", connection.PORT)
-            await self.stop()
-            await self.find_or_start()
-            await _prepare(client, search_attribute)  # this directory's database may be a new one
+            if self._belongs_here:
+                log.warning("The Temporal Service on port %s ended; starting it.", connection.PORT)
+                await self.stop()
+                await self.find_or_start()
+            else:
+                log.warning(
+                    "The Temporal Service on port %s ended. It was not started for %s, so this"
+                    " worker waits for it: start it again. To work on the invoices in that"
+                    " directory instead, end this worker and start it again.",
+                    connection.PORT,
+                    self._directory,
+                )
+                while not await self._answers(client):
+                    await asyncio.sleep(1)
+                log.info("The Temporal Service on port %s is back.", connection.PORT)
+            await _prepare(client, search_attribute)  # its database may be a new one
+
+    async def _answers(self, client: Client) -> bool:
+        try:
+            await self.check(client)
+        except RPCError:
+            return False
+        return True
 
     async def stop(self) -> None:
         """Ends the server if this process has started it."""
@@ -202,7 +276,16 @@ class _DevServer:
             async with asyncio.timeout(30):
                 while self._process.returncode is None:
                     with suppress(StartupError, RPCError):
-                        await _extend_retention(await connect(self._config))
+                        client = await connect(self._config, runtime=self._runtime)
+                        await _extend_retention(client)
+                        # Before others look, in place of what a copied database says.
+                        await _update_namespace(
+                            client,
+                            update_info=UpdateNamespaceInfo(
+                                data={DIRECTORY: _as_text(self._directory)}
+                            ),
+                        )
+                        self._belongs_here = True
                         return True
                     await asyncio.sleep(0.1)
         await self.stop()
@@ -214,9 +297,10 @@ class _DevServer:
         return self._log_file.open("ab")  # so that a server that crashed leaves its log
 
 
-async def _check_namespace(client: Client) -> None:
+@contextmanager
+def _rpc_errors_in_words(client: Client) -> Iterator[None]:
     try:
-        await _describe_namespace(client)
+        yield
     except RPCError as error:
         raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
 
@@ -233,13 +317,17 @@ async def _extend_retention(client: Client) -> None:
     if description.config.workflow_execution_retention_ttl.ToTimedelta() < RETENTION:
         retention = Duration()
         retention.FromTimedelta(RETENTION)
-        await client.workflow_service.update_namespace(
-            UpdateNamespaceRequest(
-                namespace=client.namespace,
-                config=NamespaceConfig(workflow_execution_retention_ttl=retention),
-            ),
-            timeout=timedelta(seconds=5),
+        await _update_namespace(
+            client, config=NamespaceConfig(workflow_execution_retention_ttl=retention)
         )
+
+
+async def _update_namespace(client: Client, **changes: Any) -> None:
+    """What isn't named stays as it is, also of the other keys of its data."""
+    await client.workflow_service.update_namespace(
+        UpdateNamespaceRequest(namespace=client.namespace, **changes),
+        timeout=timedelta(seconds=5),
+    )
 
 
 async def _register(client: Client, search_attribute: str) -> None:
@@ -259,7 +347,13 @@ async def _describe_namespace(client: Client) -> DescribeNamespaceResponse:
     )
 
 
-async def _listens(port: int) -> bool:
+def _as_text(directory: Path) -> str:
+    # A name on Linux may be bytes that aren't UTF-8.
+    return str(directory).encode(errors="backslashreplace").decode()
+
+
+async def listens(port: int) -> bool:
+    """Whether anything on this machine does, on the port."""
     try:
         async with asyncio.timeout(2):
             _, writer = await asyncio.open_connection("localhost", port)
@@ -270,23 +364,27 @@ async def _listens(port: int) -> bool:
 
 
 @asynccontextmanager
-async def _one_at_a_time(lock_file: Path) -> AsyncIterator[None]:
-    # SQLite's lock: it works on every system and ends with the process that holds it.
-    try:
-        with closing(sqlite3.connect(lock_file, timeout=0)) as lock:
-            while not _acquired(lock):
+async def _one_at_a_time() -> AsyncIterator[None]:
+    """Of all workers on this machine, whatever their directories, one at a time goes on.
+
+    Only so does the next one see whose server it finds: one that listens has its mark by then.
+    """
+    # The UDP port of the same number, which nothing else uses: on every system it is free again as
+    # soon as the process ends that has it.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lock:
+        if not _bound(lock):
+            log.info("Another worker starts its Temporal Service; waiting for it.")
+            while not _bound(lock):
                 await asyncio.sleep(0.2)
-            yield
-    except sqlite3.Error as error:
-        raise StartupError(f"{lock_file} can't be used: {error}.") from error
+        yield
 
 
-def _acquired(lock: sqlite3.Connection) -> bool:
+def _bound(lock: socket.socket) -> bool:
     try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-            raise
+        lock.bind(("127.0.0.1", connection.PORT))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise StartupError(f"UDP port {connection.PORT} can't be used: {error}.") from error
         return False
     return True
 

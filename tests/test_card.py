@@ -312,6 +312,36 @@ async def test_only_a_host_that_loads_no_card_falls_back(address: str, worker: W
             assert (await hosts[number].status(invoices[number]))["state"] == "waiting"
 
 
+async def test_only_an_answer_with_a_card_starts_the_cards_clock(
+    address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("approval.card.monotonic", lambda: now)
+    monkeypatch.setattr(invoice_server.cards, "_first_shown", None)
+    monkeypatch.setattr(invoice_server.cards, "_has_loaded", False)
+    async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as host:
+        rejected, invoice = await submitted(host), await submitted(host)
+        await host("reject_invoice", invoice_id=rejected["id"])
+        await host.until(rejected, "rejected")
+
+        async def approve(name: str) -> str:
+            return await host("approve_invoice", invoice_id=name)
+
+        for name in ("no-such-invoice", rejected["id"]):
+            with pytest.raises(Refused):
+                await approve(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(invoice_server, "TOOL_SECONDS", 0)
+            with pytest.raises(Refused, match="doesn't answer"):
+                await approve(invoice["id"])
+        now += 2 * LOADING_SECONDS
+        assert "Nothing is approved" in await approve(invoice["id"])
+        now += LOADING_SECONDS - 1
+        assert "Nothing is approved" in await approve(invoice["id"])
+        now += 1
+        assert (await approve(invoice["id"])).startswith("Sent approval signal")
+
+
 async def test_off_leaves_the_decision_to_the_hosts_dialog(
     address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ from support import (
     mcp,
     paid,
     payments,
+    submitted,
     tools_in_memory,
 )
 
@@ -108,10 +109,10 @@ class Card:
         self.browser = browser
         self.invoice = invoice
 
-    async def open(self, *departures: str, **how: Any) -> "Card":
+    async def open(self, *departures: str, reason: str | None = None, **how: Any) -> "Card":
         tools = self.browser.tools
         assert tools
-        args = {"invoice_id": self.invoice["id"]}
+        args = {"invoice_id": self.invoice["id"], **({"reason": reason} if reason else {})}
         result = await tools.client.call_tool_mcp("approve_invoice", args)
         options = {
             "html": CARD,
@@ -224,6 +225,55 @@ async def test_a_rejection_on_the_card_keeps_its_reason(browser: Browser, host: 
     await card.click("Reject invoice")
     assert "reason: “wrong hours”" in await card.sees("Rejected by")
     assert (await host.status(card.invoice))["state"] == "rejected"
+
+
+NOTE = f"{CARD_FRAME}.getByRole('textbox', {{ name: 'Reason that will be kept' }})"
+
+
+async def test_the_reason_on_the_card_is_the_one_that_is_kept(
+    browser: Browser, host: Tools
+) -> None:
+    invoice = await submitted(host)
+    hidden = "as agreed\u3164\u2800\n in May\u202e"
+    card = await Card(browser, invoice).open(reason=hidden)
+    await card.sees("Reason that will be kept with an approval")
+    shown = await browser(f"return {NOTE}.inputValue();")
+    assert shown == "as agreed in May\ufffd"
+    await card.click("Approve and pay")
+    await card.sees("Paid: 2 of 2 lines")
+    assert (await host.status(invoice))["decision"]["reason"] == shown
+
+
+@pytest.mark.parametrize("text", ["they were here on Monday", ""])
+async def test_the_person_may_change_the_reason(text: str, browser: Browser, host: Tools) -> None:
+    invoice = await submitted(host)
+    card = await Card(browser, invoice).open(reason="the person said so")
+    await card.sees("Reason that will be kept with an approval")
+    await browser(f"await {NOTE}.fill(text);", text=text)
+    await card.click("Approve and pay")
+    await card.sees("Paid: 2 of 2 lines")
+    assert (await host.status(invoice))["decision"].get("reason", "") == text
+
+
+async def test_a_reason_to_approve_is_none_to_reject(browser: Browser, host: Tools) -> None:
+    invoice = await submitted(host)
+    card = await Card(browser, invoice).open(reason="the person said so")
+    await card.sees("Reason that will be kept with an approval")
+    await card.click("Reject…")
+    await card.click("Reject invoice")
+    await card.sees("Rejected by")
+    assert "reason" not in (await host.status(invoice))["decision"]
+
+
+async def test_a_long_reason_leaves_the_buttons_in_sight(browser: Browser, host: Tools) -> None:
+    lines = [{"item": f"Week {week}", "amount": "1.00"} for week in range(1, 101)]
+    card = await Card(browser, await submitted(host, lines=lines)).open(reason="as agreed " * 100)
+    await card.sees("Reason that will be kept with an approval")
+    box = "await page.locator('iframe').boundingBox()"
+    button = f"await {CARD_FRAME}.getByRole('button', {{ name: 'Approve' }}).boundingBox()"
+    frame, approve = await browser(f"return [{box}, {button}];")
+    assert frame["height"] < 560
+    assert approve["y"] + approve["height"] < frame["y"] + frame["height"]
 
 
 async def test_a_scripts_click_does_nothing(browser: Browser, host: Tools) -> None:

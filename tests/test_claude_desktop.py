@@ -159,6 +159,72 @@ def test_entry_passes_on_the_variables_of_the_server_only(
     }
 
 
+def test_variables_of_the_entry_stay_where_the_shell_sets_none(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
+    monkeypatch.setenv("TEMPORAL_API_KEY", "secret")
+    run()
+    monkeypatch.delenv("TEMPORAL_API_KEY")
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "other:7233")
+    monkeypatch.setenv("INVOICE_APPROVAL_CARD", "required")
+    capsys.readouterr()
+    run()
+    assert ours(machine.file())["env"] == {
+        "INVOICE_APPROVAL_CARD": "required",
+        "TEMPORAL_ADDRESS": "other:7233",
+        "TEMPORAL_API_KEY": "secret",
+    }
+    output = capsys.readouterr().out
+    assert "the entry had before, and this shell doesn't set: TEMPORAL_API_KEY." in output
+    assert "secret" not in output
+
+    for name in ("TEMPORAL_ADDRESS", "INVOICE_APPROVAL_CARD"):
+        monkeypatch.delenv(name)
+    before = machine.file().read_text()
+    run()
+    assert machine.file().read_text() == before
+    assert "nothing was changed" in capsys.readouterr().out
+
+
+def test_variables_are_dropped_with_the_entry(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
+    run()
+    monkeypatch.delenv("TEMPORAL_ADDRESS")
+    run("--remove")
+    run()
+    assert "env" not in ours(machine.file())
+
+
+def test_each_windows_file_keeps_its_own_variables(machine: Machine) -> None:
+    names = {STORE: "TEMPORAL_NAMESPACE", FOLDER["win32"]: "TEMPORAL_ADDRESS"}
+    for folder, name in names.items():
+        old = {"invoice-processor": {"command": "uv", "env": {name: "mine"}}}
+        machine.file(folder, json.dumps({"mcpServers": old}))
+    run(platform="win32")
+    for folder, name in names.items():
+        assert ours(machine.file(folder))["env"] == {name: "mine"}
+
+
+@posix_only
+def test_file_that_keeps_a_secret_becomes_private(machine: Machine) -> None:
+    old = {"invoice-processor": {"command": "uv", "env": {"TEMPORAL_API_KEY": "secret"}}}
+    file = machine.file(content=json.dumps({"mcpServers": old}))
+    file.chmod(0o644)
+    run()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("env", [None, [], "text", {}])
+def test_variables_that_are_none_are_replaced(machine: Machine, env: object) -> None:
+    old = {"invoice-processor": {"command": "uv", "env": env}}
+    file = machine.file(content=json.dumps({"mcpServers": old}))
+    run()
+    assert "env" not in ours(file)
+
+
 @pytest.mark.parametrize("empty", ["", " ", "\t\n"])
 def test_variable_of_spaces_is_left_out(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, empty: str

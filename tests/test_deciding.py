@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from mcp import MCPError
@@ -33,6 +34,7 @@ from support import (
     submitted,
     tools_in_memory,
 )
+from workflow import TASK_QUEUE
 
 
 @pytest.fixture
@@ -220,6 +222,37 @@ async def test_a_person_who_says_yes_approves(asking: Tools, person: Person) -> 
     ]
 
 
+async def test_the_person_is_shown_the_reason_that_is_kept(asking: Tools, person: Person) -> None:
+    person.answer = {"approve": True}
+    invoice = await submitted(asking, customer="Acme")
+    reason = "as agreed” " + "on Monday " * 98
+    await asking("approve_invoice", invoice_id=invoice["id"], reason=reason)
+    status = await asking.until(invoice, "completed")
+    assert status["decision"]["reason"] == reason
+    shown = f"as agreed' {'on Monday ' * 98}".strip()
+    assert person.asked[0].split("\n")[1:3] == [
+        "Charged customer: “Acme”",
+        f"Reason that will be kept: “{shown}”",
+    ]
+
+
+async def test_an_id_that_looks_like_another_is_pointed_out(
+    asking: Tools, person: Person, client: Client
+) -> None:
+    person.answer = {"approve": False}
+    invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
+    # As another client does.
+    await client.start_workflow(
+        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE
+    )
+    with pytest.raises(Refused):
+        await asking("approve_invoice", invoice_id=invoice["id"])
+    caution = "Take care with its id: an id must not mix Cyrillic and Latin letters"
+    assert person.asked[0].split("\n")[1].startswith(caution)
+    assert caution in await asking("get_invoice_status", invoice_id=invoice["id"])
+    await asking("reject_invoice", invoice_id=invoice["id"])
+
+
 @pytest.fixture(scope="module", params=ERAS)
 async def raw_host(
     request: pytest.FixtureRequest, address: str, worker: Worker
@@ -232,9 +265,11 @@ async def raw_host(
         yield client
 
 
-async def approve(host: RawClient, invoice: dict[str, Any], answer: dict[str, Any]) -> str:
-    """What the tool says after the person's answer."""
-    arguments = {"invoice_id": invoice["id"]}
+async def approve(
+    host: RawClient, invoice: dict[str, Any], answer: dict[str, Any], **second: str
+) -> str:
+    """What the tool says after the person's answer; `second` is what a second call has changed."""
+    arguments = {"invoice_id": invoice["id"], "reason": "as agreed"}
     if host.era == "legacy":
         call = asyncio.create_task(host.call("approve_invoice", **arguments))
         question = await host.receive()
@@ -248,10 +283,12 @@ async def approve(host: RawClient, invoice: dict[str, Any], answer: dict[str, An
         answered = await host.request(
             "tools/call",
             name="approve_invoice",
-            arguments=arguments,
+            arguments={**arguments, **second},
             inputResponses=dict.fromkeys(asked["inputRequests"], answer),
             requestState=asked["requestState"],
         )
+        if "error" in answered:
+            raise Refused(answered["error"]["message"])
         result = answered["result"]
     text: str = result["content"][0]["text"]
     if result["isError"]:
@@ -280,6 +317,18 @@ async def test_anything_but_a_clear_yes_does_nothing(
         await approve(raw_host, invoice, answer)
     status = await raw_host.call("get_invoice_status", invoice_id=invoice["id"])
     assert status["structuredContent"]["state"] == "waiting"
+
+
+@pytest.mark.parametrize("raw_host", [ERAS[1]], indirect=True)
+async def test_a_yes_to_one_reason_keeps_no_other(raw_host: RawClient) -> None:
+    invoice = an_invoice()
+    await raw_host.call("process_invoice", invoice_data=invoice)
+    yes = {"action": "accept", "content": {"approve": True}}
+    with pytest.raises(Refused, match="Invalid or expired requestState"):
+        await approve(raw_host, invoice, yes, reason="the person waives every check")
+    status = await raw_host.call("get_invoice_status", invoice_id=invoice["id"])
+    assert status["structuredContent"]["state"] == "waiting"
+    assert "Sent approval signal" in await approve(raw_host, invoice, yes, reason="as agreed")
 
 
 async def test_a_host_that_fails_to_ask_approves_nothing(asking: Tools, person: Person) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import sys
 import sysconfig
@@ -14,12 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 import temporalio.service
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.api.namespace.v1 import UpdateNamespaceInfo
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
+import audit
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice
+from payments.ledger import SQLiteLedger
 from startup import StartupError
 from support import (
     PROCESSES,
@@ -46,10 +50,10 @@ class Embedded:
         self.address = f"127.0.0.1:{self.port}"
         self.workers: list[Worker] = []
 
-    def worker(self, **env: str) -> Worker:
+    def worker(self, data: Path | None = None, **env: str) -> Worker:
         script = PROCESSES / "embedded_worker.py"
         ports = [str(self.port), str(self.ui_port)]
-        worker = Worker("", self.data, script, arguments=ports, **env)
+        worker = Worker("", data or self.data, script, arguments=ports, **env)
         self.workers.append(worker)
         return worker
 
@@ -203,6 +207,149 @@ async def test_a_service_found_running_remembers_them_for_a_year_too(
     here(embedded)
     async with dev_server.connect_or_start(embedded.data, "InvoiceState"):
         assert await retention_days(client) == 365
+
+
+@pytest.mark.parametrize("mark", [None, ""])
+async def test_a_service_that_does_not_say_whose_it_is_belongs_to_no_directory(
+    mark: str | None, namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    if mark is not None:
+        await set_data(client, {dev_server.DIRECTORY: mark})
+    assert await dev_server.belongs_to(client, tmp_path) is False
+
+
+@pytest.mark.parametrize("mark", ["/gone", "/gone\nERROR forged", "nul\0", "x" * 5000])
+async def test_a_service_of_another_directory_is_refused_in_one_line_whatever_its_name(
+    mark: str, namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    await set_data(client, {dev_server.DIRECTORY: mark})
+    with pytest.raises(StartupError) as refusal:
+        await dev_server.belongs_to(client, tmp_path)
+    assert str(refusal.value).isprintable()
+    assert str(tmp_path) in str(refusal.value)
+
+
+async def set_data(client: Client, data: dict[str, str]) -> None:
+    await client.workflow_service.update_namespace(
+        UpdateNamespaceRequest(
+            namespace=client.namespace, update_info=UpdateNamespaceInfo(data=data)
+        )
+    )
+
+
+async def test_a_worker_of_another_directory_is_told_both_and_the_way_out(
+    running: Embedded, here: Callable[[Embedded], None], tmp_path: Path
+) -> None:
+    here(running)
+    with pytest.raises(StartupError) as refusal:
+        async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+            pytest.fail("it joined")
+    said = str(refusal.value)
+    assert f"was started for the data directory {running.data}," in said
+    assert f"the data directory here is {tmp_path}." in said
+    assert "INVOICE_DATA_DIR" in said
+    assert f"TEMPORAL_ADDRESS=localhost:{running.port}" in said
+
+
+async def test_a_worker_of_another_directory_joins_the_service_that_is_configured(
+    running: Embedded, unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", running.address)
+    async with dev_server.connect_or_start(tmp_path, "InvoiceState") as client:
+        assert await retention_days(client) == 365
+
+
+async def test_the_audit_compares_no_ledger_with_the_service_of_another_directory(
+    running: Embedded,
+    here: Callable[[Embedded], None],
+    ledger: SQLiteLedger,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    here(running)
+    monkeypatch.setenv("INVOICE_DATA_DIR", str(running.data))
+    assert await audit.run(audit._csv_writer) == 0
+    monkeypatch.setenv("INVOICE_DATA_DIR", str(tmp_path))
+    with pytest.raises(StartupError, match=f"was started for the data directory .* {tmp_path}"):
+        await audit.run(audit._csv_writer)
+
+
+@unix
+async def test_a_directory_is_known_by_any_of_its_names(
+    running: Embedded, here: Callable[[Embedded], None], tmp_path: Path
+) -> None:
+    here(running)
+    other_name = tmp_path / "link"
+    other_name.symlink_to(running.data)
+    async with dev_server.connect_or_start(other_name, "InvoiceState") as client:
+        assert await dev_server.belongs_to(client, other_name)
+
+
+async def test_a_copied_directory_is_the_copys_own(
+    here: Callable[[Embedded], None], tmp_path: Path
+) -> None:
+    first, copy = Embedded(tmp_path / "first"), Embedded(tmp_path / "copy")
+    first.data.mkdir()
+    here(first)
+    async with dev_server.connect_or_start(first.data, "InvoiceState") as client:
+        await set_data(client, {"another": "key"})
+    shutil.copytree(first.data, copy.data)
+    async with dev_server.connect_or_start(copy.data, "InvoiceState") as client:
+        assert await dev_server.belongs_to(client, copy.data)
+        description = await dev_server._describe_namespace(client)
+        assert description.namespace_info.data["another"] == "key"
+        with pytest.raises(StartupError, match="was started for"):
+            await dev_server.belongs_to(client, first.data)
+
+
+async def test_of_two_directories_at_once_one_gets_the_port(
+    embedded: Embedded, tmp_path: Path
+) -> None:
+    directories = [tmp_path / "one", tmp_path / "two"]
+    for directory in directories:
+        directory.mkdir()
+    workers = [embedded.worker(directory) for directory in directories]
+    started = await asyncio.gather(*(one.start() for one in workers), return_exceptions=True)
+    [winner] = [one for one, result in zip(workers, started, strict=True) if one is result]
+    [loser] = [one for one in workers if one is not winner]
+    assert loser.process
+    assert loser.process.returncode == 1
+    [problem] = [line for line in loser.log.read_text().splitlines() if " ERROR " in line]
+    assert f"started for the data directory {winner.data}," in problem
+    assert f"the data directory here is {loser.data}." in problem
+    assert len(embedded.servers()) == 1
+
+
+@pytest.mark.slow
+async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
+    embedded: Embedded, service: Service
+) -> None:
+    service.port, service.address = embedded.port, embedded.address
+    await service.start()
+    data, other = embedded.data / "data", embedded.data / "other"
+    data.mkdir()
+    other.mkdir()
+    worker = await embedded.worker(data).start()
+    assert "Web UI" not in worker.log.read_text()  # the service's is on another port
+    invoice = await submit(embedded)
+    service.kill()
+
+    async def waits() -> bool:
+        return f"not started for {data}, so this worker waits for it" in worker.log.read_text()
+
+    assert await eventually(waits)
+    assert await embedded.has_no_server()
+    await service.start()
+    assert await approved(embedded, invoice)
+
+    service.kill()  # and another directory's comes in its place
+    await embedded.worker(other).start()
+    assert worker.process
+    assert await asyncio.to_thread(worker.process.wait, 40) == 1
+    assert f"was started for the data directory {other}," in worker.log.read_text()
+    assert not (data / "temporal.db").exists()
 
 
 HOSTS = ["{address}", "localhost", "127.0.0.1", "attacker.example", "none.invalid"]

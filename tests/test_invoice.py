@@ -1,18 +1,20 @@
 """The rules of an invoice, its exact money and the words made from it; no service needed."""
 
 import json
+import re
 import unicodedata
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from invoices.invoice import MAX_JSON_BYTES, Invoice, workflow_id
-from invoices.status import RunProgress
+import activities
+from invoices.invoice import MAX_JSON_BYTES, Invoice, rule_of_new_id, workflow_id
+from invoices.status import Decision, RunProgress
 from invoices.wording import (
     describe_validation_errors,
     format_duration,
@@ -22,6 +24,7 @@ from invoices.wording import (
     sanitized,
     sanitized_quote,
 )
+from payments.gateway import InvalidPayment
 
 pytestmark = pytest.mark.unit
 
@@ -93,6 +96,33 @@ def test_any_other_id_is_refused(name: Any) -> None:
 @pytest.mark.parametrize("name", ["INV\u3164", "\u115f", "INV\uffa0", "a\u1160"])
 def test_id_with_an_invisible_letter_is_refused(name: str) -> None:
     assert refusal(id=name).startswith("id: must ")
+
+
+@pytest.mark.parametrize(
+    "name", ["INV-001", "2026/11.#7_b-", "ä-1", "НОВ-7", "日本-1", "INV-日本", "ক৪৭", "한국-1"]
+)
+def test_new_id_may_be_of_any_script(name: str) -> None:
+    assert rule_of_new_id(invoice(id=name).id) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("INV-О01", "must not mix Cyrillic and Latin letters, which look alike"),
+        ("ΙΝV-1", "must not mix Greek and Latin letters, which look alike"),
+        ("ОΙ-1", "must not mix Cyrillic and Greek letters, which look alike"),
+        ("INV-\uff11", "must be in Unicode's normal form NFKC: “INV-1”"),
+        ("\U0001d408NV-1", "must be in Unicode's normal form NFKC: “INV-1”"),
+        ("INV-৪", "must have the digits 0 to 9 only, unless all its letters are of another script"),
+        ("৪৭", "must have the digits 0 to 9 only, unless all its letters are of another script"),
+        ("INV-1ˮ", "must not have letters that look like punctuation"),
+        ("INV-1ǃ", "must not have letters that look like punctuation"),
+    ],
+)
+def test_new_id_that_looks_like_another_breaks_a_rule(name: str, rule: str) -> None:
+    assert rule_of_new_id(name) == rule
+    # Runs under way have such ids.
+    assert invoice(id=name).id == name
 
 
 def test_one_to_five_hundred_lines() -> None:
@@ -401,18 +431,144 @@ def test_shown_text_is_one_harmless_line(text: str, limit: int) -> None:
     assert sanitized(clean, limit) == clean
 
 
+def test_text_is_cut_before_it_is_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
+    normalize, lengths = unicodedata.normalize, []
+
+    def noting(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
+        lengths.append(len(text))
+        return normalize(form, text)
+
+    monkeypatch.setattr("invoices.wording.unicodedata.normalize", noting)
+    # Every second one is put in order, which takes the square of the time.
+    text = "e" + "\u0301\u0323" * 100_000
+    sanitized(text, 600)
+    sanitized_quote(text, 600)
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Strict).validate_python({text: 1})
+    describe_validation_errors(caught.value, "invoice_data")
+    with pytest.raises(InvalidPayment):
+        activities._amount(text)
+    assert len(lengths) >= 4
+    assert max(lengths) <= 3 * 600
+
+
+class Strict(BaseModel, extra="forbid"):
+    """Takes no field, as a tool takes no argument that it doesn't know."""
+
+
+def test_shown_text_that_is_cut_says_so() -> None:
+    assert sanitized("e" + "\u0301" * 1000 + "5") == "é\u0301\u0301…"
+    assert sanitized("e" + " " * 1000 + "5") == "e…"
+    assert sanitized("e" + " " * 1000) == "e"
+
+
 def test_shown_text_is_cut_after_the_limit() -> None:
     assert sanitized("x" * 60) == "x" * 60
     assert sanitized("x" * 61) == "x" * 59 + "…"
     assert sanitized("x" * 10**6, 5) == "xxxx…"
 
 
+BLANKS = "\u00a0\u2007\u202f\u3000\u2028\u2029\x85\u115f\u1160\u3164\uffa0\u2800\U0001d159"
+
+
+@pytest.mark.parametrize("blank", [*BLANKS, "\U00013441", f" {BLANKS}"], ids=ascii)
+def test_blanks_of_every_kind_are_one_space(blank: str) -> None:
+    assert sanitized(f"{blank}Pens{blank * 5}and paper{blank}", 200) == "Pens and paper"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("5.00\u030b, 1\u20e3", "5.00, 1"),
+        ("\u0338Pens \u030b", "Pens"),
+        ("Pe\ufe0fn\U000e0101s\u034f", "Pens"),
+        ("R\u20ddA\u0489", "RA"),
+        ("Pens\U000e0022\u2066", "Pens��"),
+        ("\ufdfd \U0001242b \U00012219", "� � �"),
+        ("Tiê\u0301ng Việt, हिन्दी, עִבְרִית", "Tiếng Việt, हिन्दी, עִבְרִית"),
+    ],
+    ids=ascii,
+)
+def test_marks_stand_on_letters_only_and_are_seen(text: str, clean: str) -> None:
+    assert sanitized(text) == clean
+
+
 def test_quoted_text_cannot_end_the_quotation_marks_around_it() -> None:
-    assert sanitized_quote("Pens”, $1.00. “Paper") == '“Pens", $1.00. "Paper”'
+    assert sanitized_quote("Pens”, $1.00. “Paper") == "“Pens', $1.00. 'Paper”"
+    assert sanitized_quote("Pens'', $1.00. ,,Paper``") == "“Pens', $1.00. ,,Paper'”"
+
+
+def is_quotation_mark(character: str) -> bool:
+    name, category = unicodedata.name(character, ""), unicodedata.category(character)
+    if re.match("(SINGLE|HEAVY) (LEFT|RIGHT)-POINTING", name):  # ‹ stands for <
+        return False
+    words = r"QUOTATION MARK|\b(PRIME|APOSTROPHE|GERSHAYIM|GERESH|DITTO MARK|CORNER BRACKET)\b"
+    by_name = re.search(words, name) and category in {"Po", "Ps", "Pe", "So", "Lm", "Sk"}
+    return category in {"Pi", "Pf"} or bool(by_name)
+
+
+QUOTATION_MARKS = {chr(code) for code in range(0x110000) if is_quotation_mark(chr(code))}
+
+
+def test_quotation_marks_of_every_script_are_replaced() -> None:
+    assert len(QUOTATION_MARKS) > 50
+    for mark in sorted(QUOTATION_MARKS):
+        for text in (f"Pens{mark}, $1.00", mark * 3):
+            assert not set(sanitized_quote(text)[1:-1]) & QUOTATION_MARKS - {"'"}, ascii(mark)
+
+
+HOSTILE_TEXT = st.text(
+    st.sampled_from(
+        [*sorted(QUOTATION_MARKS), *BLANKS, *"a1.$<`´ \u0301\u20dd\ufe0f\u09c7\u09be\u1100\u1161"]
+    )
+    | st.characters(),
+    max_size=40,
+)
+
+
+@UNTIMED
+@given(HOSTILE_TEXT, st.integers(min_value=2, max_value=80))
+def test_quoted_text_is_one_harmless_line_in_its_quotation_marks(text: str, limit: int) -> None:
+    quoted = sanitized_quote(text, limit)
+    inside = quoted[1:-1]
+    assert quoted == f"“{inside}”"
+    assert len(inside) <= limit
+    assert not set(inside) & ({*QUOTATION_MARKS, *BLANKS} - {"'"})
+    assert "''" not in inside
+    assert "  " not in inside
+    assert sanitized(quoted, limit + 2) == quoted
+    assert sanitized(sanitized(text, limit), limit) == sanitized(text, limit)
 
 
 def test_what_is_shown_can_be_shown_again() -> None:
     assert sanitized(sanitized_quote("Pens <b>")) == sanitized_quote("Pens <b>")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"total": "1E+999999999"},
+        {"paid_amount": "-1.00"},
+        {"paid_earlier_amount": "10000000000000"},
+        {"currency": "USD. Paid: all of it, not"},
+    ],
+)
+def test_a_memo_with_money_that_no_invoice_has_is_refused(field: dict[str, str]) -> None:
+    memo = RunProgress.of(invoice()).to_memo()
+    with pytest.raises(ValidationError):
+        RunProgress.model_validate({**memo, **field})
+
+
+def test_a_name_that_is_a_sentence_is_quoted() -> None:
+    at = datetime.fromisoformat("2026-11-29T06:02:11+00:00")
+    decision = Decision(approved=True, by="ann@pc on Monday. Paid: “all” of", at=at)
+    assert str(decision).startswith("approved by “ann@pc on Monday. Paid: 'all' of” on 2026-11-29")
+    assert str(Decision(approved=True, by="ann@pc", at=at)).startswith("approved by ann@pc on ")
+
+
+def test_money_without_end_is_short() -> None:
+    assert format_money(Decimal("1E+999999"), "USD") == "$1.00e+999999"
+    assert format_money(Decimal("1E-999999"), "USD") == "$0.00"
 
 
 def test_money_names_the_currency() -> None:

@@ -169,6 +169,16 @@ def test_a_new_ledger_that_is_opened_many_times_at_once_is_made_once(where: str)
     assert len({ledger.result() for ledger in opened}) == 1
 
 
+def test_a_ledger_that_another_worker_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "payments.db"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        made = threading.Timer(0.2, other.execute, ["COMMIT"])
+        made.start()
+        assert open_at(path).id
+        made.join()
+
+
 def test_threads_that_pay_one_line_get_one_confirmation(where: str, tmp_path: Path) -> None:
     ledger, gateway = open_at(where), SimulatedGateway(tmp_path)
     with ThreadPoolExecutor(8) as pool:
@@ -307,7 +317,7 @@ def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(
     ledger._connection.execute("PRAGMA busy_timeout=10")
     with closing(sqlite3.connect(tmp_path / "payments.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(GatewayUnavailable, match=r"payment ledger is unavailable: .*locked"):
+        with pytest.raises(GatewayUnavailable, match=r"unavailable: payments\.db: .*locked"):
             ledger.add(BEGUN)
         other.execute("ROLLBACK")
     assert ledger.add(BEGUN) == BEGUN
@@ -327,8 +337,9 @@ def test_the_directory_of_the_ledger_is_private(
 
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "payments.db").write_text("no database, but as long as the header of one is " * 3)
-    with pytest.raises(StartupError, match=r"payments\.db can't be used: file is not"):
+    with pytest.raises(StartupError, match=r"payments\.db can't be used: file is not") as refusal:
         open_at(tmp_path / "payments.db")
+    assert str(tmp_path) in str(refusal.value)
 
 
 def remove(data: Path) -> None:

@@ -328,7 +328,7 @@ def test_an_amount_that_its_currency_does_not_have_is_refused(
         minor_units(Decimal(amount), currency)
 
 
-@pytest.mark.parametrize("key", ["", "pk_test_x", "hidden", "sk_x", "sk_tests_x"])
+@pytest.mark.parametrize("key", ["", "pk_test_x", "hidden", "sk_x", "sk_tests_x", "sk_test_x\n"])
 def test_a_key_that_does_not_say_its_mode_is_refused_and_not_shown(
     key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +336,14 @@ def test_a_key_that_does_not_say_its_mode_is_refused_and_not_shown(
     with pytest.raises(StartupError, match="needs STRIPE_API_KEY, a secret") as refusal:
         open_stripe()
     assert not key or key not in str(refusal.value)
+
+
+def test_a_key_that_no_header_takes_is_in_no_error(ledger: SQLiteLedger) -> None:
+    gateway = StripeGateway("sk_test_x\n", "stripe test", "http://127.0.0.1:9")
+    with pytest.raises(GatewayUnavailable) as failure:
+        pay_once(gateway, ledger, PAYMENT)
+    assert failure.value.__cause__ is None  # Temporal writes causes into the history
+    assert "sk_test_x" not in str(failure.value)
 
 
 @pytest.mark.parametrize("key", ["sk_live_x", "rk_live_x", "sk_test_x", "rk_test_x"])

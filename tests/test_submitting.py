@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from temporalio.client import Client, WorkflowFailureError
@@ -52,6 +53,34 @@ async def test_another_invoice_under_the_same_id_is_refused(tools: Tools) -> Non
     with pytest.raises(Refused, match=r"in use by a different invoice: 2 lines, \$7,000\.00"):
         await tools("process_invoice", invoice_data={**invoice, "currency": "EUR"})
     assert (await tools.status(invoice))["currency"] == "USD"
+
+
+async def test_a_new_id_that_looks_like_another_is_refused(tools: Tools, client: Client) -> None:
+    invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
+    rule = r"^Nothing was done\. invoice_data\.id: must not mix Cyrillic and Latin letters"
+    with pytest.raises(Refused, match=rule):
+        await tools("process_invoice", invoice_data=invoice)
+    with pytest.raises(Refused, match=f"There is no invoice {invoice['id']}"):
+        await tools("get_invoice_status", invoice_id=invoice["id"])
+
+
+async def test_an_invoice_whose_id_looks_like_another_goes_on(
+    tools: Tools, worker: Worker, client: Client
+) -> None:
+    invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
+    # As earlier versions did.
+    await client.start_workflow(
+        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE
+    )
+    text = await tools("process_invoice", invoice_data=invoice)
+    assert text.startswith("Already in process; nothing was started.")
+    assert "must not mix Cyrillic and Latin letters" in text
+    await tools("reject_invoice", invoice_id=invoice["id"])
+    await tools.until(invoice, "rejected")
+    text = await tools("process_invoice", invoice_data=invoice)
+    assert text.startswith(f"Started processing invoice {invoice['id']}")
+    await tools("approve_invoice", invoice_id=invoice["id"])
+    await tools.until(invoice, "completed")
 
 
 async def test_a_paid_invoice_is_refused(tools: Tools, worker: Worker, client: Client) -> None:
