@@ -1,17 +1,21 @@
-"""The activities around the payments of an invoice: what was paid earlier, and paying a line."""
+"""An invoice's activities: what was paid earlier, which decision was in time, paying a line."""
 
 import asyncio
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
 
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
 
+from invoices.invoice import INVOICE_WORKFLOW, invoice_id_of
+from invoices.status import DECISIONS, Decision
 from invoices.wording import currency_sign, sanitized
 from notices import notify_url
 from payments.gateway import (
@@ -21,6 +25,8 @@ from payments.gateway import (
     PaymentConflict,
     PaymentDeclined,
     PaymentGateway,
+    WrongGateway,
+    expect_gateway,
     pay_once,
 )
 from payments.ledger import Ledger, open_ledger
@@ -64,21 +70,26 @@ class WrongLedger(Exception):
 async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger holds as paid of `invoice`, also lines that it no longer has.
 
-    Takes the JSON of a validated invoice, and in `ledger` the id of the one it belongs to if that
-    is known. Returns the id of the `ledger`, the `lines` (for each its number as `line`, `item`,
-    `amount`, `currency`, `provider`, `reference` and, in ISO 8601, `at`), and `notify` if this
-    worker has an `INVOICE_NOTIFY_URL`.
+    Takes of a validated invoice its `id`, its `lines` (`item` and `amount`), `currency`, `customer`
+    and `payment_method`, and where they are known the `ledger` (its id) and the `gateway` (its
+    name) that it belongs to. Returns this worker's `ledger` and `gateway`, the `lines` (for each
+    its number as `line`, `item`, `amount`, `currency`, `provider`, `reference` and, in ISO 8601,
+    `at`), and `notify` if this worker has an `INVOICE_NOTIFY_URL`.
 
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
-            can never pay a line; `GatewayUnavailable` or `WrongLedger`, to be retried, where the
-            ledger is away or another.
+            can never pay a line; `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, to be
+            retried, where the ledger is away or the invoice belongs to another one or to another
+            gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
     """
+    _invoice_workflow_id(activity.info())
     gateway, ledger = open_payments()
     invoice_id = str(invoice["id"])
     key = f"invoice-{invoice_id}/line-"
     with _as_application_errors(invoice_id):
         _expect_ledger(ledger, invoice.get("ledger"))
+        begun_through = await asyncio.to_thread(ledger.providers, invoice_id)
+        expect_gateway(gateway, begun_through | _noted_gateway(invoice))
         for number, line in enumerate(invoice["lines"], start=1):
             try:
                 gateway.check(_payment(f"{key}{number}", invoice_id, line, invoice))
@@ -100,7 +111,7 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
         for entry in entries
         if (match := re.fullmatch(f"{re.escape(key)}([0-9]+)", entry.payment.idempotency_key))
     ]
-    found: dict[str, Any] = {"ledger": ledger.id, "lines": lines}
+    found: dict[str, Any] = {"ledger": ledger.id, "gateway": gateway.name, "lines": lines}
     found["lines"].sort(key=lambda line: line["line"])
     if notify_url():
         found["notify"] = True
@@ -111,25 +122,24 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
 async def process_payment(line_item: dict[str, Any]) -> str:
     """Pays `line_item`: its `item`, `amount` and `currency`.
 
-    Optional: the `customer` who is charged, the `payment_method`, and the id of the `ledger` that
-    the invoice belongs to, without which nothing is paid.
+    Optional: the `customer` who is charged, the `payment_method`, and the `ledger` (its id) and the
+    `gateway` (its name) that the invoice belongs to; a worker with another one pays nothing.
 
     A line is known by the workflow and the activity id, which stay the same in every attempt and in
     every later run for this invoice; so it is paid once, however often this runs.
 
     Raises:
-        ApplicationError: of type `GatewayUnavailable` or `WrongLedger`, for Temporal to retry;
-            `PaymentDeclined`, `PaymentConflict` or `InvalidInvoice`, not to be retried.
+        ApplicationError: of type `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, for
+            Temporal to retry; `PaymentDeclined`, `PaymentConflict`, `InvalidInvoice`, or
+            `NotAnInvoice` if anything but an `InvoiceWorkflow` asks, not to be retried.
     """
-    gateway, ledger = open_payments()
     info = activity.info()
-    assert info.workflow_id is not None, "paid by a workflow, never on its own"
-    invoice_id = info.workflow_id.removeprefix("invoice-")
+    workflow_id = _invoice_workflow_id(info)
+    gateway, ledger = open_payments()
+    invoice_id = invoice_id_of(workflow_id)
     what = f"{invoice_id} {info.activity_id}"
     with _as_application_errors(what):
-        payment = _payment(
-            f"{info.workflow_id}/{info.activity_id}", invoice_id, line_item, line_item
-        )
+        payment = _payment(f"{workflow_id}/{info.activity_id}", invoice_id, line_item, line_item)
         sign = currency_sign(payment.currency)
         activity.logger.info(
             "Processing payment: %s - %s%s (%s)",
@@ -139,9 +149,89 @@ async def process_payment(line_item: dict[str, Any]) -> str:
             what,
         )
         _expect_ledger(ledger, line_item.get("ledger"))
+        expect_gateway(gateway, _noted_gateway(line_item))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
         await asyncio.to_thread(pay_once, gateway, ledger, payment)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
+
+
+@activity.defn
+async def decision_in_time(deadline: str) -> dict[str, Any] | None:
+    """The first decision on this run that the Temporal Service received before `deadline`.
+
+    By the history's own clock: the sender's may be wrong, or a lie, and a workflow isn't told when
+    a signal was received. Takes a time in ISO 8601; returns the JSON of a `Decision`, or None.
+
+    Raises:
+        ApplicationError: of type `ServiceUnavailable`, to be retried, or `NotAnInvoice`.
+    """
+    info = activity.info()
+    workflow_id = _invoice_workflow_id(info)
+    assert info.workflow_run_id, "it has a workflow"
+    until = datetime.fromisoformat(deadline)
+    try:
+        decisions = await _decisions_received(workflow_id, info.workflow_run_id)
+    except RPCError as error:
+        raise ApplicationError(
+            f"the Temporal Service doesn't tell the history: {error.status.name}",
+            type="ServiceUnavailable",
+            category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
+        ) from error
+    in_time = (decision for _, decision in decisions if decision.at < until)
+    first = next(in_time, None)
+    return first.model_dump(mode="json") if first else None
+
+
+async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, Decision]]:
+    """The decisions in a run's history, each with the id of the request that brought it."""
+    decisions: list[tuple[str, Decision]] = []
+    reset_from = ""
+    run = activity.client().get_workflow_handle(workflow_id, run_id=run_id)
+    async for event in run.fetch_history_events():
+        reset_from = event.workflow_task_failed_event_attributes.base_run_id or reset_from
+        signal = event.workflow_execution_signaled_event_attributes
+        if signal.signal_name in DECISIONS:
+            data = signal.input.payloads[0].data if signal.input.payloads else b""
+            at = event.event_time.ToDatetime(UTC)
+            decision = Decision.sent(DECISIONS[signal.signal_name], data, at)
+            decisions.append((signal.request_id, decision))
+    if not reset_from:
+        return decisions
+    # A reset copies the signals after its point with its own time, but under their request's id.
+    try:
+        originals = dict(await _decisions_received(workflow_id, reset_from))
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:  # the run is past its retention
+            raise
+        return decisions
+    for request_id, decision in decisions:
+        original = originals.get(request_id) if request_id else None
+        if original and original == decision.model_copy(update={"at": original.at}):
+            decision.at = original.at
+    return decisions
+
+
+def _invoice_workflow_id(info: activity.Info) -> str:
+    """Whoever reaches the Temporal Service can have an activity run, by a workflow of their own or
+    by none. An `InvoiceWorkflow` asks for a payment only after an approval.
+    """
+    if info.workflow_id is not None and info.workflow_type == INVOICE_WORKFLOW:
+        return info.workflow_id
+    caller = f"a workflow of the type {sanitized(info.workflow_type or '')}"
+    error = ApplicationError(
+        f"{info.activity_type} was asked for by {caller if info.workflow_id else 'no workflow'}:"
+        f" it serves an {INVOICE_WORKFLOW} only, and nothing was paid",
+        type="NotAnInvoice",
+        non_retryable=True,
+        category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
+    )
+    activity.logger.warning("%s", error)
+    raise error
+
+
+def _noted_gateway(terms: dict[str, Any]) -> set[str]:
+    """Empty for a run that began before gateways were noted, and for other clients' workflows."""
+    return {str(terms["gateway"])} if terms.get("gateway") is not None else set()
 
 
 def _expect_ledger(ledger: Ledger, of_invoice: object) -> None:
@@ -161,6 +251,7 @@ def _as_application_errors(what: str) -> Iterator[None]:
     except (
         GatewayUnavailable,
         WrongLedger,
+        WrongGateway,
         PaymentDeclined,
         PaymentConflict,
         InvalidPayment,
@@ -170,7 +261,7 @@ def _as_application_errors(what: str) -> Iterator[None]:
         raise ApplicationError(
             str(error),
             type="InvalidInvoice" if isinstance(error, InvalidPayment) else type(error).__name__,
-            non_retryable=not isinstance(error, GatewayUnavailable | WrongLedger),
+            non_retryable=not isinstance(error, GatewayUnavailable | WrongLedger | WrongGateway),
             category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
         ) from error
 

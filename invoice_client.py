@@ -39,6 +39,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from invoices.answers import InvoiceList, InvoiceStatus, Retry
 from invoices.invoice import (
     BEFORE_1_1,
+    INVOICE_WORKFLOW,
     Invoice,
     invoice_id_of,
     rule_of_new_id,
@@ -82,7 +83,6 @@ from workflow import INVOICE_STATE, TASK_QUEUE, InvoiceWorkflow
 Handle = WorkflowHandle[InvoiceWorkflow, str]
 T = TypeVar("T")
 
-INVOICE_WORKFLOW = "InvoiceWorkflow"
 MAX_NAME = 200
 """What fits into `DecisionDetails.by`."""
 MAX_TEXT = 2000

@@ -131,8 +131,12 @@ def _workers(client: Client) -> list[Worker]:
             client,
             task_queue=TASK_QUEUE,
             workflows=[InvoiceWorkflow, NoticeWorkflow],
-            # Notices that version 1.1 has begun are scheduled here.
-            activities=[activities.process_payment, activities.payments_made, post_notice],
+            activities=[
+                activities.process_payment,
+                activities.payments_made,
+                activities.decision_in_time,
+                post_notice,  # notices that version 1.1 has begun are scheduled here
+            ],
             deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
             # would take so long that Temporal gives it up and tries again.

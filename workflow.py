@@ -7,6 +7,7 @@ memo updates) goes behind `workflow.patched("name-of-the-change")`; the recorded
 """
 
 import asyncio
+import json
 from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -20,7 +21,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
-    from activities import payments_made, process_payment
+    from activities import decision_in_time, payments_made, process_payment
     from invoices.invoice import BEFORE_1_1, Invoice, LineItem, workflow_id
     from invoices.status import (
         APPROVAL_TIMEOUT,
@@ -33,7 +34,6 @@ with workflow.unsafe.imports_passed_through():
         PROCESSING_PAYMENTS,
         REJECTED,
         Decision,
-        DecisionDetails,
         RunProgress,
         State,
     )
@@ -61,6 +61,10 @@ PAYMENT_RETRY = RetryPolicy(
 )
 
 
+MAX_TERM_BYTES = 4096
+"""More than 255 characters take in JSON, the most that `customer` and `payment_method` have."""
+
+
 @workflow.defn
 class InvoiceWorkflow:
     """Returns `COMPLETED` or `REJECTED`; fails with `InvalidInvoice` or what stopped a payment."""
@@ -77,6 +81,8 @@ class InvoiceWorkflow:
         self.status = PROCESSING
         self.decision: Decision | None = None
         self.memo: dict[str, Any] = {}
+        self.read_late = False
+        """Whether a decision was first read after the deadline: it may have been in time."""
         self.paid_earlier: set[int] = set()
         """The numbers of the lines that earlier runs for this invoice have paid."""
         self.notifies = False
@@ -119,6 +125,10 @@ class InvoiceWorkflow:
                 if number in self.paid_earlier:
                     continue
                 self.progress.current_line = self._label(number, line)
+                # A payment under way swallows a cancellation; no other is begun after it.
+                cancelled = workflow.cancellation_reason() is not None
+                if cancelled and workflow.patched("result-before-cancellation"):
+                    raise asyncio.CancelledError
                 self._report("paying", PROCESSING_PAYMENTS, str(self.decision))
                 await self._pace(number)
                 await self._pay(number, line)
@@ -193,20 +203,23 @@ class InvoiceWorkflow:
         """
         if self.approved is not None or self.problem:
             return
-        try:
-            details = DecisionDetails.model_validate_json(payload.payload.data)
-        except ValidationError:
-            details = DecisionDetails()
-        decided_at = workflow.now()
-        # The deadline is a decision too: what is read after it counts only if it was sent before.
-        if decided_at >= self.deadline and workflow.patched("deadline-is-a-decision"):
-            submitted_at = workflow.info().workflow_start_time
-            if details.sent_at is None or not submitted_at <= details.sent_at < self.deadline:
-                workflow.logger.info("%s: a decision came after the deadline", self.invoice.id)
+        decision = Decision.sent(approved, payload.payload.data, workflow.now())
+        # The deadline is a decision too: of what is read after it only what the Temporal Service
+        # received before it counts, and that is asked once the deadline's timer has fired.
+        if decision.at >= self.deadline:
+            if workflow.patched("deadline-by-the-service"):
+                workflow.logger.info("%s: a decision is read after the deadline", self.invoice.id)
+                self.read_late = True
                 return
-            decided_at = details.sent_at
+            if workflow.patched("deadline-is-a-decision"):
+                # What the sender's clock said counted for runs that have recorded so.
+                submitted_at = workflow.info().workflow_start_time
+                sent_at = decision.sent_at
+                if sent_at is None or not submitted_at <= sent_at < self.deadline:
+                    return
+                decision.at = sent_at
         self.approved = approved
-        self.decision = Decision(**details.model_dump(), approved=approved, at=decided_at)
+        self.decision = decision
 
     async def _ask_ledger(self) -> None:
         """Which ledger it is, and what earlier runs for this invoice have paid.
@@ -247,12 +260,32 @@ class InvoiceWorkflow:
         self._take_over(found)
 
     def _ledger_question(self) -> dict[str, Any]:
-        invoice = self.invoice.model_dump(mode="json", warnings=False)
-        return {**invoice, "ledger": self.progress.ledger}
+        lines = [self._to_pay(line) for line in self.invoice.lines]
+        return {"id": self.invoice.id, "lines": lines, **self._terms()}
+
+    def _to_pay(self, line: LineItem) -> dict[str, Any]:
+        """What the activities need of a line. No other fields, which may be of any size: what is
+        sent to an activity is escaped to ASCII, and more than 2 MiB of that is never sent.
+        """
+        return {"item": line.item, "amount": str(line.amount)}
+
+    def _terms(self) -> dict[str, Any]:
+        """What concerns the whole invoice; a line can't say it for itself."""
+        terms: dict[str, Any] = {
+            "currency": self.invoice.currency,
+            "customer": self.invoice.customer,
+            "payment_method": self.invoice.payment_method,
+        }
+        if not self.asks_ledger:  # then those may be of any size, and no provider takes such a one
+            terms = {k: v for k, v in terms.items() if len(json.dumps(v)) <= MAX_TERM_BYTES}
+        return {**terms, "ledger": self.progress.ledger, "gateway": self.progress.gateway}
 
     def _take_over(self, found: dict[str, Any]) -> None:
-        """Notes which ledger this is and what it holds as paid; fails where that was changed."""
+        """Notes which ledger and gateway these are and what the ledger holds as paid; fails where
+        that was changed.
+        """
         self.progress.ledger = found["ledger"]
+        self.progress.gateway = found.get("gateway")  # a worker of before doesn't tell it
         self.notifies = bool(found.get("notify"))
         paid = found["lines"]
         self.paid_earlier = {payment["line"] for payment in paid}
@@ -279,6 +312,25 @@ class InvoiceWorkflow:
                 self._notify("reminder")
         if self.approved is None:
             await self._decision_until(self.deadline, "Approval deadline")
+        if self.approved is None and self.read_late:
+            await self._ask_service()
+
+    async def _ask_service(self) -> None:
+        """Takes the decision that was received in time and read late, if there is one."""
+        try:
+            found = await workflow.execute_activity(
+                decision_in_time,
+                self.deadline.isoformat(),
+                activity_id="decision",
+                start_to_close_timeout=timedelta(seconds=30),
+                retry_policy=PAYMENT_RETRY,
+                summary="Which decision was in time",
+            )
+        except ActivityError as error:
+            raise self._stopped(error) from error
+        if found and self.approved is None:
+            self.decision = Decision.model_validate(found)
+            self.approved = self.decision.approved
 
     async def _decision_until(self, moment: datetime, summary: str) -> None:
         time_left = moment - workflow.now()
@@ -295,38 +347,54 @@ class InvoiceWorkflow:
             await workflow.sleep(interval, summary=f"Pacing before line {number}")
 
     async def _pay(self, number: int, line: LineItem) -> None:
-        # A payment under way swallows a cancellation; no other is begun after it.
+        # For runs that have swallowed a cancellation before they looked ahead of each line.
         if workflow.cancellation_reason() is not None:
             raise asyncio.CancelledError
         amount = format_money(line.amount, self.invoice.currency)
+        payment = workflow.start_activity(
+            process_payment,
+            {**self._to_pay(line), **self._terms()},
+            activity_id=f"line-{number}",
+            start_to_close_timeout=timedelta(seconds=30),
+            retry_policy=PAYMENT_RETRY,
+            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+            summary=f"{sanitized(line.item)}: {amount}",
+        )
         try:
-            await workflow.execute_activity(
-                process_payment,
-                # What concerns the whole invoice, a line can't say for itself.
-                {
-                    **line.model_dump(mode="json"),
-                    "currency": self.invoice.currency,
-                    "customer": self.invoice.customer,
-                    "payment_method": self.invoice.payment_method,
-                    "ledger": self.progress.ledger,
-                },
-                activity_id=f"line-{number}",
-                start_to_close_timeout=timedelta(seconds=30),
-                retry_policy=PAYMENT_RETRY,
-                cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-                summary=f"{sanitized(line.item)}: {amount}",
-            )
+            await self._outcome(payment)
         except ActivityError as error:
             raise self._stopped(error) from error
         self.progress.paid_lines += 1
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
 
+    async def _outcome(self, payment: workflow.ActivityHandle[Any]) -> None:
+        """Returns once the payment is made, also if a cancellation arrived together with that.
+
+        The SDK would drop a result that comes in one workflow task with a cancellation. So the
+        payment is cancelled only when it has none, after all of that task has been taken in.
+        """
+        try:
+            await workflow.wait([payment])
+        except asyncio.CancelledError:
+            if workflow.cancellation_reason() is None:  # it only leaves the worker's memory
+                raise
+            # Conditions are looked at when nothing else is left to do.
+            await workflow.wait_condition(lambda: True)
+            if not payment.done():
+                payment.cancel()
+            elif not workflow.patched("result-before-cancellation"):
+                raise
+        await payment
+
     def _stopped(self, error: FailureError) -> BaseException:
         """What an activity that failed for good means for this run."""
-        if workflow.cancellation_reason() is not None:
-            return asyncio.CancelledError()
         cause = _cause(error)
+        is_final = isinstance(cause, ApplicationError) and cause.non_retryable
+        if workflow.cancellation_reason() is not None and not (
+            is_final and workflow.patched("result-before-cancellation")
+        ):
+            return asyncio.CancelledError()
         if isinstance(cause, ApplicationError):
             return self._failed(cause.type or "PaymentFailed", cause.message)
         return self._failed("PaymentFailed", str(cause))

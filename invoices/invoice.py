@@ -276,6 +276,8 @@ class Invoice(BaseModel):
         return hashlib.sha256(self.to_json()).hexdigest()
 
 
+INVOICE_WORKFLOW = "InvoiceWorkflow"
+"""The type of the workflow that an invoice is."""
 WORKFLOW_ID_PREFIX = "invoice-"
 
 

@@ -5,7 +5,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from invoices.invoice import Invoice
@@ -99,7 +106,13 @@ class DecisionDetails(BaseModel):
     request: SkipJsonSchema[Annotated[str | None, Field(max_length=100)]] = None
     """Made up by the sender, to know its own decision again."""
     sent_at: SkipJsonSchema[AwareDatetime | None] = None
-    """By the sender's clock: a decision that is read after the deadline may have been in time."""
+    """By the sender's clock. What counts is when the service received the decision, but for runs
+    that had read one after the deadline before 1.2.
+    """
+
+
+DECISIONS = {"approve_invoice": True, "reject_invoice": False}
+"""The signals that decide, and whether each approves."""
 
 
 class Decision(DecisionDetails):
@@ -107,6 +120,15 @@ class Decision(DecisionDetails):
 
     approved: bool
     at: Moment
+
+    @classmethod
+    def sent(cls, approved: bool, data: bytes, at: datetime) -> Self:
+        """As the JSON of a signal says it. Nonsense in that doesn't lose the decision."""
+        try:
+            details = DecisionDetails.model_validate_json(data)
+        except ValidationError:
+            details = DecisionDetails()
+        return cls(**details.model_dump(), approved=approved, at=at)
 
     def __str__(self) -> str:
         """`approved by user@host on 2026-11-29 06:02:11 UTC, reason: “as agreed”`."""
@@ -206,6 +228,8 @@ class RunProgress(Progress):
     approval_timeout_days: Annotated[float, Field(gt=0, le=365)]
     ledger: str | None = None
     """The id of the payment ledger that this invoice belongs to."""
+    gateway: str | None = None
+    """The name of the payment gateway that this run belongs to."""
     submitted_at: Moment | None = None
     deadline: datetime | None = None
     """Not in the memo: it follows from the others."""

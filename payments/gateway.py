@@ -6,12 +6,13 @@ most once, however often and however late it is asked for. So a payment is prepa
 moves no money, its reference is written into the ledger, and only then is that reference paid.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal, Protocol
 
-from invoices.wording import format_money
+from invoices.wording import format_money, sanitized
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class PaymentDeclined(Exception):
 
 class PaymentConflict(Exception):
     """Another payment was begun or made under the same idempotency key; nothing was paid now."""
+
+
+class WrongGateway(Exception):
+    """The invoice is paid through another gateway than this worker's; nothing was paid now."""
 
 
 class InvalidPayment(Exception):
@@ -137,6 +142,9 @@ class PaymentLedger(Protocol):
     def paid(self, invoice_id: str) -> list[LedgerEntry]:
         """What was paid of an invoice."""
 
+    def providers(self, invoice_id: str) -> set[str]:
+        """Through which a payment of an invoice was begun or made. A declined one doesn't count."""
+
 
 def pay_once(gateway: PaymentGateway, ledger: PaymentLedger, payment: Payment) -> Confirmation:
     """Pays, or finds out what became of an earlier attempt; any number may overlap.
@@ -146,17 +154,20 @@ def pay_once(gateway: PaymentGateway, ledger: PaymentLedger, payment: Payment) -
 
     Raises:
         GatewayUnavailable: to be called again later; the payment may have been made.
+        WrongGateway: another line of the invoice, or this one, was begun through another gateway.
         PaymentDeclined: this attempt is over; a later call begins another.
         PaymentConflict: the key belongs to another payment.
         InvalidPayment: the provider can never make it.
     """
+    expect_gateway(gateway, ledger.providers(payment.invoice_id))
     entry = ledger.latest(payment.idempotency_key)
     if entry is None or entry.state != "paid":
         gateway.check(payment)
     if entry is None or entry.state == "declined":
         entry = _begin(gateway, ledger, payment, entry.attempt + 1 if entry else 1)
     if entry.state != "declined":
-        _expect_same(entry, payment, gateway.name)
+        expect_gateway(gateway, {entry.provider})  # another payer may have been first
+        _expect_same(entry, payment)
     if entry.state == "begun":
         entry = _pay(gateway, ledger, entry, payment)
     if entry.state == "declined":
@@ -195,24 +206,28 @@ def _pay(
     return ledger.settle(replace(entry, state="paid", at=datetime.now(UTC)))
 
 
-def _expect_same(entry: LedgerEntry, payment: Payment, provider: str) -> None:
+def expect_gateway(gateway: PaymentGateway, names: Iterable[str]) -> None:
+    """One invoice, one way of paying: raises `WrongGateway` unless all `names` are this gateway's.
+
+    A setting that was left out at a restart would otherwise pay a live invoice in a simulation.
+    """
+    if others := set(names) - {gateway.name}:
+        raise WrongGateway(
+            f"the invoice is paid through {sanitized(min(others), 40)}, and this worker pays"
+            f" through {gateway.name}: start a worker with the PAYMENT_GATEWAY and key that the"
+            " invoice began with; if no payment of it was begun, you can also cancel its workflow"
+            " and submit it again"
+        )
+
+
+def _expect_same(entry: LedgerEntry, payment: Payment) -> None:
     """Until it is paid, another card of the customer may be tried, but no other customer."""
     known = entry.payment
     same = replace(payment, payment_method=known.payment_method)
     if entry.state == "paid":
         same = replace(same, customer=known.customer)
-    if same == known and entry.provider == provider:
-        return
-    was = f"{payment.idempotency_key} was already {entry.state}"
-    there, here = "", ""
-    if entry.provider != provider:
-        there, here = f" through {entry.provider}", f" through {provider}"
-        if same == known and entry.state == "begun":
-            raise GatewayUnavailable(
-                f"{was}{there}: what became of it, only a worker that pays{there} can find out,"
-                f" and this one pays{here}"
-            )
-    raise PaymentConflict(
-        f"{was}{there} as {known} on {entry.at:%Y-%m-%d %H:%M:%S} UTC"
-        f" and can't be paid{here} as {payment}"
-    )
+    if same != known:
+        raise PaymentConflict(
+            f"{payment.idempotency_key} was already {entry.state} as {known}"
+            f" on {entry.at:%Y-%m-%d %H:%M:%S} UTC and can't be paid as {payment}"
+        )

@@ -112,6 +112,12 @@ class Ledger(ABC):
     def paid(self, invoice_id: str) -> list[LedgerEntry]:
         return self._select("invoice_id = ? AND state = 'paid'", invoice_id)
 
+    def providers(self, invoice_id: str) -> set[str]:
+        rows = self._look_up(
+            "DISTINCT provider", "invoice_id = ? AND state IN ('begun', 'paid')", invoice_id
+        )
+        return {str(row[0]) for row in rows if row[0] is not None}
+
     def entries(self, invoice_id: str) -> list[LedgerEntry]:
         """Every attempt to pay a line of an invoice, earlier attempts first."""
         return self._select("invoice_id = ?", invoice_id)[::-1]
@@ -138,13 +144,19 @@ class Ledger(ABC):
         return standing
 
     def _select(self, condition: str, *values: object) -> list[LedgerEntry]:
+        rows = self._look_up(_COLUMNS, condition, *values, order=" ORDER BY attempt DESC")
+        return [_entry(row) for row in rows if row[0] is not None]
+
+    def _look_up(
+        self, columns: str, condition: str, *values: object, order: str = ""
+    ) -> list[Sequence[Any]]:
+        """The rows of payments, one of nothing but NULL if there are none."""
         rows, _ = self._execute(
-            f"SELECT id, {_COLUMNS} FROM payment_ledger LEFT JOIN payments ON {condition}"
-            " ORDER BY attempt DESC",
+            f"SELECT {columns}, id FROM payment_ledger LEFT JOIN payments ON {condition}{order}",
             *values,
         )
-        self._expect_id([row[:1] for row in rows])
-        return [_entry(row[1:]) for row in rows if row[1] is not None]
+        self._expect_id([row[-1:] for row in rows])
+        return [row[:-1] for row in rows]
 
     def _expect_id(self, rows: Sequence[Sequence[object]]) -> None:
         if not rows or rows[0][0] != self.id:
@@ -200,12 +212,14 @@ class SQLiteLedger(Ledger):
     def close(self) -> None:
         self._connection.close()
 
-    def _select(self, condition: str, *values: object) -> list[LedgerEntry]:
+    def _look_up(
+        self, columns: str, condition: str, *values: object, order: str = ""
+    ) -> list[Sequence[Any]]:
         # Every payment begins with a look into the ledger.
         with self._lock, self._errors():
             if self._files() != self._opened:
                 self._reopen()
-        return super()._select(condition, *values)
+        return super()._look_up(columns, condition, *values, order=order)
 
     def _execute(self, statement: str, *values: object) -> tuple[list[Sequence[Any]], int]:
         with self._lock, self._errors():

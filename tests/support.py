@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 import pytest
+import temporalio.worker
 from temporalio.client import Client
 
 from payments.ledger import SQLiteLedger
@@ -23,6 +24,8 @@ from temporal_service import connection, dev_server
 
 if TYPE_CHECKING:  # its import takes a second, and the unit tests need none
     from fastmcp import Client as McpClient
+
+    from invoices.invoice import Invoice
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = ROOT / "tests" / "processes"
@@ -186,6 +189,67 @@ class Worker:
         assert self.process
         self.process.send_signal(number)
         return await asyncio.to_thread(self.process.wait, 45)
+
+
+@asynccontextmanager
+async def workflows_only(client: Client) -> AsyncIterator[None]:
+    """A worker in this process that takes invoices as far as their next payment.
+
+    Its ledger, and that of `payments_only`, is what `activities.open_payments` gives.
+    """
+    import activities
+    from workflow import TASK_QUEUE, InvoiceWorkflow
+
+    async with temporalio.worker.Worker(
+        client,
+        task_queue=TASK_QUEUE,
+        workflows=[InvoiceWorkflow],
+        activities=[activities.payments_made],
+        no_remote_activities=True,
+        workflow_runner=temporalio.worker.UnsandboxedWorkflowRunner(),
+    ):
+        yield
+
+
+@asynccontextmanager
+async def payments_only(client: Client) -> AsyncIterator[None]:
+    """A worker in this process that makes payments and takes no invoice any further."""
+    import activities
+    from workflow import TASK_QUEUE
+
+    async with temporalio.worker.Worker(
+        client, task_queue=TASK_QUEUE, activities=[activities.process_payment]
+    ):
+        yield
+
+
+async def cancelled_with_the_outcome(
+    client: Client, invoice: "Invoice", *, cancel_first: bool = False
+) -> None:
+    """Leaves an approved invoice whose next workflow task has the outcome of line 1 and a
+    cancellation. No other worker may run; those here take their ledger as `workflows_only` says.
+    """
+    from invoice_client import InvoiceClient
+    from invoices.invoice import workflow_id
+
+    handle = client.get_workflow_handle(workflow_id(invoice.id))
+
+    async def payment_pending() -> bool:
+        return len((await handle.describe()).raw_description.pending_activities) == 1
+
+    async def payment_ended() -> bool:
+        return not await payment_pending()
+
+    async with workflows_only(client):
+        await InvoiceClient(client).submit(invoice)
+        await InvoiceClient(client).decide(invoice.id, approve=True)
+        await eventually(payment_pending)
+    if cancel_first:
+        await handle.cancel()
+    async with payments_only(client):
+        await eventually(payment_ended)
+    if not cancel_first:
+        await handle.cancel()
 
 
 def payments(data: Path) -> dict[str, tuple[str, str, str]]:

@@ -1,5 +1,6 @@
 """Paying a line once: `pay_once` over a gateway that counts, and the activities around it."""
 
+import json
 from dataclasses import replace
 from datetime import UTC
 from decimal import Decimal
@@ -7,22 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
 import activities
+from invoices.invoice import BEFORE_1_1, Invoice
+from invoices.status import RunProgress
 from payments.gateway import (
     GatewayUnavailable,
     InvalidPayment,
     Payment,
     PaymentConflict,
     PaymentDeclined,
+    WrongGateway,
     pay_once,
 )
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway, decline_limit
 from startup import StartupError
 from support import payments, states
+from workflow import InvoiceWorkflow
 
 pytestmark = pytest.mark.unit
 
@@ -181,21 +186,25 @@ def test_what_is_paid_stays_paid_whoever_is_to_be_charged_for_the_rest(
     assert len(provider.charged) == 1
 
 
-def test_a_payment_begun_through_another_provider_waits_for_its_worker(
-    provider: Provider, ledger: SQLiteLedger
+@pytest.mark.parametrize("line", [1, 2])
+@pytest.mark.parametrize("state", ["begun", "paid"])
+def test_an_invoice_begun_through_one_gateway_is_not_paid_through_another(
+    state: str, line: int, provider: Provider, ledger: SQLiteLedger
 ) -> None:
-    begin(provider, ledger, "begun")
-    with pytest.raises(GatewayUnavailable, match="a worker that pays through provider"):
-        pay_once(OtherProvider(), ledger, PAYMENT)
-    assert pay_once(provider, ledger, PAYMENT)
+    begin(provider, ledger, state)
+    other = OtherProvider()
+    payment = replace(PAYMENT, idempotency_key=f"invoice-INV-1/line-{line}")
+    with pytest.raises(WrongGateway, match=r"paid through provider, and .* pays through other: "):
+        pay_once(other, ledger, payment)
+    assert not other.prepared
+    assert pay_once(provider, ledger, payment)
 
 
-def test_a_payment_made_through_another_provider_is_a_conflict(
-    provider: Provider, ledger: SQLiteLedger
-) -> None:
-    begin(provider, ledger, "paid")
-    with pytest.raises(PaymentConflict, match=r"paid through provider .* paid through other"):
-        pay_once(OtherProvider(), ledger, PAYMENT)
+def test_a_declined_payment_binds_to_no_gateway(provider: Provider, ledger: SQLiteLedger) -> None:
+    provider.fail_before = PaymentDeclined("no money")
+    with pytest.raises(PaymentDeclined):
+        pay_once(provider, ledger, PAYMENT)
+    assert pay_once(OtherProvider(), ledger, PAYMENT)
 
 
 def test_what_can_never_be_paid_is_not_prepared(provider: Provider, ledger: SQLiteLedger) -> None:
@@ -225,6 +234,21 @@ class Overlapping(Provider):
     def pay(self, reference: str, payment: Payment) -> None:
         self.overlap("pay")
         super().pay(reference, payment)
+
+
+def test_of_two_gateways_that_begin_at_once_one_pays(ledger: SQLiteLedger) -> None:
+    second = OtherProvider()
+
+    class Overtaken(Provider):
+        def prepare(self, payment: Payment, attempt: int) -> str:
+            reference = super().prepare(payment, attempt)
+            pay_once(second, ledger, payment)
+            return reference
+
+    first = Overtaken()
+    with pytest.raises(WrongGateway, match="paid through other, and this worker pays through prov"):
+        pay_once(first, ledger, PAYMENT)
+    assert (len(first.charged), len(second.charged)) == (0, 1)
 
 
 @pytest.mark.parametrize("step", ["prepare", "pay"])
@@ -293,6 +317,14 @@ def test_a_limit_that_is_no_amount_is_refused(text: str, monkeypatch: pytest.Mon
         decline_limit()
 
 
+def an_activity(**info: Any) -> ActivityEnvironment:
+    """Of an invoice's workflow, unless `info` says otherwise."""
+    environment = ActivityEnvironment()
+    of_invoice = {"workflow_type": "InvoiceWorkflow", "workflow_id": "invoice-INV-1"}
+    environment.info = replace(ActivityEnvironment.default_info(), **{**of_invoice, **info})
+    return environment
+
+
 @pytest.fixture
 def opened(
     gateway: SimulatedGateway, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
@@ -321,13 +353,35 @@ def test_a_gateway_that_is_none_is_refused(gateway: str, monkeypatch: pytest.Mon
 async def test_the_activity_answers_as_the_tutorials(
     line: dict[str, object], text: str, opened: SQLiteLedger
 ) -> None:
-    assert await ActivityEnvironment().run(activities.process_payment, line) == text
+    assert await an_activity().run(activities.process_payment, line) == text
 
 
-async def refused(activity: Any, argument: dict[str, Any]) -> ApplicationError:
+async def refused(activity: Any, argument: dict[str, Any], **info: Any) -> ApplicationError:
     with pytest.raises(ApplicationError) as refusal:
-        await ActivityEnvironment().run(activity, argument)
+        await an_activity(**info).run(activity, argument)
     return refusal.value
+
+
+@pytest.mark.parametrize(
+    ("info", "caller"),
+    [
+        ({"workflow_type": "Payer `\x1b[2J`"}, "a workflow of the type Payer ’"),
+        ({"workflow_type": "invoiceworkflow"}, "a workflow of the type invoiceworkflow"),
+        ({"workflow_type": None, "workflow_id": None}, "no workflow"),
+        ({"workflow_id": None}, "no workflow"),
+    ],
+)
+@pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
+async def test_the_activities_serve_an_invoices_workflow_only(
+    activity: Any, info: dict[str, Any], caller: str, opened: SQLiteLedger
+) -> None:
+    error = await refused(activity, {"id": "INV-1", "amount": "5.00", "lines": []}, **info)
+    assert f"was asked for by {caller}" in error.message
+    assert "\x1b" not in error.message
+    assert error.type == "NotAnInvoice"
+    assert error.non_retryable
+    assert error.category == ApplicationErrorCategory.BENIGN
+    assert not states(opened)
 
 
 @pytest.mark.parametrize("amount", ["much", "NaN", -5, None, [1], "1E+999999", 10**13])
@@ -360,8 +414,52 @@ async def test_an_invoice_of_another_ledger_is_not_paid(
     assert "belongs to the payment ledger 01234567" in error.message
     assert f"this worker keeps {opened.id[:8]} in payments.db" in error.message
     assert not payments(tmp_path)
-    await ActivityEnvironment().run(activities.process_payment, {**line, "ledger": opened.id})
+    await an_activity().run(activities.process_payment, {**line, "ledger": opened.id})
     assert payments(tmp_path)
+
+
+@pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
+async def test_an_invoice_of_another_gateway_is_not_paid(
+    activity: Any, opened: SQLiteLedger
+) -> None:
+    invoice = {**an_entry("INV-1", "5.00"), "item": "Hosting", "amount": "5.00"}
+    error = await refused(activity, {**invoice, "gateway": "stripe live"})
+    assert error.type == "WrongGateway"
+    assert not error.non_retryable
+    assert "the invoice is paid through stripe live" in error.message
+    assert "this worker pays through simulated: start a worker with the PAYMENT" in error.message
+    assert len(error.message) < 300  # which the status shows
+    assert not states(opened)
+    for gateway in ("simulated", None):  # None: a run from before gateways were noted
+        await an_activity().run(activity, {**invoice, "gateway": gateway})
+
+
+def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
+    """Before 1.1 `customer` was any other client's field, of any type and size."""
+    lines = [{"item": "Pen", "amount": "1.00", "description": "Ж" * 100_000, "customer": "cus_B"}]
+    fields = {"id": "INV-1", "lines": lines, "customer": "Ж" * 300_000, "payment_method": ["card"]}
+    run = InvoiceWorkflow.__new__(InvoiceWorkflow)
+    run.asks_ledger = False
+    run.invoice = Invoice.model_validate_json(json.dumps(fields), context=BEFORE_1_1)
+    run.progress = RunProgress.of(run.invoice)
+    terms = run._terms()
+    assert "customer" not in terms
+    assert terms["payment_method"] == ["card"]
+    assert len(json.dumps(run._ledger_question())) < 1000
+    assert run._to_pay(run.invoice.lines[0]) == {"item": "Pen", "amount": "1.00"}
+
+
+@pytest.mark.parametrize("state", ["begun", "paid"])
+async def test_what_a_ledger_has_begun_binds_a_later_submission(
+    state: str, opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(provider, opened, state)
+    question = an_entry("INV-1", "5.00", "0.00")  # which the other gateway could not even pay
+    monkeypatch.setattr(activities, "open_payments", lambda: (OtherProvider(), opened))
+    error = await refused(activities.payments_made, question)
+    assert error.type == "WrongGateway"
+    assert "paid through provider, and this worker pays through other" in error.message
+    assert not error.non_retryable
 
 
 def an_entry(invoice_id: str, *amounts: str) -> dict[str, Any]:
@@ -372,8 +470,9 @@ def an_entry(invoice_id: str, *amounts: str) -> dict[str, Any]:
 async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
     opened: SQLiteLedger, gateway: SimulatedGateway
 ) -> None:
-    assert await ActivityEnvironment().run(activities.payments_made, an_entry("INV-1", "5.00")) == {
+    assert await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00")) == {
         "ledger": opened.id,
+        "gateway": "simulated",
         "lines": [],
     }
     for invoice_id, number in (("INV-1", 10), ("INV-1", 2), ("INV-1/line-2", 1)):
@@ -382,7 +481,7 @@ async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
         confirmation = pay_once(gateway, opened, payment)
         if number == 2:
             second = confirmation
-    made = await ActivityEnvironment().run(activities.payments_made, an_entry("INV-1", "5.00"))
+    made = await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00"))
     assert [line["line"] for line in made["lines"]] == [2, 10]
     assert made["lines"][0] == {
         "line": 2,
@@ -396,14 +495,15 @@ async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
 
 
 async def test_what_is_begun_or_declined_is_not_told_as_paid(
-    opened: SQLiteLedger, provider: Provider
+    opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
     begin(provider, opened, "begun")
     provider.fail_prepare = PaymentDeclined("no money")
     other = replace(PAYMENT, idempotency_key="invoice-INV-1/line-2")
     with pytest.raises(PaymentDeclined):
         pay_once(provider, opened, other)
-    made = await ActivityEnvironment().run(activities.payments_made, an_entry("INV-1", "5.00"))
+    made = await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00"))
     assert made["lines"] == []
 
 

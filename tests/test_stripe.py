@@ -25,6 +25,7 @@ from payments.gateway import (
     Payment,
     PaymentConflict,
     PaymentDeclined,
+    WrongGateway,
     pay_once,
 )
 from payments.ledger import SQLiteLedger
@@ -253,10 +254,10 @@ def test_live_and_test_mode_do_not_finish_each_others_payments(
     stand_in.lay(Fault("confirm", "drop before"))
     with pytest.raises(GatewayUnavailable):
         pay_once(gateway, ledger, PAYMENT)
-    with pytest.raises(GatewayUnavailable, match="only a worker that pays through stripe test"):
+    with pytest.raises(WrongGateway, match="paid through stripe test, and this worker"):
         pay_once(live, ledger, PAYMENT)
     assert pay_once(gateway, ledger, PAYMENT)
-    with pytest.raises(PaymentConflict, match="paid through stripe test"):
+    with pytest.raises(WrongGateway, match="paid through stripe test, and this worker"):
         pay_once(live, ledger, PAYMENT)
     assert len(stand_in.charges) == 1
 

@@ -144,7 +144,7 @@ async def past_deadline(client: InvoiceClient, invoice: Invoice) -> None:
     await eventually(look, 40)
 
 
-async def test_only_what_was_sent_before_the_deadline_counts_after_it(
+async def test_only_what_the_service_received_before_the_deadline_counts_after_it(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     temporal = await namespace.connect()
