@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
-from temporalio.service import RPCError
+from temporalio.service import RPCError, RPCStatusCode
 
 from invoices.invoice import (
     INVOICE_WORKFLOW,
@@ -173,25 +173,49 @@ async def decision_in_time(deadline: str) -> dict[str, Any] | None:
         ApplicationError: of type `ServiceUnavailable`, to be retried, or `NotAnInvoice`.
     """
     info = activity.info()
-    run = activity.client().get_workflow_handle(
-        _invoice_workflow_id(info), run_id=info.workflow_run_id
-    )
+    workflow_id = _invoice_workflow_id(info)
+    assert info.workflow_run_id, "it has a workflow"
     until = datetime.fromisoformat(deadline)
     try:
-        async for event in run.fetch_history_events():
-            signal = event.workflow_execution_signaled_event_attributes
-            at = event.event_time.ToDatetime(UTC)
-            if signal.signal_name in DECISIONS and at < until:
-                data = signal.input.payloads[0].data if signal.input.payloads else b""
-                decision = Decision.sent(DECISIONS[signal.signal_name], data, at)
-                return decision.model_dump(mode="json")
+        decisions = await _decisions_received(workflow_id, info.workflow_run_id)
     except RPCError as error:
         raise ApplicationError(
             f"the Temporal Service doesn't tell the history: {error.status.name}",
             type="ServiceUnavailable",
-            category=ApplicationErrorCategory.BENIGN,
+            category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
         ) from error
-    return None
+    in_time = (decision for _, decision in decisions if decision.at < until)
+    first = next(in_time, None)
+    return first.model_dump(mode="json") if first else None
+
+
+async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, Decision]]:
+    """The decisions in a run's history, each with the id of the request that brought it."""
+    decisions: list[tuple[str, Decision]] = []
+    reset_from = ""
+    run = activity.client().get_workflow_handle(workflow_id, run_id=run_id)
+    async for event in run.fetch_history_events():
+        reset_from = event.workflow_task_failed_event_attributes.base_run_id or reset_from
+        signal = event.workflow_execution_signaled_event_attributes
+        if signal.signal_name in DECISIONS:
+            data = signal.input.payloads[0].data if signal.input.payloads else b""
+            at = event.event_time.ToDatetime(UTC)
+            decision = Decision.sent(DECISIONS[signal.signal_name], data, at)
+            decisions.append((signal.request_id, decision))
+    if not reset_from:
+        return decisions
+    # A reset copies the signals after its point with its own time, but under their request's id.
+    try:
+        originals = dict(await _decisions_received(workflow_id, reset_from))
+    except RPCError as error:
+        if error.status != RPCStatusCode.NOT_FOUND:  # the run is past its retention
+            raise
+        return decisions
+    for request_id, decision in decisions:
+        original = originals.get(request_id) if request_id else None
+        if original and original == decision.model_copy(update={"at": original.at}):
+            decision.at = original.at
+    return decisions
 
 
 def _invoice_workflow_id(info: activity.Info) -> str:

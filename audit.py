@@ -43,7 +43,7 @@ from invoices.invoice import (
 from invoices.messages import LedgerAnswer, PaidLine, PaymentRequest, PricedLine
 from invoices.refusals import InvoiceError
 from invoices.status import DECISIONS, Decision
-from invoices.wording import format_money, pluralize, sanitized_quote
+from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
 from startup import StartupError, data_directory
@@ -54,6 +54,7 @@ from temporal_service.connection import (
     describe_rpc_error,
 )
 from temporal_service.dev_server import belongs_to
+from temporal_service.executions import list_executions
 
 COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
@@ -97,6 +98,10 @@ class Run:
 
     def __str__(self) -> str:
         return f"run {self.found.id} ({self.found.status.state})"
+
+    @property
+    def is_of_an_invoice(self) -> bool:
+        return self.found.description.workflow_type == INVOICE_WORKFLOW
 
     @property
     def decision(self) -> tuple[Decision | None, str | None]:
@@ -157,12 +162,10 @@ def _parsed(model: type[Model], payloads: Payloads) -> Model | None:
 
 
 async def read_run(client: InvoiceClient, invoice_id: str, run_id: str | None = None) -> Run | None:
-    """One run for an invoice, by default the latest; None if Temporal has none."""
+    """One run under an invoice's id, by default the latest; None if Temporal has none."""
     try:
         run = Run(await client.get_run(invoice_id, run_id))
     except InvoiceError:
-        return None
-    if run.found.description.workflow_type != INVOICE_WORKFLOW:
         return None
     handle = client.temporal.get_workflow_handle(workflow_id(invoice_id), run_id=run.found.id)
     async for event in handle.fetch_history_events():
@@ -180,22 +183,29 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
         temporalio.service.RPCError, TimeoutError: Temporal can't.
     """
     with closing(sqlite3.connect("")) as index:  # a temporary file, so that memory doesn't grow
-        index.execute("CREATE TABLE runs (invoice_id, run_id, PRIMARY KEY (invoice_id, run_id))")
-        insert = "INSERT OR IGNORE INTO runs VALUES (?, ?)"
-        query = (
-            f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH '{WORKFLOW_ID_PREFIX}'"
+        index.execute(
+            "CREATE TABLE runs (invoice_id, run_id, type, PRIMARY KEY (invoice_id, run_id))"
         )
-        async for execution in client.temporal.list_workflows(query):
-            index.execute(insert, (invoice_id_of(execution.id), execution.run_id))
-        index.executemany(insert, ((invoice_id, "") for invoice_id in ledger.invoice_ids()))
-        found = index.execute("SELECT invoice_id, run_id FROM runs ORDER BY invoice_id")
+        insert = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?)"
+        # Of every type: something else than an invoice may have paid under an invoice's id.
+        query = f"WorkflowId STARTS_WITH '{WORKFLOW_ID_PREFIX}'"
+        async for page in list_executions(client.temporal, query):
+            for execution in page:
+                name, kind = invoice_id_of(execution.id), execution.workflow_type
+                index.execute(insert, (name, execution.run_id, kind))
+        index.executemany(insert, ((name, "", "") for name in ledger.invoice_ids()))
+        found = index.execute(
+            "SELECT invoice_id, run_id FROM runs WHERE invoice_id IN"
+            " (SELECT invoice_id FROM runs WHERE type IN (?, '')) ORDER BY invoice_id",
+            (INVOICE_WORKFLOW,),
+        )
         invoices = disagreeing = 0
         for invoice_id, group in groupby(found, key=lambda row: str(row[0])):
             run_ids = {row[1] for row in group if row[1]}
             async with asyncio.timeout(60):
                 texts = await _audit_invoice(client, ledger, write, invoice_id, run_ids)
             for text in texts:
-                print(f"{invoice_id}: {text}", file=sys.stderr)
+                print(f"{sanitized(invoice_id, 100)}: {text}", file=sys.stderr)
             invoices += 1
             disagreeing += bool(texts)
     print(f"{pluralize(invoices, 'invoice')}, {disagreeing:,} with disagreements", file=sys.stderr)
@@ -211,11 +221,16 @@ async def _audit_invoice(
     latest = await read_run(client, invoice_id)  # which Temporal's list may not have yet
     earlier = run_ids - {latest.found.id if latest else ""}
     read = [latest, *[await read_run(client, invoice_id, run_id) for run_id in earlier]]
-    runs = sorted((run for run in read if run), key=lambda run: run.found.status.submitted_at)
+    found = sorted((run for run in read if run), key=lambda run: run.found.status.submitted_at)
+    runs = [run for run in found if run.is_of_an_invoice]
     entries = ledger.entries(invoice_id)
     for row in _rows(invoice_id, runs, entries):
         write(row)
-    return list(_disagreements(ledger, runs, before, entries))
+    others = [run for run in found if not run.is_of_an_invoice]
+    return [
+        *_disagreements(ledger, runs, before, entries),
+        *_paid_for_others(invoice_id, runs, others, entries),
+    ]
 
 
 def _rows(invoice_id: str, runs: list[Run], entries: list[LedgerEntry]) -> list[Row]:
@@ -269,17 +284,60 @@ def _disagreements(
 ) -> Iterator[str]:
     """A sentence for each point on which Temporal and the ledger disagree about one invoice."""
     if others := set[str]().union(*(run.ledgers for run in runs)) - {ledger.id}:
-        names = ", ".join(sorted(other[:8] for other in others))
+        names = ", ".join(sorted(sanitized(other[:8]) for other in others))
         yield f"more than one ledger: {names} in the history, this one is {ledger.id[:8]}"
+    providers = {entry.provider for entry in entries if entry.state != "declined"}
+    if len(providers) > 1:
+        yield f"paid through more than one gateway: {', '.join(sorted(providers))}"
     for run in runs:
         if run.payments and not any(decision.approved for decision, _ in run.signals):
             yield f"payments without an approval in {run}"
+        yield from _misnoted(run)
     lines = {line for run in runs for line in [*run.payments, *run.paid_earlier]}
     for line in sorted(lines | set(map(_line, entries)), key=lambda line: (len(line), line)):
         of_line = [entry for entry in entries if _line(entry) == line]
         was_paid = any(_line(entry) == line and entry.state == "paid" for entry in before)
         for text in _line_disagreements(line, runs, of_line, was_paid):
-            yield f"line {line}: {text}"
+            yield f"line {sanitized(line)}: {text}"
+
+
+def _misnoted(run: Run) -> Iterator[str]:
+    """What a closed run has told as paid must be what its history has."""
+    noted = run.found.progress
+    # An open run, and one that was terminated, may have had no time to note the latest payment.
+    if noted is None or noted.is_open or run.found.is_open or noted.failure == "InvalidInvoice":
+        return
+    count = noted.paid_lines - (noted.paid_earlier_lines or 0)
+    amount = noted.paid_amount - (noted.paid_earlier_amount or 0)
+    made = [payment.asked.amount for payment in run.payments.values() if payment.paid_at]
+    if (count, amount) != (len(made), sum(made)):
+        currency = sanitized(noted.currency or "USD", 3)
+        yield (
+            f"{pluralize(len(made), 'line')}, {format_money(sum(made, Decimal(0)), currency)} paid"
+            f" in the history of {run}, which tells {pluralize(count, 'line')},"
+            f" {format_money(amount, currency)}"
+        )
+
+
+def _paid_for_others(
+    invoice_id: str, runs: list[Run], others: list[Run], entries: list[LedgerEntry]
+) -> Iterator[str]:
+    """A sentence for each payment that no `InvoiceWorkflow` has asked for."""
+    for entry in entries:
+        key = entry.payment.idempotency_key
+        if not key.startswith(f"{workflow_id(invoice_id)}/"):
+            yield f"{entry.state} as {_described(entry)} for a workflow that isn't an invoice's"
+    known = {line for run in runs for line in [*run.payments, *run.paid_earlier]}
+    for run in others:
+        for line, payment in run.payments.items():
+            of_line = [entry for entry in entries if _line(entry) == line]
+            # What was refused to it may have been paid for the invoice.
+            if of_line and (payment.paid_at or line not in known):
+                kind = sanitized_quote(run.found.description.workflow_type)
+                yield (
+                    f"line {sanitized(line)}: {of_line[-1].state} as {_described(of_line[-1])} for"
+                    f" a workflow of the type {kind}, run {run.found.id}"
+                )
 
 
 def _line_disagreements(

@@ -49,6 +49,7 @@ from reports import INVOICE_STATE
 from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start, listens
+from temporal_service.executions import list_executions
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
@@ -135,7 +136,7 @@ def _workers(client: Client) -> list[Worker]:
                 activities.process_payment,
                 activities.payments_made,
                 activities.decision_in_time,
-                post_notice,  # which versions before 1.2 schedule here
+                post_notice,  # notices that version 1.1 has begun are scheduled here
             ],
             deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
@@ -251,11 +252,10 @@ async def _log_open_invoices(client: Client) -> None:
     waiting = paying = 0
     with suppress(RPCError, TimeoutError):
         async with asyncio.timeout(5):
-            async for run in client.list_workflows(query):
-                if (await run.memo()).get("state") == "paying":
-                    paying += 1
-                else:
-                    waiting += 1
+            async for page in list_executions(client, query):
+                being_paid = sum(run.memo.get("state") == "paying" for run in page)
+                paying += being_paid
+                waiting += len(page) - being_paid
         log.info("Open invoices     %s waiting, %s being paid", waiting, paying)
 
 

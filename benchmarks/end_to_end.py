@@ -20,6 +20,7 @@ from temporalio.client import Client
 from common import BARE_WORKER, OUR_WORKER, print_table, running, start
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice
+from invoices.refusals import NamedTotal
 from support import an_invoice
 
 invoice_client = cache(InvoiceClient)
@@ -42,7 +43,9 @@ async def ours_by_tools(client: Client) -> None:
     invoice = Invoice(**an_invoice())
     invoices = invoice_client(client)
     submitted = await invoices.submit(invoice)
-    await invoices.decide(invoice.id, approve=True, total=invoice.total)
+    await invoices.decide(
+        invoice.id, approve=True, total=NamedTotal(invoice.total, invoice.currency)
+    )
     handle = client.get_workflow_handle(submitted.workflow_id)
     assert await handle.result() == "COMPLETED"
 

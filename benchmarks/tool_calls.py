@@ -95,7 +95,7 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
         if tool == "process_invoice":
             arguments = {"invoice_data": invoice}
         elif tool == "approve_invoice" and way == "ours":
-            arguments["total"] = "7000.00"
+            arguments["total"] = "7000.00 USD"
         await call_tool(servers[way], tool, **arguments)
     elif tool == "process_invoice":
         await start(client, invoice)

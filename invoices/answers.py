@@ -5,7 +5,7 @@ content has it as it is.
 """
 
 from collections import defaultdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +20,9 @@ from invoices.wording import (
     pluralize,
     sanitized,
 )
+
+CLOCK_TOLERANCE_SECONDS = 3
+"""By so much the clocks of two computers may differ without a word."""
 
 
 class Retry(BaseModel):
@@ -74,6 +77,13 @@ class InvoiceStatus(Progress):
     outcome: Annotated[
         Outcome | None, Field(description="What this call has brought about, if anything.")
     ] = None
+    clock_offset_seconds: Annotated[
+        float | None,
+        Field(
+            description="How far the Temporal Service's clock is ahead of this computer's; missing"
+            f" up to {CLOCK_TOLERANCE_SECONDS} seconds, and where it hasn't been compared yet."
+        ),
+    ] = None
     message: Annotated[str | None, Field(description="All of this in words.")] = None
 
     @property
@@ -86,13 +96,25 @@ class InvoiceStatus(Progress):
         return f"Take care with its id: an id {rule}." if rule else ""
 
     @property
+    def now(self) -> datetime:
+        """By the Temporal Service's clock where that is known, else by this computer's."""
+        return datetime.now(UTC) + timedelta(seconds=self.clock_offset_seconds or 0)
+
+    @property
     def is_past_deadline(self) -> bool:
         """A waiting invoice that can't be approved any more, and ends when a worker runs."""
-        return self.deadline is not None and self.deadline <= datetime.now(UTC)
+        return self.deadline is not None and self.deadline <= self.now
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether somebody has decided, also where that hasn't taken effect yet."""
+        return self.state != "waiting" or self.decision is not None
 
     def to_structured(self) -> dict[str, Any]:
         """For programs: without empty fields, and without what only this project needs."""
-        inner = {"decision": {"request", "sent_at"}}
+        inner: dict[str, Any] = {"decision": {"request", "sent_at"}}
+        if not self._clock_is_wrong:
+            inner["clock_offset_seconds"] = True
         return self.model_dump(mode="json", exclude_none=True, exclude=inner)
 
     def to_text(self) -> str:
@@ -102,7 +124,7 @@ class InvoiceStatus(Progress):
     @property
     def details(self) -> str:
         """What a person would ask next, in sentences."""
-        return " ".join(filter(None, [*self._details(), self._worker()]))
+        return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
 
     def _details(self) -> list[str]:
         match self.state:
@@ -138,7 +160,7 @@ class InvoiceStatus(Progress):
                 f"The approval deadline, {format_utc(self.deadline)}, has passed: it can't be"
                 " approved any more. Once it has timed out it can be submitted again."
             )
-        left = self.deadline - datetime.now(UTC)
+        left = self.deadline - self.now
         return (
             f"Approval deadline: {format_utc(self.deadline)} (in {format_duration(left)});"
             " without a decision by then it is rejected."
@@ -168,10 +190,26 @@ class InvoiceStatus(Progress):
             "No worker answers now: this is what was last noted, and it goes on when a worker runs."
         )
 
+    @property
+    def _clock_is_wrong(self) -> bool:
+        return abs(self.clock_offset_seconds or 0) > CLOCK_TOLERANCE_SECONDS
+
+    @property
+    def clock(self) -> str:
+        """What is wrong with this computer's clock, as a sentence; empty if nothing is known."""
+        if self.clock_offset_seconds is None or not self._clock_is_wrong:
+            return ""
+        difference = format_duration(timedelta(seconds=abs(self.clock_offset_seconds)))
+        direction = "behind" if self.clock_offset_seconds > 0 else "ahead of"
+        return (
+            f"This computer's clock is {difference} {direction} the Temporal Service's, which"
+            " counts; set it."
+        )
+
     def to_line(self) -> str:
         """One line of `list_invoices`."""
         parts = [sanitized(self.status, 200), self.amounts]
-        parts.append(f"submitted {format_duration(datetime.now(UTC) - self.submitted_at)} ago")
+        parts.append(f"submitted {format_duration(self.now - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
             paid = f"{format_money(self.paid_amount, self.currency)} paid"
             if self.is_open and self.total is not None:

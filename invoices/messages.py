@@ -39,6 +39,11 @@ def _exact(value: Any) -> Decimal:
 
 
 Text = Annotated[str, BeforeValidator(str), AfterValidator(_storable)]
+Currency = Annotated[
+    str,
+    Field(pattern="^[A-Z]{3}$"),
+    BeforeValidator(lambda value: "USD" if value is None else value),
+]
 OptionalText = Annotated[
     Text | None, BeforeValidator(lambda value: None if value is None else str(value))
 ]
@@ -55,7 +60,7 @@ class LineToPay(BaseModel):
 class PricedLine(LineToPay):
     """The same with its currency."""
 
-    currency: Annotated[Text, BeforeValidator(lambda value: value or "USD")] = "USD"
+    currency: Currency = "USD"
 
     def __str__(self) -> str:
         return f"{sanitized_quote(self.item)} for {format_money(self.amount, self.currency)}"
@@ -64,7 +69,7 @@ class PricedLine(LineToPay):
 class Terms(BaseModel):
     """What an invoice says for all of its lines, and what its run is bound to."""
 
-    currency: Annotated[Text, BeforeValidator(lambda value: value or "USD")] = "USD"
+    currency: Currency = "USD"
     customer: OptionalText = None
     payment_method: OptionalText = None
     ledger: OptionalText = None

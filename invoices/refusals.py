@@ -1,10 +1,19 @@
 """Refusals: what can't be done with an invoice, and what can be done instead."""
 
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
+from typing import Self
 
 from invoices.answers import InvoiceStatus
 from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of
-from invoices.wording import format_money, format_utc, sanitized
+from invoices.wording import format_money, format_utc, pluralize, sanitized, sanitized_quote
+
+SHOWN_LINES = 20
+"""How many lines a refusal names: the largest ones."""
+CODE_LENGTH = 12
 
 
 class InvoiceError(Exception):
@@ -23,23 +32,119 @@ def unknown_invoice(invoice_id: str) -> InvoiceError:
 
 def expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
     """Raises `InvoiceError` for a decision on a waiting invoice whose deadline has passed."""
-    verb = "approved" if approve else "rejected"
     if status.deadline and status.is_past_deadline:
+        # Not compared yet with the Temporal Service's clock, which is the one that counts.
+        clock = " by this computer's clock" if status.clock_offset_seconds is None else ""
         raise InvoiceError(
-            f"Invoice {status.invoice_id} can't be {verb} now: its approval deadline,"
-            f" {format_utc(status.deadline)}, has passed. Unless somebody decided before, it times"
-            " out, and nothing is paid by this submission. To start anew, submit it again then."
+            f"Invoice {status.invoice_id} can't be {_decided(approve)} now: its approval deadline,"
+            f" {format_utc(status.deadline)}, has passed{clock}. Unless somebody decided before, it"
+            " times out, and nothing is paid by this submission. To start anew, submit it again"
+            f" then. {status.clock}".rstrip()
         )
 
 
-def expect_total(invoice: Invoice, total: Decimal) -> None:
-    """Raises `InvoiceError` unless `total` is exactly the invoice's."""
-    if total != invoice.total:
-        raise InvoiceError(
-            f"Invoice {invoice.id} is for {format_money(invoice.total, invoice.currency)}, not"
-            f" {format_money(total, invoice.currency)}. Nothing was approved: show the person every"
-            " line and the total before they decide."
+def arrived_late(status: InvoiceStatus, approve: bool, arrived_at: datetime) -> InvoiceError:
+    """Of a decision that the Temporal Service got after the deadline, by its own clock."""
+    deadline = format_utc(status.deadline) if status.deadline else "which has passed"
+    return InvoiceError(
+        f"Invoice {status.invoice_id} can't be {_decided(approve)} any more: the Temporal Service"
+        f" got the decision on {format_utc(arrived_at)}, after the approval deadline, {deadline}."
+        " Unless somebody decided before, it times out, and nothing is paid by this submission."
+        f" To start anew, submit it again then. {status.clock}".rstrip()
+    )
+
+
+@dataclass(frozen=True)
+class NamedTotal:
+    """The total that somebody names when they approve an invoice."""
+
+    amount: Decimal
+    currency: str | None
+    """None for a bare number, which means US dollars."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `7000.00 KWD`, `KWD 7000.00` or `7000.00`.
+
+        Raises:
+            ValueError: it is anything else.
+        """
+        match = re.fullmatch(
+            r"(?:([A-Za-z]{3}) )?([0-9]{1,13}(?:\.[0-9]{1,2})?)(?: ([A-Za-z]{3}))?", text
         )
+        if match is None or (match[1] and match[3]):
+            raise ValueError("must be an amount with its currency, such as 7000.00 USD")
+        currency = match[1] or match[3]
+        return cls(Decimal(match[2]), currency.upper() if currency else None)
+
+
+def expect_total(invoice: Invoice, named: NamedTotal) -> None:
+    """Raises `InvoiceError` unless this is exactly the invoice's total, in its currency."""
+    currency = named.currency or "USD"
+    if (named.amount, currency) == (invoice.total, invoice.currency):
+        return
+    total = format_money(invoice.total, invoice.currency)
+    if named.currency is None and named.amount == invoice.total:
+        problem = f"is for {total}; a total without its currency means US dollars"
+    else:
+        problem = f"is for {total}, not {format_money(named.amount, currency)}"
+    raise InvoiceError(
+        f"Invoice {invoice.id} {problem}. Nothing was approved: show the person every line and the"
+        f" total before they decide, and pass the total as “{_total_argument(invoice)}”."
+        f" {_lines_in_words(invoice)}"
+    )
+
+
+def content_code(invoice: Invoice, run_id: str) -> str:
+    """Stands for one content in one submission; nobody knows it before that was submitted.
+
+    So two contents can't be made that have the same code, though it is short.
+    """
+    return hashlib.sha256(f"{run_id} {invoice.digest}".encode()).hexdigest()[:CODE_LENGTH]
+
+
+def content_to_be_shown(invoice: Invoice, code: str, problem: str) -> InvoiceError:
+    """Of an approval that doesn't show that the person has seen this very content.
+
+    Args:
+        problem: why that has to be shown, as a sentence.
+    """
+    return InvoiceError(
+        f"{problem} Nothing was approved. Invoice {invoice.id} is now for"
+        f" {format_money(invoice.total, invoice.currency)}: show the person every line and the"
+        " total. If they approve exactly this, call approve_invoice again with total"
+        f" “{_total_argument(invoice)}” and content_code “{code}”. {_lines_in_words(invoice)}"
+    )
+
+
+def _total_argument(invoice: Invoice) -> str:
+    return f"{invoice.total} {invoice.currency}"
+
+
+def _lines_in_words(invoice: Invoice) -> str:
+    """Who is charged and what for, as far as a person needs it to know an invoice again."""
+    named = (("customer", invoice.customer), ("payment method", invoice.payment_method))
+    charged = [f"{name} {sanitized_quote(str(value), 255)}" for name, value in named if value]
+    numbered = list(enumerate(invoice.lines, start=1))
+    largest = sorted(numbered, key=lambda one: one[1].amount, reverse=True)[:SHOWN_LINES]
+    lines = [
+        f"{number}. {sanitized_quote(line.item)} {format_money(line.amount, invoice.currency)}"
+        for number, line in sorted(largest, key=lambda one: one[0])
+    ]
+    text = f"Charged: {', '.join(charged)}. " if charged else ""
+    text += f"Lines: {'; '.join(lines)}"
+    if hidden := len(numbered) - len(largest):
+        rest = invoice.total - sum(line.amount for _, line in largest)
+        text += (
+            f"; and {pluralize(hidden, 'more line')} of"
+            f" {format_money(largest[-1][1].amount, invoice.currency)} at most, together"
+            f" {format_money(rest, invoice.currency)}"
+        )
+    return f"{text}."
+
+
+def _decided(approve: bool) -> str:
+    return "approved" if approve else "rejected"
 
 
 def decided_otherwise(status: InvoiceStatus, approve: bool) -> InvoiceError:
@@ -58,9 +163,8 @@ def decided_otherwise(status: InvoiceStatus, approve: bool) -> InvoiceError:
         )
     else:
         next_step = status.paid
-    verb = "approved" if approve else "rejected"
     decided = f" ({status.decided.rstrip('.')})" if status.decided else ""
     return InvoiceError(
-        f"Invoice {status.invoice_id} can't be {verb} now, status:"
-        f" {sanitized(status.status, 600)}{decided}. {next_step}"
+        f"Invoice {status.invoice_id} can't be {_decided(approve)} now,"
+        f" status: {sanitized(status.status, 600)}{decided}. {next_step}"
     )

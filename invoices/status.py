@@ -1,11 +1,18 @@
 """Where an invoice stands: its state, the decision on it and what is paid; typed."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from invoices.invoice import Invoice
@@ -35,6 +42,8 @@ PAYMENT_FAILED = "Payment failed"
 """Followed by a colon, the line and the reason."""
 INVALID_INVOICE = "Invalid invoice"
 """Followed by a colon, the fields and their rules."""
+UNKNOWN_RESULT = "Ended with a result that is not an invoice's"
+"""Of a run that another worker than ours or the tutorial's has completed."""
 
 TERMINATED = "Terminated by an operator in Temporal"
 """Said by the client: a terminated run says nothing any more."""
@@ -64,8 +73,38 @@ def approval_deadline(submitted_at: datetime, timeout_days: float) -> datetime:
     return submitted_at + timedelta(days=timeout_days)
 
 
-Sum = Annotated[Decimal, Field(ge=0, lt=10**13)]
-"""At most the total of an invoice: a memo is anybody's, and 1E+999999 can't be added up."""
+# A memo or an answer may be anybody's, and with numbers and times beyond these reckoning fails or
+# never ends. Not as `Field(ge=...)`, which would be in the tools' schemas.
+
+
+def _known_century(moment: datetime) -> datetime:
+    if not 1970 < moment.year < 9000:
+        raise ValueError("must be a time of these centuries")
+    return moment.astimezone(UTC)
+
+
+def _amount(value: Decimal) -> Decimal:
+    if not 0 <= value < 10**13 or value != round(value, 2):
+        raise ValueError("must be an amount of money")
+    return value
+
+
+def _count(value: int) -> int:
+    if not 0 <= value < 10**6:
+        raise ValueError("must be a number of lines")
+    return value
+
+
+def _currency(value: str) -> str:
+    if not (len(value) == 3 and value.isascii() and value.isupper()):
+        raise ValueError("must be a currency")
+    return value
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_known_century)]
+Amount = Annotated[Decimal, AfterValidator(_amount)]
+LineCount = Annotated[int, AfterValidator(_count)]
+Currency = Annotated[str, AfterValidator(_currency)]
 
 
 class DecisionDetails(BaseModel):
@@ -76,7 +115,9 @@ class DecisionDetails(BaseModel):
     request: SkipJsonSchema[Annotated[str | None, Field(max_length=100)]] = None
     """Made up by the sender, to know its own decision again."""
     sent_at: SkipJsonSchema[AwareDatetime | None] = None
-    """By the sender's clock: a decision that is read after the deadline may have been in time."""
+    """By the sender's clock. What counts is when the service received the decision, but for runs
+    that had read one after the deadline before 1.2.
+    """
 
 
 DECISIONS = {"approve_invoice": True, "reject_invoice": False}
@@ -87,7 +128,7 @@ class Decision(DecisionDetails):
     """The first decision on an invoice, which stands."""
 
     approved: bool
-    at: datetime
+    at: Moment
 
     @classmethod
     def sent(cls, approved: bool, data: bytes, at: datetime) -> Self:
@@ -113,16 +154,16 @@ class Progress(BaseModel):
 
     state: State
     status: Annotated[str, Field(description="The status in words, as the workflow gives it.")]
-    line_count: int | None = None
-    total: Sum | None = None
-    currency: Annotated[str | None, Field(pattern="^[A-Z]{3}$")] = None
-    paid_lines: Annotated[int, Field(description="By this submission and earlier ones.")] = 0
-    paid_amount: Sum = Decimal("0.00")
+    line_count: LineCount | None = None
+    total: Amount | None = None
+    currency: Currency | None = None
+    paid_lines: Annotated[LineCount, Field(description="By this submission and earlier ones.")] = 0
+    paid_amount: Amount = Decimal("0.00")
     paid_earlier_lines: Annotated[
-        int | None,
+        LineCount | None,
         Field(description="Of those, by earlier submissions; missing where that isn't known."),
     ] = None
-    paid_earlier_amount: Sum | None = None
+    paid_earlier_amount: Amount | None = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     decision: Decision | None = None
     failure: Annotated[
@@ -198,7 +239,7 @@ class RunProgress(Progress):
     """The id of the payment ledger that this invoice belongs to."""
     gateway: str | None = None
     """The name of the payment gateway that this run belongs to."""
-    submitted_at: datetime | None = None
+    submitted_at: Moment | None = None
     deadline: datetime | None = None
     """Not in the memo: it follows from the others."""
 

@@ -113,6 +113,6 @@ def expect_gateway(gateway: PaymentGateway, names: Iterable[str]) -> None:
         raise WrongGateway(
             f"the invoice is paid through {sanitized(min(others), 40)}, and this worker pays"
             f" through {gateway.name}: start a worker with the PAYMENT_GATEWAY and key that the"
-            " invoice began with; if nothing of it is paid, you can also cancel its workflow and"
-            " submit it again"
+            " invoice began with; if no payment of it was begun, you can also cancel its workflow"
+            " and submit it again"
         )

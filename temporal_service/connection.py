@@ -10,12 +10,10 @@ import logging
 import os
 import re
 import socket
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from temporalio.client import Client
-from temporalio.converter import DataConverter
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import (
     LogForwardingConfig,
@@ -28,7 +26,7 @@ from temporalio.runtime import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from startup import StartupError
-from temporal_service.payloads import LenientPayloadConverter
+from temporal_service.payloads import data_converter
 
 PORT = 7233
 """Of the Temporal Service (gRPC)."""
@@ -81,9 +79,7 @@ async def connect(
                 identity=identity,
                 lazy=lazy,
                 runtime=runtime or quiet_runtime(),
-                data_converter=replace(
-                    DataConverter.default, payload_converter_class=LenientPayloadConverter
-                ),
+                data_converter=data_converter,
             )
     except (RuntimeError, TimeoutError) as error:
         raise StartupError(describe_connection_error(config["target_host"], str(error))) from error

@@ -28,7 +28,9 @@ from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError
 from invoices.status import AWAITING_APPROVAL
-from support import Service, Worker, an_invoice, eventually
+from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway
+from support import Service, Worker, an_invoice, cancelled_with_the_outcome, eventually
 from workflow import TASK_QUEUE
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -190,6 +192,19 @@ async def cancelled_in_an_outage(do: Steps, name: str) -> None:
     (do.data / "gateway-down").unlink()
 
 
+def cancelled_as_line_1_was_paid(**fields: Any) -> Course:
+    async def course(do: Steps, name: str) -> None:
+        gateway = SimulatedGateway(do.data)
+        with (
+            closing(SQLiteLedger(do.data / "payments.db")) as ledger,
+            patch("activities.open_payments", return_value=(gateway, ledger)),
+        ):
+            invoice = Invoice.model_validate(an_invoice(id=name, **fields))
+            await cancelled_with_the_outcome(do.client, invoice)
+
+    return course
+
+
 WITHOUT_A_WORKER: dict[str, Course] = {
     "approved-before-a-worker-ran": approved_before_a_worker_ran,
     "approved-after-the-deadline": approved_after_the_deadline,
@@ -219,7 +234,11 @@ ALONE: dict[str, Course] = {
     "ledger-away-at-the-start": ledger_away_at_the_start,
     "cancelled-in-an-outage": cancelled_in_an_outage,
 }
-COURSES = WITHOUT_A_WORKER | WITH_A_LIMIT | TOGETHER | ALONE
+WITH_WORKERS_OF_THEIR_OWN: dict[str, Course] = {
+    "cancelled-as-a-line-was-paid": cancelled_as_line_1_was_paid(),
+    "cancelled-as-the-last-line-was-paid": cancelled_as_line_1_was_paid(lines=ONE_ABOVE[:1]),
+}
+COURSES = WITHOUT_A_WORKER | WITH_A_LIMIT | TOGETHER | ALONE | WITH_WORKERS_OF_THEIR_OWN
 
 
 async def take_all(do: Steps, service: Service) -> None:
@@ -242,6 +261,10 @@ async def take_all(do: Steps, service: Service) -> None:
         for name, course in ALONE.items():
             await take({name: course})
             await finish({name: course})
+    for name, course in WITH_WORKERS_OF_THEIR_OWN.items():
+        await course(do, name)
+    async with worker(service):
+        await finish(WITH_WORKERS_OF_THEIR_OWN)
 
 
 @asynccontextmanager

@@ -25,6 +25,8 @@ from temporal_service import connection, dev_server
 if TYPE_CHECKING:  # its import takes a second, and the unit tests need none
     from fastmcp import Client as McpClient
 
+    from invoices.invoice import Invoice
+
 ROOT = Path(__file__).parent.parent
 PROCESSES = ROOT / "tests" / "processes"
 T = TypeVar("T")
@@ -219,6 +221,35 @@ async def payments_only(client: Client) -> AsyncIterator[None]:
         client, task_queue=TASK_QUEUE, activities=[activities.process_payment]
     ):
         yield
+
+
+async def cancelled_with_the_outcome(
+    client: Client, invoice: "Invoice", *, cancel_first: bool = False
+) -> None:
+    """Leaves an approved invoice whose next workflow task has the outcome of line 1 and a
+    cancellation. No other worker may run; those here take their ledger as `workflows_only` says.
+    """
+    from invoice_client import InvoiceClient
+    from invoices.invoice import workflow_id
+
+    handle = client.get_workflow_handle(workflow_id(invoice.id))
+
+    async def payment_pending() -> bool:
+        return len((await handle.describe()).raw_description.pending_activities) == 1
+
+    async def payment_ended() -> bool:
+        return not await payment_pending()
+
+    async with workflows_only(client):
+        await InvoiceClient(client).submit(invoice)
+        await InvoiceClient(client).decide(invoice.id, approve=True)
+        await eventually(payment_pending)
+    if cancel_first:
+        await handle.cancel()
+    async with payments_only(client):
+        await eventually(payment_ended)
+    if not cancel_first:
+        await handle.cancel()
 
 
 def payments(data: Path) -> dict[str, tuple[str, str, str]]:

@@ -10,8 +10,8 @@ import sqlite3
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -20,16 +20,21 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from temporalio.client import Client
+import temporalio.worker
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowFailureError
 
+import activities
 import audit
 from invoice_client import InvoiceClient, InvoiceRun, whoami
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.messages import PaymentRequest
-from invoices.status import Decision, State
+from invoices.status import Decision, RunProgress, State
 from payments.gateway import LedgerEntry, Payment
 from payments.ledger import SQLiteLedger
+from payments.pay_once import pay_once
+from payments.simulated import SimulatedGateway
 from postgres import PostgreSQL
 from support import (
     ROOT,
@@ -365,6 +370,65 @@ async def test_the_books_of_a_shared_ledger_agree(
     assert [row["payment"] for row in found.of("SHARED")] == ["paid", "paid"]
 
 
+@workflow.defn(name="Payer `x`", sandboxed=False)
+class Payer:
+    """Has a line paid under an invoice's id, without asking anybody."""
+
+    @workflow.run
+    async def run(self, line: dict[str, str]) -> None:
+        await workflow.execute_activity(
+            "process_payment",
+            line,
+            activity_id="line-1",
+            schedule_to_close_timeout=timedelta(seconds=10),
+        )
+
+
+@activity.defn(name="process_payment")
+async def pay_for_anybody(line: dict[str, str]) -> None:
+    """As our worker's did before it looked at who asks."""
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_payment_for_another_type_of_workflow_disagrees(
+    refused: bool,
+    namespace: Namespace,
+    ledger: SQLiteLedger,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = await namespace.connect()
+    line = {"item": "Pen", "amount": "1.00"}
+    pay = activities.process_payment if refused else pay_for_anybody
+    async with temporalio.worker.Worker(
+        client, task_queue="payer", workflows=[Payer], activities=[pay]
+    ):
+        handle = await client.start_workflow(
+            Payer.run, line, id="invoice-OTHER", task_queue="payer"
+        )
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    assert not await problems(namespace.address, tmp_path, capsys)  # it isn't in the books at all
+
+    key = "invoice-OTHER/line-1"
+    pay_once(SimulatedGateway(tmp_path), ledger, Payment(key, "OTHER", "Pen", Decimal(1), "USD"))
+    [text] = await problems(namespace.address, tmp_path, capsys)
+    assert text.startswith("OTHER: line 1: paid as “Pen” for $1.00 (simulated-")
+    assert "for a workflow of the type “Payer " in text
+    assert text.endswith(f", run {handle.result_run_id}")
+    assert "`" not in text
+
+
+async def test_a_payment_of_a_workflow_without_an_invoices_id_disagrees(
+    books: Office, ledger: SQLiteLedger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payment = Payment("OTHER/line-1", "OTHER", "Pen", Decimal(1), "USD")
+    pay_once(SimulatedGateway(tmp_path), ledger, payment)
+    texts = await problems(books.address, tmp_path, capsys)
+    [text] = [text for text in texts if text.startswith("OTHER: ")]
+    assert text.endswith("for a workflow that isn't an invoice's")
+
+
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 APPROVAL = Decision(approved=True, at=NOON)
 
@@ -376,7 +440,7 @@ def recorded(
     status = InvoiceStatus(
         invoice_id="MADE-UP", workflow_id="", state=state, status="", submitted_at=NOON
     )
-    description: Any = SimpleNamespace(run_id=uuid4().hex)
+    description: Any = SimpleNamespace(run_id=uuid4().hex, close_time=None)
     payments = {"1": payment} if payment else {}
     found = InvoiceRun(description, status, progress=None)
     return audit.Run(found, signals=[(signal, "a client")], payments=payments)
@@ -394,6 +458,39 @@ def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
     assert not list(audit._disagreements(ledger, [approved], [], []))
     [text] = audit._disagreements(ledger, [rejected], [], [])
     assert text == f"payments without an approval in {rejected}"
+
+
+def test_a_payment_that_the_run_has_not_told_disagrees(ledger: SQLiteLedger) -> None:
+    made = audit.PaymentActivity(PaymentRequest(amount=Decimal("9.90")), NOON, NOON)
+
+    def told(state: State, lines: int, amount: str, *, closed: bool = True) -> list[str]:
+        progress = RunProgress.of(Invoice.model_validate(an_invoice()))
+        progress.state, progress.paid_lines, progress.paid_amount = state, lines, Decimal(amount)
+        # Two were paid earlier.
+        progress.paid_earlier_lines, progress.paid_earlier_amount = 2, Decimal("5.00")
+        run = recorded(state, APPROVAL, made)
+        close_time = NOON if closed else None
+        description: Any = SimpleNamespace(run_id=run.found.id, close_time=close_time)
+        run.found = replace(run.found, progress=progress, description=description)
+        return list(audit._misnoted(run))
+
+    assert not told("cancelled", 3, "14.90")
+    [text] = told("cancelled", 2, "5.00")
+    assert text.startswith("1 line, $9.90 paid in the history of run ")
+    assert text.endswith(" (cancelled), which tells 0 lines, $0.00")
+    assert len(told("completed", 3, "15.90")) == 1
+    assert not told("paying", 2, "5.00", closed=False)
+    assert not told("paying", 2, "5.00")  # it was terminated
+
+
+def test_an_invoice_paid_through_two_gateways_disagrees(ledger: SQLiteLedger) -> None:
+    payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
+    declined = LedgerEntry(payment, 1, "simulated", "simulated-1", "declined", NOON)
+    entries = [declined, LedgerEntry(payment, 2, "stripe live", "pi_1", "begun", NOON)]
+    assert not list(audit._disagreements(ledger, [], entries, entries))
+    entries[0] = replace(declined, state="paid")
+    [text] = audit._disagreements(ledger, [], entries, entries)
+    assert text == "paid through more than one gateway: simulated, stripe live"
 
 
 def test_a_payment_that_a_reset_has_copied_is_one_payment(ledger: SQLiteLedger) -> None:

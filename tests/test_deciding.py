@@ -17,9 +17,9 @@ from temporalio.client import Client
 
 from approval import elicitation
 from conftest import ERAS
-from invoice_client import MAX_NAME, InvoiceClient, whoami
+from invoice_client import MAX_NAME, InvoiceClient, RunStart, whoami
 from invoices.invoice import Invoice, workflow_id
-from invoices.refusals import InvoiceError
+from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
 from support import (
@@ -86,8 +86,8 @@ async def test_second_decision_is_told_the_first(tools: Tools) -> None:
     with pytest.raises(Refused, match=r"can't be rejected now.*Approved by .*as agreed"):
         await tools("reject_invoice", invoice_id=invoice["id"])
     text = await tools("approve_invoice", invoice_id=invoice["id"])
-    assert text.startswith(f"Sent approval signal for invoice {invoice['id']}")
-    assert "approved already, and that decision stands" in text
+    assert text.startswith("Already approved; nothing was changed")
+    assert "as agreed" in text
 
 
 async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client) -> None:
@@ -417,14 +417,22 @@ async def test_another_total_than_the_invoices_is_not_asked_about(
     assert not person.asked
 
 
-@pytest.mark.parametrize("total", ["7000.00", "7000", 7000, 7000.0])
+@pytest.mark.parametrize(
+    "total", ["7000.00 USD", "USD 7000.00", "7000.0 usd", "7000.00", "7000", 7000, 7000.0]
+)
 async def test_the_exact_total_approves(total: Any, tools: Tools) -> None:
     invoice = await submitted(tools)
     text = await tools("approve_invoice", invoice_id=invoice["id"], total=total)
     assert text.startswith("Sent approval signal")
 
 
-@pytest.mark.parametrize("total", ["6999.99", "7000.01", "7000.001", 0, "NaN", "7e3"])
+@pytest.mark.parametrize(
+    "total",
+    [
+        *("6999.99", "7000.01", "7000.001", 0, "NaN", "7e3", -7000, True, 7000.001),
+        *("7000.00 EUR", "EUR 7000.00", "USD 7000.00 USD", "$7000.00", "7000.00\nUSD", "٧٠٠٠"),
+    ],
+)
 async def test_any_other_total_approves_nothing(total: Any, tools: Tools) -> None:
     invoice = await submitted(tools)
     with pytest.raises(Refused, match=r"is for \$7,000\.00, not|^Nothing was done\. total: must"):
@@ -440,17 +448,21 @@ async def test_the_total_is_that_of_the_submission_that_is_decided_on(
     second = first.model_copy(update={"lines": first.lines[:1]})
     invoices = InvoiceClient(client)
     await invoices.submit(first)
-    run_id = (await invoices.get_run(first.id)).id
+    first_run = (await invoices.get_run(first.id)).id
     await invoices.decide(first.id, approve=False)
     await invoices.submit(second)
 
     class Overtaken(InvoiceClient):
-        async def _content(self, id: str, run: str | None = None) -> Any:
-            return await super()._content(id, run or run_id)
+        async def _run_start(
+            self, id: str, run_id: str | None = None, *, page_size: int = 30
+        ) -> RunStart:
+            return await super()._run_start(id, run_id or first_run, page_size=page_size)
 
+    code = content_code(second, (await invoices.get_run(first.id)).id)
+    wrong, right = (NamedTotal(one.total, "USD") for one in (first, second))
     with pytest.raises(InvoiceError, match=r"is for \$5,000\.00, not \$7,000\.00"):
-        await Overtaken(client).decide(first.id, approve=True, total=first.total)
-    status = await Overtaken(client).decide(first.id, approve=True, total=second.total)
+        await Overtaken(client).decide(first.id, approve=True, total=wrong, code=code)
+    status = await Overtaken(client).decide(first.id, approve=True, total=right, code=code)
     assert status.outcome == "approved"
 
 

@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 import activities
 import audit
 from invoice_client import InvoiceClient
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import MAX_JSON_BYTES, MAX_LINES, Invoice, workflow_id
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
 from raw_client import RawClient
@@ -23,14 +23,16 @@ from support import (
     Service,
     Worker,
     an_invoice,
+    cancelled_with_the_outcome,
     connect,
     eventually,
     paid,
-    payments_only,
     states,
     tools_in_memory,
     workflows_only,
 )
+from temporal_service.payloads import json_payload
+from workflow import TASK_QUEUE
 
 
 async def approved(client: Client, **fields: Any) -> Invoice:
@@ -143,30 +145,6 @@ def ledger_here(
     return ledger
 
 
-async def cancelled_with_the_outcome(
-    client: Client, invoice: Invoice, *, cancel_first: bool = False
-) -> None:
-    """The outcome of line 1 and a cancellation come to the workflow in one task."""
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
-
-    async def payments_pending() -> int:
-        return len((await handle.describe()).raw_description.pending_activities)
-
-    async def none_pending() -> bool:
-        return not await payments_pending()
-
-    async with workflows_only(client):
-        await InvoiceClient(client).submit(invoice)
-        await InvoiceClient(client).decide(invoice.id, approve=True)
-        await eventually(payments_pending)
-    if cancel_first:
-        await handle.cancel()
-    async with payments_only(client):
-        await eventually(none_pending)
-    if not cancel_first:
-        await handle.cancel()
-
-
 @pytest.mark.parametrize("cancel_first", [False, True])
 @pytest.mark.parametrize(
     ("lines", "told"),
@@ -261,6 +239,61 @@ async def exists_in(file: Path, text: str) -> None:
         return text in file.read_text()
 
     await eventually(look_for)
+
+
+def filled_up(invoice: dict[str, Any]) -> Invoice:
+    """Just below the limit of what an invoice may be, by the description of its last line.
+
+    Escaped to ASCII, which is how an activity's argument is sent, that has three times the size.
+    """
+
+    def described(description: str) -> Invoice:
+        line = {**invoice["lines"][-1], "description": description}
+        return Invoice.model_validate({**invoice, "lines": [*invoice["lines"][:-1], line]})
+
+    room = MAX_JSON_BYTES - 1 - len(described("").to_json())
+    return described("Ж" * (room // len("Ж".encode())))
+
+
+@pytest.mark.parametrize("ledger_away", [False, True])
+async def test_the_largest_invoice_that_is_taken_is_paid_to_the_last_line(
+    ledger_away: bool, own_worker: Worker
+) -> None:
+    client, data = await connect(own_worker.address), own_worker.data
+    invoice = filled_up(an_invoice())
+    assert len(invoice.to_json()) > MAX_JSON_BYTES - 3
+    if ledger_away:  # then it is asked again before paying, in another way
+        (data / "payments.db").rename(data / "away.db")
+    await InvoiceClient(client).submit(invoice)
+    await InvoiceClient(client).decide(invoice.id, approve=True)
+    if ledger_away:
+        await ended(client, invoice, "paying")
+        (data / "away.db").rename(data / "payments.db")
+    await ended(client, invoice, "completed")
+    assert len(paid(data, invoice.model_dump())) == 2
+
+
+@pytest.mark.slow  # 500 payments
+async def test_the_most_lines_with_the_longest_items_are_paid(own_worker: Worker) -> None:
+    client = await connect(own_worker.address)
+    widest = "\N{PERSON WITH BALL}"
+    lines = [{"item": widest * 200, "amount": "9999999999.99"} for _ in range(MAX_LINES)]
+    terms = {"customer": widest * 255, "payment_method": widest * 255}
+    invoice = filled_up(an_invoice(lines=lines, **terms))
+    await InvoiceClient(client).submit(invoice)
+    await InvoiceClient(client).decide(invoice.id, approve=True)
+    await ended(client, invoice, "completed", bound=120)
+    assert len(paid(own_worker.data, invoice.model_dump())) == MAX_LINES
+    # Another client starts it again, and the ledger tells all that was paid.
+    handle = await client.start_workflow(
+        "InvoiceWorkflow",
+        json_payload(invoice.to_json()),
+        id=workflow_id(invoice.id),
+        task_queue=TASK_QUEUE,
+    )
+    await handle.signal("approve_invoice")
+    text = await ended(client, invoice, "completed")
+    assert "of that $4,999,999,999,995.00 earlier" in text
 
 
 @pytest.mark.slow  # the payment is repeated after its 30 s

@@ -1,5 +1,6 @@
 """Paying a line once: `pay_once` over a gateway that counts, and the activities around it."""
 
+import json
 from dataclasses import replace
 from datetime import UTC
 from decimal import Decimal
@@ -11,6 +12,8 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
 import activities
+from invoices.invoice import BEFORE_1_1, Invoice
+from invoices.messages import LedgerQuestion, PaymentRequest, Terms
 from payments.gateway import (
     GatewayUnavailable,
     InvalidPayment,
@@ -428,6 +431,20 @@ async def test_an_invoice_of_another_gateway_is_not_paid(
     assert not states(opened)
     for gateway in ("simulated", None):  # None: a run from before gateways were noted
         await an_activity().run(activity, {**invoice, "gateway": gateway})
+
+
+def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
+    """Before 1.1 `customer` was any other client's field, of any type and size."""
+    lines = [{"item": "Pen", "amount": "1.00", "description": "Ж" * 100_000, "customer": "cus_B"}]
+    fields = {"id": "INV-1", "lines": lines, "customer": "Ж" * 300_000, "payment_method": ["card"]}
+    invoice = Invoice.model_validate_json(json.dumps(fields), context=BEFORE_1_1)
+    terms = Terms.of(invoice, None, None)
+    assert terms.customer is None
+    assert terms.payment_method == "['card']"
+    assert len(json.dumps(LedgerQuestion.about(invoice, terms).to_json())) < 1000
+    request = PaymentRequest.of_line(invoice.lines[0], terms).to_json()
+    assert (request["item"], request["amount"]) == ("Pen", "1.00")
+    assert "description" not in request
 
 
 @pytest.mark.parametrize("state", ["begun", "paid"])

@@ -8,7 +8,7 @@ import pytest
 from conftest import ERAS
 from support import Refused, Tools, Worker, advertised, an_invoice, eventually, tools_in_memory
 
-INNER = {"request", "sent_at", "digest", "ledger", "approval_timeout_days"}
+INNER = {"request", "sent_at", "digest", "ledger", "gateway", "approval_timeout_days"}
 
 
 @pytest.fixture(params=ERAS)

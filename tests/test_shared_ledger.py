@@ -69,6 +69,35 @@ async def test_an_invoice_waits_for_the_worker_with_its_ledger(
     own.kill()
 
 
+async def test_an_invoice_waits_for_the_worker_with_its_gateway(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    """The worker is started again without the setting that names the gateway."""
+    client = await namespace.connect()
+    with StripeStandIn() as stand_in:
+        settings = {
+            "PAYMENT_GATEWAY": "stripe",
+            "STRIPE_API_KEY": "sk_test_ok",
+            "STRIPE_API_BASE": stand_in.url,
+        }
+        stripe = await worker_in(tmp_path, namespace, **settings).start()
+        invoice = await submitted(client, **TERMS)
+        await status_with(client, invoice, lambda status: status.state == "waiting")
+        await stripe.end()
+        simulated = await worker_in(tmp_path, namespace).start()
+        await approve(client, invoice)
+        text = await status_with(client, invoice, lambda status: status.retry)
+        assert "Line 1 is being retried" in text
+        assert "the invoice is paid through stripe test, and this worker pays through sim" in text
+        assert "start a worker with the PAYMENT_GATEWAY" in text
+        assert not paid(tmp_path, invoice.model_dump())
+        await simulated.end()
+        stripe = await worker_in(tmp_path, namespace, **settings).start()
+        await status_with(client, invoice, lambda status: status.state == "completed")
+        assert len(stand_in.charged(invoice.id)) == 2
+        stripe.kill()
+
+
 async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(
     own_worker: Worker,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -12,8 +13,10 @@ from uuid import uuid4
 import pytest
 from temporalio.client import Client, WorkflowFailureError
 
+import invoice_client
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
+from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import RunProgress
 from support import Refused, Tools, Worker, an_invoice, eventually, paid, tools_in_memory
 from workflow import TASK_QUEUE
@@ -110,7 +113,9 @@ async def test_an_invoice_that_ended_unpaid_may_be_submitted_again(
     await tools.until(invoice, end)
     again = {**invoice, "approval_timeout_days": 5}
     assert (await tools("process_invoice", invoice_data=again)).startswith("Started processing")
-    await tools("approve_invoice", invoice_id=invoice["id"], total="7000.00")
+    code = await code_of_content(tools, invoice) if again != invoice else None
+    total = "7000.00 USD"
+    await tools("approve_invoice", invoice_id=invoice["id"], total=total, content_code=code)
     await tools.until(invoice, "completed")
     assert len(paid(worker.data, invoice)) == 2
 
@@ -183,13 +188,103 @@ async def test_content_that_was_swapped_under_an_id_needs_its_total(
     await tools("reject_invoice", invoice_id=invoice["id"])
     text = await tools("process_invoice", invoice_data=swapped)
     assert "The last submission under this id was another: 1 line, $10.00." in text
-    with pytest.raises(Refused, match=r"used before with other content.*now 1 line, \$9,999,999"):
-        await tools("approve_invoice", invoice_id=invoice["id"])
     with pytest.raises(Refused, match=r"is for \$9,999,999\.00, not \$10\.00"):
         await tools("approve_invoice", invoice_id=invoice["id"], total="10.00")
+    code = await code_of_content(tools, invoice)
+    for incomplete in ({"content_code": code}, {"total": "9999999.00"}):
+        with pytest.raises(Refused, match=r"used before with other content.*for \$9,999,999\.00"):
+            await tools("approve_invoice", invoice_id=invoice["id"], **incomplete)
     assert not paid(worker.data, invoice)
-    await tools("approve_invoice", invoice_id=invoice["id"], total="9999999.00")
+    total = "9999999.00 USD"
+    await tools("approve_invoice", invoice_id=invoice["id"], total=total, content_code=code)
     await tools.until(invoice, "completed")
+
+
+TEA = [{"item": f"Tea, box {number}", "amount": f"{number}.00"} for number in range(1, 26)]
+GOLD = [{"item": "Gold", "amount": "325.00"}]
+
+
+async def test_the_same_total_of_other_content_is_refused_with_its_lines(
+    tools: Tools, worker: Worker
+) -> None:
+    """Yen of tea were shown; dinars of gold, for somebody else, have the same number and id."""
+    tea = an_invoice(lines=TEA, currency="JPY")
+    gold = an_invoice(id=tea["id"], lines=GOLD, currency="KWD", customer="cus_other")
+    await tools("process_invoice", invoice_data=tea)
+    await tools("reject_invoice", invoice_id=tea["id"])
+    await tools("process_invoice", invoice_data=gold)
+    with pytest.raises(Refused, match=r"is for KWD 325\.00; a total without its currency means"):
+        await tools("approve_invoice", invoice_id=tea["id"], total=325)
+    with pytest.raises(Refused, match=r"is for KWD 325\.00, not JPY 325\.00"):
+        await tools("approve_invoice", invoice_id=tea["id"], total="325.00 JPY")
+    with pytest.raises(Refused, match="used before with other content") as refusal:
+        await tools("approve_invoice", invoice_id=tea["id"], total="325.00 KWD")
+    assert "Charged: customer “cus_other”. Lines: 1. “Gold” KWD 325.00." in str(refusal.value)
+    code_of_gold = await code_of_content(tools, gold)
+    await tools("reject_invoice", invoice_id=tea["id"])
+    await tools("process_invoice", invoice_data=tea)
+    with pytest.raises(Refused) as refusal:  # the first submission's content again, and its total
+        await tools(
+            "approve_invoice",
+            invoice_id=tea["id"],
+            total="325.00 JPY",
+            content_code=code_of_gold,
+        )
+    text = str(refusal.value)
+    assert text.count("“Tea, box ") == 20
+    assert "25. “Tea, box 25” JPY 25.00; and 5 more lines of JPY 6.00 at most" in text
+    assert "together JPY 15.00." in text
+    code = await code_of_content(tools, tea)
+    text = await tools(
+        "approve_invoice", invoice_id=tea["id"], total="jpy 325", content_code=code.upper()
+    )
+    assert text.startswith("Sent approval signal")
+
+
+async def test_what_was_submitted_too_often_to_compare_needs_the_code(
+    client: Client, monkeypatch: pytest.MonkeyPatch, worker: Worker
+) -> None:
+    monkeypatch.setattr(invoice_client, "EARLIER_RUNS", 1)
+    invoice = Invoice.model_validate(an_invoice())
+    invoices = InvoiceClient(client)
+    for _ in range(2):
+        await invoices.submit(invoice)
+        await invoices.decide(invoice.id, approve=False)
+    await invoices.submit(invoice)
+
+    async def listed() -> bool:
+        return await runs(client, invoice.id) == 3
+
+    await eventually(listed)
+    total = NamedTotal(invoice.total, "USD")
+    with pytest.raises(InvoiceError, match=r"submitted more than 1 times before.*content_code"):
+        await invoices.decide(invoice.id, approve=True, total=total)
+    code = content_code(invoice, (await invoices.get_run(invoice.id)).id)
+    approved = await invoices.decide(invoice.id, approve=True, total=total, code=code)
+    assert approved.outcome == "approved"
+
+
+async def test_a_code_counts_for_one_submission_alone(tools: Tools) -> None:
+    """Else two contents could be made that have the same short code."""
+    codes = set()
+    pens, ink = ([{"item": item, "amount": "5.00"}] for item in ("Pens", "Ink"))
+    invoice = an_invoice(lines=pens)
+    for lines in (pens, ink, pens, ink):
+        await tools("process_invoice", invoice_data={**invoice, "lines": lines})
+        if lines is ink:
+            codes.add(await code_of_content(tools, invoice))
+        await tools("reject_invoice", invoice_id=invoice["id"])
+        await tools.until(invoice, "rejected")
+    assert len(codes) == 2
+
+
+async def code_of_content(tools: Tools, invoice: dict[str, Any]) -> str:
+    """From the refusal of an approval."""
+    with pytest.raises(Refused) as refusal:
+        await tools("approve_invoice", invoice_id=invoice["id"])
+    found = re.search(r"content_code “([0-9a-f]{12})”", str(refusal.value))
+    assert found, refusal.value
+    return found[1]
 
 
 async def test_a_memo_of_payments_that_never_were_is_not_believed(

@@ -1,0 +1,129 @@
+"""Workflow executions as the Temporal Service has them, whatever other clients have put there.
+
+The SDK's `describe` and `list_workflows` decode the search attributes of every execution, and raise
+where a client gave one the wrong type or an odd time zone, or where an execution is in a status
+that the SDK doesn't know: for one such run the whole list fails. Here search attributes aren't
+decoded, and of a memo what can't be decoded stays raw.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from temporalio.api.common.v1 import Payload, WorkflowExecution
+from temporalio.api.query.v1 import WorkflowQuery
+from temporalio.api.workflow.v1 import WorkflowExecutionInfo
+from temporalio.api.workflowservice.v1 import (
+    DescribeWorkflowExecutionRequest,
+    DescribeWorkflowExecutionResponse,
+    ListWorkflowExecutionsRequest,
+    QueryWorkflowRequest,
+)
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import RawValue
+
+from temporal_service.payloads import LenientPayloadConverter
+
+_converter = LenientPayloadConverter()
+_STATUSES = {int(status): status for status in WorkflowExecutionStatus}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One run of a workflow. Ids, type and memo are whatever its starter chose."""
+
+    id: str
+    run_id: str
+    workflow_type: str
+    status: WorkflowExecutionStatus | None
+    """None for one that the SDK doesn't know, such as paused."""
+    start_time: datetime
+    close_time: datetime | None
+    memo: dict[str, Any]
+    raw_description: DescribeWorkflowExecutionResponse | None = None
+    """None if it comes from a list."""
+
+    @classmethod
+    def of(
+        cls, info: WorkflowExecutionInfo, description: DescribeWorkflowExecutionResponse | None
+    ) -> "Execution":
+        return cls(
+            id=info.execution.workflow_id,
+            run_id=info.execution.run_id,
+            workflow_type=info.type.name,
+            status=_STATUSES.get(info.status),
+            start_time=info.start_time.ToDatetime(UTC),
+            close_time=info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
+            memo={key: _plain(payload) for key, payload in info.memo.fields.items()},
+            raw_description=description,
+        )
+
+
+async def describe_execution(client: Client, id: str, run_id: str | None = None) -> Execution:
+    """One run of a workflow, by default the latest.
+
+    Raises:
+        temporalio.service.RPCError: as the SDK's `describe`.
+    """
+    request = DescribeWorkflowExecutionRequest(
+        namespace=client.namespace,
+        execution=WorkflowExecution(workflow_id=id, run_id=run_id or ""),
+    )
+    description = await client.workflow_service.describe_workflow_execution(request, retry=True)
+    return Execution.of(description.workflow_execution_info, description)
+
+
+async def query_execution(client: Client, id: str, run_id: str | None, query: str) -> Any:
+    """What a worker answers to a query without arguments; raw if it can't be decoded.
+
+    Raises:
+        temporalio.service.RPCError: as the SDK's `query`, with `INVALID_ARGUMENT` for a query that
+            fails.
+    """
+    request = QueryWorkflowRequest(
+        namespace=client.namespace,
+        execution=WorkflowExecution(workflow_id=id, run_id=run_id or ""),
+        query=WorkflowQuery(query_type=query),
+    )
+    answer = await client.workflow_service.query_workflow(request, retry=True)
+    payloads = answer.query_result.payloads
+    return _plain(payloads[0]) if payloads else None
+
+
+async def list_executions(
+    client: Client, query: str, *, page_size: int = 50
+) -> AsyncIterator[list[Execution]]:
+    """What a visibility query finds, page by page.
+
+    A memo may have 2 MB, and an answer of the service 128 MB at most.
+
+    Raises:
+        temporalio.service.RPCError: as the SDK's `list_workflows`.
+    """
+    request = ListWorkflowExecutionsRequest(
+        namespace=client.namespace, query=query, page_size=page_size
+    )
+    while True:
+        page = await client.workflow_service.list_workflow_executions(request, retry=True)
+        yield [Execution.of(info, None) for info in page.executions]
+        if not page.next_page_token:
+            return
+        request.next_page_token = page.next_page_token
+
+
+def _plain(payload: Payload) -> Any:
+    """The value of a payload if it is one that can be passed on as JSON, else it stays raw."""
+    value = _converter.from_payload(payload)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError):  # bytes, a lone surrogate, nesting without end
+        return RawValue(payload)
+    return value
+
+
+def quoted(text: str) -> str:
+    """A text as a visibility query takes it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
