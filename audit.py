@@ -33,7 +33,7 @@ from temporalio.service import RPCError
 from invoice_client import INVOICE_WORKFLOW, InvoiceClient, InvoiceRun, invoice_of, whoami
 from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
 from invoices.refusals import InvoiceError
-from invoices.status import Decision, DecisionDetails
+from invoices.status import Amount, Currency, Decision, DecisionDetails
 from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
@@ -61,8 +61,8 @@ class PaidLine(BaseModel):
 
     line: int | None = None
     item: str = "Unknown"
-    amount: Decimal = Decimal("0.0")
-    currency: str = "USD"
+    amount: Amount = Decimal("0.0")
+    currency: Currency = "USD"
     ledger: str | None = None
 
     def __str__(self) -> str:
@@ -287,7 +287,7 @@ def _disagreements(
         of_line = [entry for entry in entries if _line(entry) == line]
         was_paid = any(_line(entry) == line and entry.state == "paid" for entry in before)
         for text in _line_disagreements(line, runs, of_line, was_paid):
-            yield f"line {line}: {text}"
+            yield f"line {sanitized(line)}: {text}"
 
 
 def _line_disagreements(
