@@ -29,9 +29,11 @@ from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.service import RPCError
 
+import audit
 import invoice_client
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
+from invoices.messages import PaymentRequest
 from invoices.status import UNKNOWN_RESULT, RunProgress, State
 from support import (
     ROOT,
@@ -377,6 +379,14 @@ def test_the_converter_converts_anything(odd: Payload, hint: Any) -> None:
     converter = LenientPayloadConverter()
     converter.from_payload(odd, hint)
     converter.from_payloads([odd, odd], [hint, hint] if hint else None)
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"amount": "1e999999999"}', b'{"amount": -1}', b'{"currency": "\\u001b[2J"}', b"[1]"]
+)
+def test_an_odd_payment_in_a_history_is_none(line: bytes) -> None:
+    """Writing out a number of a billion digits never ends."""
+    assert audit._parsed(PaymentRequest, Payloads(payloads=[payload(line)])) is None
 
 
 ODD_IDS = ["a'b", 'a"b', "a\nb", "a\\", "a' OR '1'='1", "\x00", "\x1b[2J", "\u202e", "x" * 900, ""]
