@@ -1,7 +1,6 @@
 """The activities around the payments of an invoice: what was paid earlier, and paying a line."""
 
 import asyncio
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from payments.gateway import (
 )
 from payments.ledger import Ledger, open_ledger
 from payments.simulated import SimulatedGateway, decline_limit
+from settings import read_setting
 from startup import StartupError, data_directory
 
 
@@ -39,7 +39,7 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
     """
     directory = data_directory()
     gateway: PaymentGateway
-    match os.environ.get("PAYMENT_GATEWAY") or "simulated":
+    match read_setting("PAYMENT_GATEWAY"):
         case "simulated":
             gateway = SimulatedGateway(directory, decline_limit())
         case "stripe":
