@@ -50,8 +50,9 @@ LOADING_SECONDS = 10
 log = logging.getLogger("invoice_server")
 
 
-def card_html() -> str:
-    return Path(__file__).with_name("card.html").read_text("utf-8")
+def card_html(version: str) -> str:
+    """The card, which tells the host that it is of this version."""
+    return Path(__file__).with_name("card.html").read_text("utf-8").replace("{{version}}", version)
 
 
 class CardLine(BaseModel):
