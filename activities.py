@@ -1,7 +1,6 @@
 """An invoice's activities: what was paid earlier, which decision was in time, paying a line."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -46,6 +45,7 @@ from payments.gateway import (
 from payments.ledger import Ledger, open_ledger
 from payments.pay_once import pay_once
 from payments.simulated import SimulatedGateway, decline_limit
+from settings import read_setting
 from startup import StartupError, data_directory
 
 
@@ -60,7 +60,7 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
     """
     directory = data_directory()
     gateway: PaymentGateway
-    match os.environ.get("PAYMENT_GATEWAY") or "simulated":
+    match read_setting("PAYMENT_GATEWAY"):
         case "simulated":
             gateway = SimulatedGateway(directory, decline_limit())
         case "stripe":

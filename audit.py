@@ -3,9 +3,8 @@
     uv run audit.py > books.csv
     uv run audit.py --format jsonl > books.jsonl
 
-Takes the worker's settings (TEMPORAL_..., INVOICE_DATA_DIR, PAYMENT_LEDGER_URL), reads Temporal and
-the payment ledger, and changes neither. Each point on which the two disagree is a line on standard
-error.
+Reads Temporal and the payment ledger with the worker's settings, and changes neither. Each point on
+which the two disagree is a line on standard error.
 
 Exit code: 0 if they agree, 1 if they disagree, 2 if one of them can't be read.
 """
@@ -46,6 +45,7 @@ from invoices.status import DECISIONS, Decision
 from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
+from settings import describe_settings
 from startup import StartupError, data_directory
 from temporal_service.connection import (
     address_is_configured,
@@ -430,7 +430,9 @@ async def run(make_writer: Callable[[], Write]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=describe_settings("audit"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     writers = {"csv": _csv_writer, "jsonl": _jsonl_writer}
     parser.add_argument("--format", choices=writers, default="csv")

@@ -17,26 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from settings import environment, find_setting
+
 NAME = "invoice-processor"
-SECRETS = {"TEMPORAL_API_KEY", "TEMPORAL_TLS_CLIENT_KEY_DATA"}
-METADATA = "TEMPORAL_GRPC_META_"
-"""Begins the names of headers for each call, which are mostly credentials."""
-VARIABLES = SECRETS | {
-    "INVOICE_APPROVAL_CARD",
-    "TEMPORAL_ADDRESS",
-    "TEMPORAL_CONFIG_FILE",
-    "TEMPORAL_NAMESPACE",
-    "TEMPORAL_PROFILE",
-    "TEMPORAL_TLS",
-    "TEMPORAL_TLS_CLIENT_CERT_DATA",
-    "TEMPORAL_TLS_CLIENT_CERT_PATH",
-    "TEMPORAL_TLS_CLIENT_KEY_PATH",
-    "TEMPORAL_TLS_DISABLE_HOST_VERIFICATION",
-    "TEMPORAL_TLS_SERVER_CA_CERT_DATA",
-    "TEMPORAL_TLS_SERVER_CA_CERT_PATH",
-    "TEMPORAL_TLS_SERVER_NAME",
-}
-"""What the server reads, itself and through `temporalio.envconfig`; all others are the worker's."""
 
 
 class ConfigError(Exception):
@@ -123,18 +106,18 @@ def entry() -> dict[str, Any]:
 
 
 def _environment() -> dict[str, str]:
-    return {
-        # The server runs in another directory than this command.
-        name: str(Path(value).expanduser().absolute())
-        if name.endswith(("_FILE", "_PATH"))
-        else value
-        for name, value in sorted(os.environ.items())
-        if (name in VARIABLES or name.startswith(METADATA)) and value.strip()
-    }
+    found = {}
+    for name, value in sorted(environment().items()):
+        setting = find_setting(name)
+        if setting and "server" in setting.readers and value.strip():
+            # The server runs in another directory than this command.
+            found[name] = str(Path(value).expanduser().absolute()) if setting.is_path else value
+    return found
 
 
 def _is_secret(name: str) -> bool:
-    return name in SECRETS or name.startswith(METADATA)
+    setting = find_setting(name)
+    return setting is not None and setting.is_secret
 
 
 def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:

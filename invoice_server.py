@@ -331,7 +331,7 @@ def submit_an_invoice() -> str:
 @mcp.resource(CARD_URI, name="Approval card", app=AppConfig(prefers_border=False))
 def approval_card() -> str:
     """The card on which a person decides about an invoice."""
-    return card_html()
+    return card_html(VERSION)
 
 
 @mcp.tool(

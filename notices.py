@@ -7,7 +7,6 @@ the end of an invoice.
 
 import asyncio
 import logging
-import os
 import threading
 from datetime import timedelta
 from functools import cache
@@ -34,6 +33,7 @@ with workflow.unsafe.imports_passed_through():
         format_utc,
         sanitized,
     )
+    from settings import read_setting
     from startup import StartupError
     from temporal_service.payloads import NO_PAYLOAD, json_payload
 
@@ -61,7 +61,7 @@ def notify_url() -> str | None:
     Raises:
         StartupError: it isn't an http or https address.
     """
-    url = os.environ.get("INVOICE_NOTIFY_URL") or None
+    url = read_setting("INVOICE_NOTIFY_URL") or None
     if url and not _is_web_address(url):
         raise StartupError("INVOICE_NOTIFY_URL must begin with http:// or https:// and a host.")
     return url

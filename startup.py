@@ -1,7 +1,8 @@
 """What the worker finds out at its start: where its data lies, and what keeps it from starting."""
 
-import os
 from pathlib import Path
+
+from settings import read_setting
 
 
 class StartupError(Exception):
@@ -16,10 +17,8 @@ def data_directory(*, make: bool = True) -> Path:
     Raises:
         StartupError: it can't be made, or isn't a directory.
     """
-    configured = os.environ.get("INVOICE_DATA_DIR")
-    directory = Path(configured) if configured else Path(__file__).parent / "data"
     try:
-        directory = directory.expanduser().resolve()
+        directory = Path(read_setting("INVOICE_DATA_DIR")).expanduser().resolve()
         if make:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home for `~`

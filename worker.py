@@ -4,16 +4,6 @@ Service is configured or running.
     uv run worker.py
 
 Ctrl-C or SIGTERM ends it once the payment under way, if any, is finished.
-
-Environment variables:
-  TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE, TEMPORAL_API_KEY, TEMPORAL_TLS..., TEMPORAL_PROFILE,
-  TEMPORAL_CONFIG_FILE    where the Temporal Service is (default: localhost:7233)
-  INVOICE_DATA_DIR        where the ledger and the embedded service's files are (default: data)
-  INVOICE_DECLINE_OVER    the simulated gateway declines amounts above this one
-  INVOICE_NOTIFY_URL      a web hook that is told when an invoice waits and how it ended
-  INVOICE_METRICS_ADDRESS host:port where Prometheus may fetch metrics
-  TEMPORAL_DEPLOYMENT_NAME, TEMPORAL_WORKER_BUILD_ID
-                          the version of this worker, for Worker Versioning
 """
 
 import os
@@ -46,6 +36,7 @@ from temporalio.worker import Worker, WorkerDeploymentConfig
 import activities
 from notices import NOTICE_TASK_QUEUE, NoticeWorkflow, notify_url, post_notice
 from reports import INVOICE_STATE
+from settings import describe_settings, read_setting
 from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start, listens
@@ -61,7 +52,9 @@ log = logging.getLogger("worker")
 def main() -> int:
     """Runs the worker; returns the exit code: 0 when asked to end, 1 when something is wrong."""
     argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=describe_settings("worker"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     logging.basicConfig(
         level=logging.INFO,
@@ -100,7 +93,7 @@ async def run() -> None:
     directory = data_directory()
     gateway, ledger = activities.open_payments()
     notify_url()
-    metrics_address = os.environ.get("INVOICE_METRICS_ADDRESS") or None
+    metrics_address = read_setting("INVOICE_METRICS_ADDRESS") or None
     async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
@@ -172,8 +165,8 @@ def _deployment() -> WorkerDeploymentConfig | None:
 
     Open invoices go on under the newest version: the workflow's code is patched for them.
     """
-    name = os.environ.get("TEMPORAL_DEPLOYMENT_NAME")
-    build_id = os.environ.get("TEMPORAL_WORKER_BUILD_ID")
+    name = read_setting("TEMPORAL_DEPLOYMENT_NAME")
+    build_id = read_setting("TEMPORAL_WORKER_BUILD_ID")
     if not name and not build_id:
         return None
     if not name or not build_id:

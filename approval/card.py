@@ -8,7 +8,6 @@ decided.
 
 import hmac
 import logging
-import os
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
@@ -39,6 +38,7 @@ from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.status import State
 from invoices.wording import format_lines_and_total, format_money, sanitized, sanitized_quote
+from settings import read_setting
 
 CARD_URI = "ui://invoice-processor/approval-card.html"
 APPROVE_TOOL = "approve_invoice"
@@ -50,8 +50,9 @@ LOADING_SECONDS = 10
 log = logging.getLogger("invoice_server")
 
 
-def card_html() -> str:
-    return Path(__file__).with_name("card.html").read_text("utf-8")
+def card_html(version: str) -> str:
+    """The card, which tells the host that it is of this version."""
+    return Path(__file__).with_name("card.html").read_text("utf-8").replace("{{version}}", version)
 
 
 class CardLine(BaseModel):
@@ -140,7 +141,7 @@ class ApprovalCards(Middleware):
     """
 
     def __init__(self) -> None:
-        self._setting = os.environ.get("INVOICE_APPROVAL_CARD") or "auto"
+        self._setting = read_setting("INVOICE_APPROVAL_CARD")
         self._key = secrets.token_bytes(32)
         self._first_shown: float | None = None
         """When the first card was to be shown, by the monotonic clock."""

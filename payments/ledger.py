@@ -4,7 +4,6 @@ Both take the same statements, and every change is one statement: nothing is hel
 provider is asked, and of two payers of one line the first to write wins.
 """
 
-import os
 import re
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from payments.gateway import GatewayUnavailable, LedgerEntry, Payment
+from settings import read_setting
 from startup import StartupError
 
 _COLUMNS = (
@@ -59,7 +59,7 @@ def open_ledger(directory: Path, *, read_only: bool = False) -> "Ledger":
     Raises:
         StartupError: it can't be used.
     """
-    if url := os.environ.get("PAYMENT_LEDGER_URL"):
+    if url := read_setting("PAYMENT_LEDGER_URL"):
         return PostgreSQLLedger(url, read_only=read_only)
     return SQLiteLedger(directory / "payments.db", read_only=read_only)
 

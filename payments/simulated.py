@@ -1,12 +1,12 @@
 """A payment provider that pays nobody."""
 
-import os
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from uuid import uuid4
 
 from invoices.wording import format_money
 from payments.gateway import GatewayUnavailable, Payment, PaymentDeclined
+from settings import read_setting
 from startup import StartupError
 
 
@@ -48,7 +48,7 @@ def decline_limit() -> Decimal | None:
     Raises:
         StartupError: it is no amount.
     """
-    text = os.environ.get("INVOICE_DECLINE_OVER", "")
+    text = read_setting("INVOICE_DECLINE_OVER")
     try:
         limit = Decimal(text) if text else None
     except InvalidOperation:

@@ -5,7 +5,6 @@ and none once it is cancelled (docs.stripe.com/payments/paymentintents/lifecycle
 """
 
 import logging
-import os
 import re
 from contextlib import suppress
 from decimal import Decimal
@@ -21,6 +20,7 @@ from payments.gateway import (
     PaymentConflict,
     PaymentDeclined,
 )
+from settings import read_setting
 from startup import StartupError
 
 # How an amount becomes what Stripe takes (docs.stripe.com/currencies): whole in units of the
@@ -36,14 +36,14 @@ def open_stripe() -> "StripeGateway":
     Raises:
         StartupError: there is no key that says whether it moves real money.
     """
-    key = os.environ.get("STRIPE_API_KEY", "")
+    key = read_setting("STRIPE_API_KEY")
     mode = re.fullmatch("(?:sk|rk)_(test|live)_[!-~]+", key)
     if not mode:
         raise StartupError(
             "PAYMENT_GATEWAY=stripe needs STRIPE_API_KEY, a secret or restricted key that begins"
             " with sk_test_, rk_test_, sk_live_ or rk_live_ and has no blanks or line breaks."
         )
-    base = os.environ.get("STRIPE_API_BASE") or stripe.DEFAULT_API_BASE
+    base = read_setting("STRIPE_API_BASE") or stripe.DEFAULT_API_BASE
     return StripeGateway(key, f"stripe {mode[1]}", base)
 
 

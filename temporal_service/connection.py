@@ -7,7 +7,6 @@
 
 import asyncio
 import logging
-import os
 import re
 import socket
 from functools import cache
@@ -25,6 +24,7 @@ from temporalio.runtime import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
+from settings import environment, read_setting
 from startup import StartupError
 from temporal_service.payloads import data_converter
 
@@ -143,13 +143,11 @@ def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> 
 
 
 def _configured() -> ClientConnectConfig:
-    file = os.environ.get("TEMPORAL_CONFIG_FILE")
+    file = read_setting("TEMPORAL_CONFIG_FILE")
     if file and not Path(file).is_file():  # which envconfig would pass over in silence
         raise StartupError(f"TEMPORAL_CONFIG_FILE names {file}, which is no file.")
-    # An empty variable is an unset one: hosts pass on fields that a person left empty.
-    variables = {name: value for name, value in os.environ.items() if value}
     try:
-        config = ClientConfig.load_client_connect_config(override_env_vars=variables)
+        config = ClientConfig.load_client_connect_config(override_env_vars=environment())
     except OSError as error:
         raise StartupError(
             f"The Temporal configuration names a TLS file that can't be read:"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from support import ROOT
 from temporal_service import connection
 
 MANIFEST: dict[str, Any] = json.loads((ROOT / "manifest.json").read_text("utf-8"))
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 NO_CODE = {"LICENSE", "approval/card.html", "manifest.json", "pyproject.toml", "uv.lock"}
 
 
@@ -64,11 +66,21 @@ def test_bundle_is_valid_and_has_the_modules_the_server_imports_and_no_more(bund
 
 
 def test_bundle_is_named_as_the_project_and_the_server() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert MANIFEST["name"] == project["name"] == invoice_server.mcp.name
-    assert MANIFEST["version"] == project["version"] == invoice_server.VERSION
-    assert MANIFEST["license"] == project["license"]
-    assert MANIFEST["compatibility"]["runtimes"]["python"] == project["requires-python"]
+    assert MANIFEST["name"] == PROJECT["name"] == invoice_server.mcp.name
+    assert MANIFEST["license"] == PROJECT["license"]
+    assert MANIFEST["compatibility"]["runtimes"]["python"] == PROJECT["requires-python"]
+
+
+def test_version_is_the_servers_everywhere() -> None:
+    lock = tomllib.loads((ROOT / "uv.lock").read_text("utf-8"))
+    changes = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    versions = {
+        "pyproject.toml": PROJECT["version"],
+        "manifest.json": MANIFEST["version"],
+        "uv.lock": next(p["version"] for p in lock["package"] if p["name"] == PROJECT["name"]),
+        "CHANGELOG.md": re.findall(r"^## ([0-9.]+)", changes, re.MULTILINE)[0],
+    }
+    assert versions == dict.fromkeys(versions, invoice_server.VERSION)
 
 
 async def test_bundle_tells_of_the_tools_there_are() -> None:
@@ -91,7 +103,3 @@ def test_fields_not_filled_in_mean_the_local_service(
         "target_host": "localhost:7233",
         "namespace": "default",
     }
-
-
-def test_api_key_is_kept_as_a_secret() -> None:
-    assert MANIFEST["user_config"]["temporal_api_key"]["sensitive"] is True

@@ -13,11 +13,10 @@ from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
 
 import invoice_server
-from approval.card import APP_TOOLS, CARD_URI, LOADING_SECONDS
+from approval.card import APP_TOOLS, CARD_URI, LOADING_SECONDS, card_html
 from conftest import ERAS
 from invoice_client import InvoiceClient
 from support import (
-    ROOT,
     Namespace,
     Refused,
     Tools,
@@ -94,8 +93,13 @@ async def test_the_card_is_listed_and_read_as_a_card(host: Tools) -> None:
     [content] = await host.client.read_resource(CARD_URI)
     assert str(resource.uri) == CARD_URI
     assert content.mime_type == UI_MIME_TYPE
-    card = (ROOT / "approval" / "card.html").read_text("utf-8")
-    assert content.text == card  # type: ignore[union-attr]
+    assert content.text == card_html(invoice_server.VERSION)  # type: ignore[union-attr]
+
+
+def test_a_card_is_of_the_servers_version() -> None:
+    card = card_html("1.2.3")
+    assert 'appInfo: { name: "invoice-approval-card", version: "1.2.3" }' in card
+    assert "{{" not in card
 
 
 async def test_the_server_says_that_it_has_cards(host: Tools) -> None:

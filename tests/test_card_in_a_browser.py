@@ -16,6 +16,7 @@ from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
 
 import invoice_server
+from approval.card import card_html
 from invoice_client import InvoiceClient, whoami
 from node_tools import INSPECTOR, PLAYWRIGHT, chromium, npm_exec
 from support import (
@@ -34,7 +35,7 @@ from support import (
     tools_in_memory,
 )
 
-CARD = (ROOT / "approval" / "card.html").read_text("utf-8")
+CARD = card_html(invoice_server.VERSION)
 HOST = (ROOT / "tests" / "processes" / "host.html").read_text("utf-8")
 CARD_FRAME = "page.frameLocator('iframe[title=card]')"
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})

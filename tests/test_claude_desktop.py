@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import claude_desktop
+from settings import SETTINGS
 from support import ROOT
 
 pytestmark = pytest.mark.unit
@@ -23,18 +24,7 @@ FOLDER = {
 STORE = "AppData/Local/Packages/Claude_pzs8sxrjxfjjc/LocalCache/Roaming/Claude"
 OTHERS = '{"théme": "dark",\n "mcpServers": {"ours": {"command": "x"}},\n "last": [1.5, null]}'
 
-WORKERS_OWN = [
-    "INVOICE_DATA_DIR",
-    "INVOICE_DECLINE_OVER",
-    "INVOICE_METRICS_ADDRESS",
-    "INVOICE_NOTIFY_URL",
-    "PAYMENT_GATEWAY",
-    "PAYMENT_LEDGER_URL",
-    "STRIPE_API_BASE",
-    "STRIPE_API_KEY",
-    "TEMPORAL_DEPLOYMENT_NAME",
-    "TEMPORAL_WORKER_BUILD_ID",
-]
+WORKERS_OWN = [setting.name for setting in SETTINGS if "server" not in setting.readers]
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions and symlinks")
 
@@ -495,11 +485,12 @@ def test_remove_needs_no_uv(machine: Machine, monkeypatch: pytest.MonkeyPatch) -
     assert "invoice-processor" not in servers(file)
 
 
-def test_command_needs_no_other_room_and_no_package(machine: Machine) -> None:
-    alone = machine.home / "claude_desktop.py"
-    alone.parent.mkdir()
-    shutil.copy(ROOT / "claude_desktop.py", alone)
-    subprocess.run([sys.executable, "-S", alone, "--print"], check=True, cwd=machine.home)
+def test_command_needs_the_settings_alone_and_no_package(machine: Machine) -> None:
+    machine.home.mkdir()
+    for name in ("claude_desktop.py", "settings.py"):
+        shutil.copy(ROOT / name, machine.home)
+    command = [sys.executable, "-S", str(machine.home / "claude_desktop.py"), "--print"]
+    subprocess.run(command, check=True, cwd=machine.home)
 
 
 def test_tutorials_example_has_its_shape() -> None:

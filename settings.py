@@ -1,0 +1,111 @@
+"""Every environment variable of the worker, the MCP server and the audit, and how one is read.
+
+A variable is read when it is asked for, and an empty one counts as not set: hosts pass on fields
+that a person has left empty. What a value must look like is checked where it is used.
+"""
+
+import os
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+Program = Literal["worker", "server", "audit"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An environment variable, or all whose names begin alike where `name` ends with `*`."""
+
+    name: str
+    readers: tuple[Program, ...]
+    help: str
+    default: str = ""
+    is_secret: bool = False
+    is_path: bool = False
+
+
+_ALL: tuple[Program, ...] = ("worker", "server", "audit")
+_BOOKS: tuple[Program, ...] = ("worker", "audit")
+_WORKER: tuple[Program, ...] = ("worker",)
+_SERVER: tuple[Program, ...] = ("server",)
+
+# `temporalio.envconfig` reads most of those that all programs have.
+SETTINGS = (
+    Setting("TEMPORAL_ADDRESS", _ALL, "host:port of the Temporal Service", "localhost:7233"),
+    Setting("TEMPORAL_NAMESPACE", _ALL, "namespace of the invoices", "default"),
+    Setting("TEMPORAL_API_KEY", _ALL, "API key, which turns TLS on as well", is_secret=True),
+    Setting("TEMPORAL_TLS", _ALL, "true or false: whether to use TLS"),
+    Setting("TEMPORAL_TLS_CLIENT_CERT_PATH", _ALL, "file of the client certificate", is_path=True),
+    Setting("TEMPORAL_TLS_CLIENT_CERT_DATA", _ALL, "the client certificate itself, in PEM"),
+    Setting("TEMPORAL_TLS_CLIENT_KEY_PATH", _ALL, "file of the certificate's key", is_path=True),
+    Setting("TEMPORAL_TLS_CLIENT_KEY_DATA", _ALL, "the key itself, in PEM", is_secret=True),
+    Setting("TEMPORAL_TLS_SERVER_CA_CERT_PATH", _ALL, "file of the service's CA", is_path=True),
+    Setting("TEMPORAL_TLS_SERVER_CA_CERT_DATA", _ALL, "the service's CA itself, in PEM"),
+    Setting("TEMPORAL_TLS_SERVER_NAME", _ALL, "host name on the service's certificate"),
+    Setting("TEMPORAL_GRPC_META_*", _ALL, "a header of each call to the service", is_secret=True),
+    Setting("TEMPORAL_PROFILE", _ALL, "profile of the TOML file to use", "default"),
+    Setting(
+        "TEMPORAL_CONFIG_FILE",
+        _ALL,
+        "TOML file to read instead of temporalio/temporal.toml in the user's configuration folder",
+        is_path=True,
+    ),
+    Setting("INVOICE_APPROVAL_CARD", _SERVER, "auto, required or off: approval by a card", "auto"),
+    Setting(
+        "INVOICE_DATA_DIR",
+        _BOOKS,
+        "where the ledger and the embedded service's files are",
+        str(Path(__file__).with_name("data")),
+        is_path=True,
+    ),
+    Setting(
+        "PAYMENT_LEDGER_URL",
+        _BOOKS,
+        "postgresql://user:password@host:5432/database: a ledger for several workers",
+        is_secret=True,
+    ),
+    Setting("PAYMENT_GATEWAY", _WORKER, "simulated or stripe", "simulated"),
+    Setting("STRIPE_API_KEY", _WORKER, "secret or restricted key for Stripe", is_secret=True),
+    Setting("STRIPE_API_BASE", _WORKER, "address of a stand-in for Stripe"),
+    Setting(
+        "INVOICE_NOTIFY_URL",
+        _WORKER,
+        "web hook that is told when an invoice waits and how it ended",
+        is_secret=True,
+    ),
+    Setting("INVOICE_METRICS_ADDRESS", _WORKER, "host:port where Prometheus may fetch metrics"),
+    Setting(
+        "TEMPORAL_DEPLOYMENT_NAME", _WORKER, "deployment of this worker, for Worker Versioning"
+    ),
+    Setting("TEMPORAL_WORKER_BUILD_ID", _WORKER, "version of this worker in that deployment"),
+    Setting("INVOICE_DECLINE_OVER", _WORKER, "the simulated gateway declines amounts above this"),
+)
+
+
+_DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
+
+
+def read_setting(name: str) -> str:
+    """What the variable says, else the setting's default, which may be an empty text."""
+    return environment().get(name, _DEFAULTS[name])
+
+
+def environment() -> dict[str, str]:
+    """All variables of this process that aren't empty."""
+    return {name: value for name, value in os.environ.items() if value}
+
+
+def find_setting(variable: str) -> Setting | None:
+    """The setting that a variable belongs to, if any."""
+    return next((setting for setting in SETTINGS if fnmatchcase(variable, setting.name)), None)
+
+
+def describe_settings(program: Program) -> str:
+    """The settings that a program reads, for its `--help`."""
+    lines = ["Environment variables:"]
+    for setting in SETTINGS:
+        if program in setting.readers:
+            default = f" (default: {setting.default})" if setting.default else ""
+            lines.append(f"  {setting.name}\n      {setting.help}{default}")
+    return "\n".join(lines)
