@@ -29,7 +29,7 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.service import RPCError
 
-from invoice_client import InvoiceClient, InvoiceRun, invoice_of, whoami
+from invoice_runs import InvoiceRun, InvoiceRuns, invoice_of
 from invoices.invoice import (
     INVOICE_WORKFLOW,
     WORKFLOW_ID_PREFIX,
@@ -52,6 +52,7 @@ from temporal_service.connection import (
     connect,
     connect_config,
     describe_rpc_error,
+    whoami,
 )
 from temporal_service.dev_server import belongs_to
 from temporal_service.executions import list_executions
@@ -161,13 +162,17 @@ def _parsed(model: type[Model], payloads: Payloads) -> Model | None:
     return None
 
 
-async def read_run(client: InvoiceClient, invoice_id: str, run_id: str | None = None) -> Run | None:
+async def read_run(
+    temporal_runs: InvoiceRuns, invoice_id: str, run_id: str | None = None
+) -> Run | None:
     """One run under an invoice's id, by default the latest; None if Temporal has none."""
     try:
-        run = Run(await client.get_run(invoice_id, run_id))
+        run = Run(await temporal_runs.get_run(invoice_id, run_id))
     except InvoiceError:
         return None
-    handle = client.temporal.get_workflow_handle(workflow_id(invoice_id), run_id=run.found.id)
+    handle = temporal_runs.temporal.get_workflow_handle(
+        workflow_id(invoice_id), run_id=run.found.id
+    )
     async for event in handle.fetch_history_events():
         run.add(event)
     if run.found.progress and run.found.progress.ledger:
@@ -175,7 +180,7 @@ async def read_run(client: InvoiceClient, invoice_id: str, run_id: str | None = 
     return run
 
 
-async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
+async def audit(temporal_runs: InvoiceRuns, ledger: Ledger, write: Write) -> int:
     """Writes the rows of every invoice, in order of their ids; returns how many disagree.
 
     Raises:
@@ -189,7 +194,7 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
         insert = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?)"
         # Of every type: something else than an invoice may have paid under an invoice's id.
         query = f"WorkflowId STARTS_WITH '{WORKFLOW_ID_PREFIX}'"
-        async for page in list_executions(client.temporal, query):
+        async for page in list_executions(temporal_runs.temporal, query):
             for execution in page:
                 name, kind = invoice_id_of(execution.id), execution.workflow_type
                 index.execute(insert, (name, execution.run_id, kind))
@@ -203,7 +208,7 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
         for invoice_id, group in groupby(found, key=lambda row: str(row[0])):
             run_ids = {row[1] for row in group if row[1]}
             async with asyncio.timeout(60):
-                texts = await _audit_invoice(client, ledger, write, invoice_id, run_ids)
+                texts = await _audit_invoice(temporal_runs, ledger, write, invoice_id, run_ids)
             for text in texts:
                 print(f"{sanitized(invoice_id, 100)}: {text}", file=sys.stderr)
             invoices += 1
@@ -213,14 +218,14 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
 
 
 async def _audit_invoice(
-    client: InvoiceClient, ledger: Ledger, write: Write, invoice_id: str, run_ids: set[str]
+    temporal_runs: InvoiceRuns, ledger: Ledger, write: Write, invoice_id: str, run_ids: set[str]
 ) -> list[str]:
     # Payments go on meanwhile. What the ledger has before the histories are read must be in them,
     # and what they have must be in the ledger after that.
     before = ledger.entries(invoice_id)
-    latest = await read_run(client, invoice_id)  # which Temporal's list may not have yet
+    latest = await read_run(temporal_runs, invoice_id)  # which Temporal's list may not have yet
     earlier = run_ids - {latest.found.id if latest else ""}
-    read = [latest, *[await read_run(client, invoice_id, run_id) for run_id in earlier]]
+    read = [latest, *[await read_run(temporal_runs, invoice_id, run_id) for run_id in earlier]]
     found = sorted((run for run in read if run), key=lambda run: run.found.status.submitted_at)
     runs = [run for run in found if run.is_of_an_invoice]
     entries = ledger.entries(invoice_id)
@@ -421,7 +426,7 @@ async def run(make_writer: Callable[[], Write]) -> int:
         try:
             if not address_is_configured():
                 await belongs_to(client, directory)  # else every payment would disagree
-            return await audit(InvoiceClient(client), ledger, make_writer())
+            return await audit(InvoiceRuns(client), ledger, make_writer())
         except GatewayUnavailable as error:
             raise StartupError(str(error)) from error
         except (RPCError, TimeoutError) as error:

@@ -344,7 +344,8 @@ async def tools_in_memory(
     from fastmcp import Client as McpClient
 
     import invoice_server
-    from invoice_client import InvoiceClient, whoami
+    from invoice_client import InvoiceClient
+    from temporal_service.connection import whoami
 
     invoices = InvoiceClient(await connect(address, identity=whoami()))
     with pytest.MonkeyPatch.context() as patch:

@@ -26,7 +26,8 @@ from temporalio.client import Client, WorkflowFailureError
 
 import activities
 import audit
-from invoice_client import InvoiceClient, InvoiceRun, whoami
+from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRun, InvoiceRuns
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.messages import PaymentRequest
@@ -46,6 +47,7 @@ from support import (
     eventually,
     payments,
 )
+from temporal_service.connection import whoami
 from workflow import TASK_QUEUE
 
 PROCESSES = ROOT / "tests" / "processes"
@@ -179,7 +181,7 @@ def copy(books: Office, tmp_path: Path) -> Path:
 async def problems(address: str, data: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What an audit says of the invoices that disagree."""
     with closing(SQLiteLedger(data / "payments.db", read_only=True)) as ledger:
-        await audit.audit(InvoiceClient(await connect(address)), ledger, lambda row: None)
+        await audit.audit(InvoiceRuns(await connect(address)), ledger, lambda row: None)
     return capsys.readouterr().err.splitlines()[:-1]
 
 

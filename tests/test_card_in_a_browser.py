@@ -17,7 +17,7 @@ from mcp.client.extension import advertise
 
 import invoice_server
 from approval.card import card_html
-from invoice_client import InvoiceClient, whoami
+from invoice_client import InvoiceClient
 from node_tools import INSPECTOR, PLAYWRIGHT, chromium, npm_exec
 from support import (
     ROOT,
@@ -34,6 +34,7 @@ from support import (
     submitted,
     tools_in_memory,
 )
+from temporal_service.connection import whoami
 
 CARD = card_html(invoice_server.VERSION)
 HOST = (ROOT / "tests" / "processes" / "host.html").read_text("utf-8")

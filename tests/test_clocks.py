@@ -9,8 +9,9 @@ import pytest
 from temporalio.client import Client
 
 import invoice_client
+import invoice_runs
 from conftest import ERAS
-from invoice_client import InvoiceClient, Span
+from invoice_client import InvoiceClient
 from invoices import answers
 from invoices.invoice import Invoice, workflow_id
 from support import (
@@ -21,6 +22,7 @@ from support import (
     eventually,
     tools_in_memory,
 )
+from temporal_service.clock import CallTimes, ServiceClock
 
 SetClock = Callable[[timedelta], None]
 
@@ -44,7 +46,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
 @pytest.fixture
 async def idle(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Namespace:
     """A namespace in which no worker runs, and nobody waits for its answer."""
-    monkeypatch.setattr(invoice_client, "QUERY_SECONDS", 0.2)
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)
     return namespace
 
 
@@ -162,8 +164,7 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 def test_clocks_differ_only_by_what_cannot_be_the_time_of_the_call(
     begin: float, end: float, offset: float | None
 ) -> None:
-    invoices = InvoiceClient.__new__(InvoiceClient)
-    invoices._clock_offset = None
-    span = Span(NOON + timedelta(seconds=begin), NOON + timedelta(seconds=end))
-    invoices._compare_clocks(span, NOON)
-    assert invoices._clock_offset == offset
+    clock = ServiceClock()
+    call = CallTimes(NOON + timedelta(seconds=begin), NOON + timedelta(seconds=end))
+    clock.compare(call, NOON)
+    assert clock.offset_seconds == offset

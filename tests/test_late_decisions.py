@@ -121,7 +121,7 @@ async def submitted(client: Client) -> Invoice:
 
 
 async def deadline_of(client: InvoiceClient, invoice: Invoice) -> datetime:
-    deadline = (await client.get_run(invoice.id)).status.deadline
+    deadline = (await client.runs.get_run(invoice.id)).status.deadline
     assert deadline
     return deadline
 
@@ -132,7 +132,7 @@ async def until(moment: datetime) -> None:
 
 async def ended(client: InvoiceClient, invoice: Invoice) -> InvoiceStatus:
     async def look() -> InvoiceStatus | None:
-        run = await client.get_run(invoice.id)
+        run = await client.runs.get_run(invoice.id)
         return None if run.is_open else run.status
 
     return await eventually(look, 30)

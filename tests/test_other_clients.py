@@ -30,8 +30,9 @@ from temporalio.common import RawValue
 from temporalio.service import RPCError
 
 import audit
-import invoice_client
+import invoice_runs
 from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns, TrustedMemos
 from invoices.invoice import Invoice, workflow_id
 from invoices.messages import PaymentRequest
 from invoices.status import UNKNOWN_RESULT, RunProgress, State
@@ -99,7 +100,7 @@ async def idle(new_namespace: Callable[[], str]) -> Namespace:
 def impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Where no worker runs, nobody waits for its answer."""
     if "idle" in request.fixturenames:
-        monkeypatch.setattr(invoice_client, "QUERY_SECONDS", 0.2)
+        monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)
 
 
 def forged(invoice: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -212,10 +213,10 @@ async def test_what_the_workflow_has_written_is_believed(
     await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(40)))
     worker = await Worker(namespace.address, tmp_path).start()
     try:
-        run = await InvoiceClient(client).get_run(invoice["id"])
+        run = await InvoiceRuns(client).get_run(invoice["id"])
 
         async def noted() -> bool:
-            run = await InvoiceClient(client).get_run(invoice["id"])
+            run = await InvoiceRuns(client).get_run(invoice["id"])
             return run.status.paid_earlier_lines == 0
 
         assert await eventually(noted)
@@ -224,7 +225,7 @@ async def test_what_the_workflow_has_written_is_believed(
         assert approved.outcome == "approved"
 
         async def paying() -> bool:
-            run = await InvoiceClient(client).get_run(invoice["id"])
+            run = await InvoiceRuns(client).get_run(invoice["id"])
             return run.status.state == "paying" and run.status.decision is not None
 
         assert await eventually(paying)
@@ -273,9 +274,9 @@ def test_a_memo_from_before_the_workflows_is_not_believed(
     memo: dict[str, Any], is_believed: bool
 ) -> None:
     """A list lags behind the history, in which the workflow has written since."""
-    invoices = InvoiceClient.__new__(InvoiceClient)
-    invoices._believed = {"invoice-1": ("run", "then")}
-    assert invoices._believes(an_execution(**memo)) == is_believed
+    trusted = TrustedMemos()
+    trusted.add("invoice-1", "run", "then")
+    assert trusted.has_memo_of(an_execution(**memo)) == is_believed
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +312,7 @@ async def test_a_forged_search_attribute_hides_no_waiting_invoice(
     await eventually(started)
 
     async def listed(state: State) -> bool:
-        found = await InvoiceClient(client).list_invoices(state)
+        found = await InvoiceRuns(client).list_invoices(state)
         return invoice["id"] in [one.invoice_id for one in found.invoices]
 
     assert await eventually(lambda: listed("waiting"))
@@ -327,7 +328,7 @@ async def test_what_a_worker_that_knows_no_attribute_has_ended_is_listed(
     done = await complete_by_a_stranger(client, [payload(b'"COMPLETED"')], {}, forgery)
 
     async def listed(state: State) -> bool:
-        found = await InvoiceClient(client).list_invoices(state)
+        found = await InvoiceRuns(client).list_invoices(state)
         return done in [one.invoice_id for one in found.invoices]
 
     assert await eventually(lambda: listed("completed"))

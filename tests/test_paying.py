@@ -13,6 +13,7 @@ from temporalio.exceptions import ApplicationError
 import activities
 import audit
 from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns
 from invoices.invoice import MAX_JSON_BYTES, MAX_LINES, Invoice, workflow_id
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
@@ -172,7 +173,7 @@ async def test_a_payment_made_as_a_cancellation_arrives_is_told(
         text = await ended(client, invoice, "completed", "cancelled")
     assert told in text
     assert states(ledger_here) == ["paid"]
-    assert await audit.audit(InvoiceClient(client), ledger_here, lambda row: None) == 0
+    assert await audit.audit(InvoiceRuns(client), ledger_here, lambda row: None) == 0
     assert "1 invoice, 0 with disagreements" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ from temporalio.client import Client, WorkflowFailureError
 
 import invoice_client
 from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import RunProgress
@@ -172,7 +173,7 @@ async def test_an_open_run_that_is_no_invoice_is_told_without_asking_a_worker(
         kind, content, id=workflow_id(invoice["id"]), task_queue="of-nobody"
     )
     with monkeypatch.context() as patch:
-        patch.delattr(InvoiceClient, "_query_worker")  # so that asking a worker would fail
+        patch.delattr(InvoiceRuns, "ask_worker")  # so that asking a worker would fail
         with pytest.raises(Refused, match=r"is no invoice.*Nothing was started.*terminate"):
             await tools("process_invoice", invoice_data=invoice)
     await handle.terminate()
@@ -259,7 +260,7 @@ async def test_what_was_submitted_too_often_to_compare_needs_the_code(
     total = NamedTotal(invoice.total, "USD")
     with pytest.raises(InvoiceError, match=r"submitted more than 1 times before.*content_code"):
         await invoices.decide(invoice.id, approve=True, total=total)
-    code = content_code(invoice, (await invoices.get_run(invoice.id)).id)
+    code = content_code(invoice, (await invoices.runs.get_run(invoice.id)).id)
     approved = await invoices.decide(invoice.id, approve=True, total=total, code=code)
     assert approved.outcome == "approved"
 
