@@ -16,6 +16,7 @@ from temporalio.client import Client
 from payments.ledger import SQLiteLedger
 from postgres import PostgreSQL, programs
 from support import (
+    ERAS,
     Namespace,
     Service,
     Tools,
@@ -26,9 +27,10 @@ from support import (
     tools_in_memory,
 )
 
-ERAS = ["legacy", "2026-07-28"]
 SHARED = pytest.StashKey[Path]()
 SERVICE = pytest.StashKey[Service]()
+HERE = Path(__file__).parent
+UNIT = HERE / "unit"
 NAMESPACES = 150
 """How many tests and processes may have one of their own; about 50 do."""
 
@@ -67,14 +69,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     # These compute, and two processes are enough; those are given 0 by pytest-xdist.
-    if config.option.markexpr == "unit" and config.option.numprocesses:
+    if config.option.numprocesses and only_unit_tests(config):
         config.option.numprocesses = 2
+
+
+def only_unit_tests(config: pytest.Config) -> bool:
+    named = [config.invocation_params.dir / arg.partition("::")[0] for arg in config.args]
+    return config.option.markexpr == "unit" or all(UNIT in (p, *p.parents) for p in named)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With `-m unit` other files are not even imported, which would take longer than the tests."""
-    if config.option.markexpr == "unit" and collection_path.suffix == ".py":
-        return "pytest.mark.unit" not in collection_path.read_text() or None
+    if config.option.markexpr == "unit" and collection_path.parent == HERE:
+        return collection_path != UNIT or None
     return None
 
 
@@ -205,6 +212,12 @@ async def postgresql() -> AsyncIterator[PostgreSQL]:
         yield server
     finally:
         server.remove()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Marks what needs no Temporal Service, and what takes long, by its folder."""
+    if mark := {"unit": "unit", "faults": "slow"}.get(item.path.parent.name):
+        item.add_marker(mark)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # its import takes a second, and the unit tests need none
 ROOT = Path(__file__).parent.parent
 PROCESSES = ROOT / "tests" / "processes"
 T = TypeVar("T")
+ERAS = ["legacy", "2026-07-28"]
 STARTED = "Worker started. Listening for invoice workflows..."
 
 

@@ -1,0 +1,50 @@
+"""A Temporal Service that comes and goes."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from support import (
+    Refused,
+    Service,
+    Tools,
+    an_invoice,
+    mcp,
+)
+
+CALLS: dict[str, dict[str, Any]] = {
+    "process_invoice": {"invoice_data": an_invoice()},
+    "approve_invoice": {"invoice_id": "INV-1"},
+    "reject_invoice": {"invoice_id": "INV-1"},
+    "get_invoice_status": {"invoice_id": "INV-1"},
+    "list_invoices": {},
+}
+
+
+async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
+    """What each tool says, all called at once; all refuse."""
+
+    async def answer(tool: str) -> str:
+        with pytest.raises(Refused) as refusal:
+            await tools(tool, **CALLS[tool])
+        return str(refusal.value)
+
+    async with asyncio.timeout(30):
+        return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
+
+
+@pytest.mark.slow  # the client tries for some seconds before each call is given up
+async def test_the_server_recovers_when_the_service_comes_back(service: Service) -> None:
+    async with mcp(service.address) as host:
+        tools = Tools(host)
+        with pytest.raises(Refused, match="can't be reached"):
+            await tools("list_invoices")
+        await service.start()
+        assert await tools("list_invoices") == "There are no invoices."
+        service.kill()
+        for text in (await answers_of_all_tools(tools)).values():
+            assert re.search(r"doesn't answer|can't be reached", text)
+        await service.start()
+        assert await tools("list_invoices") == "There are no invoices."

@@ -1,0 +1,127 @@
+"""Web hooks for the notices of a worker, well behaved and not."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from invoices.invoice import Invoice
+from support import (
+    eventually,
+)
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+
+
+Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+async def accept(writer: asyncio.StreamWriter) -> None:
+    writer.write(OK)
+
+
+async def hang(writer: asyncio.StreamWriter) -> None:
+    await asyncio.Event().wait()
+
+
+async def dribble(writer: asyncio.StreamWriter) -> None:
+    """A byte of its headers now and then, without end."""
+    writer.write(b"HTTP/1.1 200 OK\r\nX-More: ")
+    while True:
+        writer.write(b"a")
+        await asyncio.sleep(0.05)
+
+
+async def never_end(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        writer.write(bytes(2**16))
+        await writer.drain()
+
+
+def redirect(location: str) -> Answer:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(OK.replace(b"200 OK", b"302 Found\r\nLocation: " + location.encode()))
+
+    return answer
+
+
+class Hook:
+    """A web hook that answers as it is told to; a connection for each post."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.posts: list[dict[str, Any]] = []
+        self.ended = 0
+        """How many of the posts have had their answer, or were given up."""
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        [length] = [line[15:] for line in head.splitlines() if line.startswith("Content-Length:")]
+        self.posts.append(json.loads(await reader.readexactly(int(length))))
+        answering = asyncio.ensure_future(self.answer(writer))
+        gone = asyncio.ensure_future(reader.read())
+        await asyncio.wait([answering, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done() or answering.exception():
+            answering.cancel()
+        self.ended += 1
+        gone.cancel()
+        with suppress(OSError, asyncio.CancelledError):
+            await answering
+            await writer.drain()
+        writer.close()
+
+    def events(self, invoice: Invoice) -> list[str]:
+        return [post["event"] for post in self.posts if post["invoice_id"] == invoice.id]
+
+
+@asynccontextmanager
+async def a_hook(answer: Answer) -> AsyncIterator[Hook]:
+    hook = Hook(answer)
+    server = await asyncio.start_server(hook.serve, "127.0.0.1", 0)
+    hook.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+    try:
+        yield hook
+    finally:
+        server.close()
+
+
+async def fail(writer: asyncio.StreamWriter) -> None:
+    writer.write(OK.replace(b"200 OK", b"503 Unavailable"))
+
+
+class ThreadedHook:
+    """A web hook that answers with `statuses` in turn, and with 200 after that."""
+
+    def __init__(self) -> None:
+        self.posts: list[dict[str, Any]] = []
+        self.statuses: list[int] = []
+        hook = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                hook.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(hook.statuses.pop(0) if hook.statuses else 200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-token"
+
+    def of(self, invoice: dict[str, Any]) -> list[dict[str, Any]]:
+        return [post for post in self.posts if post["invoice_id"] == invoice["id"]]
+
+    async def until(self, invoice: dict[str, Any], *events: str) -> list[dict[str, Any]]:
+        """The posts about an invoice, once they are about these events, in this order."""
+
+        async def posts() -> list[dict[str, Any]] | None:
+            found = self.of(invoice)
+            return found if [post["event"] for post in found] == list(events) else None
+
+        return await eventually(posts)

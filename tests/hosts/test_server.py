@@ -1,0 +1,203 @@
+"""The MCP server as a process: only the protocol on its output, clear words on what is down."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastmcp import Client as McpClient
+
+import invoice_server
+from raw_client import RawClient
+from support import (
+    PROCESSES,
+    ROOT,
+    Namespace,
+    Refused,
+    Tools,
+    Worker,
+    an_invoice,
+    environment,
+    eventually,
+    free_port,
+    mcp,
+    tools_in_memory,
+)
+
+CALLS: dict[str, dict[str, Any]] = {
+    "process_invoice": {"invoice_data": an_invoice()},
+    "approve_invoice": {"invoice_id": "INV-1"},
+    "reject_invoice": {"invoice_id": "INV-1"},
+    "get_invoice_status": {"invoice_id": "INV-1"},
+    "list_invoices": {},
+}
+
+
+async def test_standard_output_is_json_rpc_from_the_first_byte(namespace: Namespace) -> None:
+    server = RawClient(namespace.address, TEMPORAL_LOG_LEVEL="debug", FASTMCP_LOG_LEVEL="DEBUG")
+    assert (await server.start())["result"]["serverInfo"]["name"] == "invoice-processor"
+    invoice = an_invoice()
+    taken = await server.call("process_invoice", invoice_data=invoice)
+    assert taken["isError"] is False
+    assert taken["structuredContent"]["worker_answers"] is False
+    assert await server.call("approve_invoice", invoice_id=invoice["id"])
+    assert await server.end() == 0
+    assert server.unclaimed.empty()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_a_signal_ends_the_server_cleanly(number: int, address: str, tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    server = RawClient(address, log=log)
+    await server.start()
+    server.process.send_signal(number)
+    assert await server.wait() == 0
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture
+def configured(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has the server in this process connect anew, to this address."""
+
+    def configure(address: str) -> None:
+        for name, value in environment(address).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(invoice_server, "_client", None)
+
+    return configure
+
+
+async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
+    """What each tool says, all called at once; all refuse."""
+
+    async def answer(tool: str) -> str:
+        with pytest.raises(Refused) as refusal:
+            await tools(tool, **CALLS[tool])
+        return str(refusal.value)
+
+    async with asyncio.timeout(30):
+        return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
+
+
+async def test_each_tool_says_that_the_service_is_not_there(
+    configured: Callable[[str], None],
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    configured(address)
+    async with McpClient(invoice_server.mcp) as host:
+        answers = await answers_of_all_tools(Tools(host))
+    for text in answers.values():
+        assert f"The Temporal Service at {address} can't be reached" in text
+        assert not re.search(r"https?:|Traceback|rpc|tonic|\{", text)
+
+
+async def test_an_unknown_invoice_is_named(address: str) -> None:
+    async with tools_in_memory(address) as tools:
+        for tool in ("get_invoice_status", "approve_invoice", "reject_invoice"):
+            with pytest.raises(Refused, match="There is no invoice nobody-knows-it"):
+                await tools(tool, invoice_id="nobody-knows-it")
+
+
+async def test_an_unknown_namespace_is_named(
+    address: str, configured: Callable[[str], None]
+) -> None:
+    configured(f"{address.partition('/')[0]}/elsewhere")
+    async with McpClient(invoice_server.mcp) as host:
+        for text in (await answers_of_all_tools(Tools(host))).values():
+            assert "no namespace 'elsewhere'" in text
+
+
+async def test_two_servers_see_one_truth(address: str, worker: Worker) -> None:
+    invoice = an_invoice()
+    async with mcp(address, "2026-07-28") as host, tools_in_memory(address) as other:
+        await Tools(host)("process_invoice", invoice_data=invoice)
+        await other("reject_invoice", invoice_id=invoice["id"])
+        assert (await Tools(host).status(invoice))["state"] == "rejected"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows can't wait for a closed pipe")
+@pytest.mark.parametrize("within_a_call", [True, False])
+def test_a_host_that_closes_its_side_ends_the_server(
+    within_a_call: bool, address: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "server.log"
+    hello = {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "host", "version": "1"},
+    }
+    call = {"name": "process_invoice", "arguments": {"invoice_data": an_invoice()}}
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, ROOT / "invoice_server.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment(address),
+        ) as server,
+    ):
+        assert server.stdin
+        assert server.stdout
+
+        def send(**message: Any) -> None:
+            server.stdin.write(json.dumps({"jsonrpc": "2.0", **message}).encode() + b"\n")  # type: ignore[union-attr]
+            server.stdin.flush()  # type: ignore[union-attr]
+
+        send(id=1, method="initialize", params=hello)
+        server.stdout.readline()
+        send(method="notifications/initialized")
+        if within_a_call:
+            send(id=2, method="tools/call", params=call)
+        server.stdout.close()
+        try:
+            assert server.wait(10) == 0
+        finally:
+            server.kill()
+    assert "Traceback" not in log.read_text()
+
+
+async def test_a_worker_that_fails_is_not_told_as_none(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    worker = await Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py").start()
+    invoice = an_invoice()
+    try:
+        async with tools_in_memory(namespace.address) as tools:
+            await tools("process_invoice", invoice_data=invoice)
+
+            async def failed() -> bool:
+                return "worker_failures" in await tools.status(invoice)
+
+            assert await eventually(failed)
+            text = await tools("get_invoice_status", invoice_id=invoice["id"])
+            assert "A worker took this invoice up and failed" in text
+            text = await tools("approve_invoice", invoice_id=invoice["id"])
+            assert "A worker took this invoice up and failed" in text
+            assert "the decision is kept" in text
+            assert "No worker" not in text
+    finally:
+        worker.kill()
+
+
+async def test_a_look_that_is_not_answered_says_nothing_of_effects(
+    configured: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invoice_server, "TOOL_SECONDS", 0.5)
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        configured(f"127.0.0.1:{silent.getsockname()[1]}")
+        async with McpClient(invoice_server.mcp) as host:
+            answers = await answers_of_all_tools(Tools(host))
+    for tool, text in answers.items():
+        assert "doesn't answer" in text
+        looks = tool in ("get_invoice_status", "list_invoices")
+        assert ("took effect" in text) is not looks

@@ -1,0 +1,486 @@
+"""The books, from a real service, a real worker's ledger, and copies of it that were edited."""
+
+import asyncio
+import csv
+import io
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import temporalio.worker
+from temporalio import activity, workflow
+from temporalio.client import Client, WorkflowFailureError
+
+import activities
+import audit
+from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns
+from invoices.invoice import Invoice
+from payments.gateway import Payment
+from payments.ledger import SQLiteLedger
+from payments.pay_once import pay_once
+from payments.simulated import SimulatedGateway
+from postgres import PostgreSQL
+from support import (
+    ROOT,
+    Namespace,
+    Worker,
+    an_invoice,
+    connect,
+    environment,
+    eventually,
+    payments,
+)
+from temporal_service.connection import whoami
+from workflow import TASK_QUEUE
+
+PROCESSES = ROOT / "tests" / "processes"
+AGREE, DISAGREE, UNREADABLE = 0, 1, 2
+
+
+@dataclass
+class Books:
+    """What `audit.py` printed."""
+
+    code: int
+    printed: str
+    problems: list[str]
+
+    def of(self, invoice_id: str) -> list[dict[str, str]]:
+        return [
+            row
+            for row in csv.DictReader(io.StringIO(self.printed))
+            if row["invoice_id"] == invoice_id
+        ]
+
+
+async def audited(address: str, data: Path, *arguments: str, **env: str) -> Books:
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, str(ROOT / "audit.py"), *arguments],
+        env=environment(address, INVOICE_DATA_DIR=str(data), **env),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Books(process.returncode, out.decode(), err.decode().splitlines()[:-1] or [err.decode()])
+
+
+class Desk:
+    """Submits and decides, as the MCP server does."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = InvoiceClient(client)
+
+    async def submit(self, invoice_id: str, **fields: Any) -> None:
+        await self.client.submit(Invoice.model_validate(an_invoice(id=invoice_id, **fields)))
+
+    async def decide(self, invoice_id: str, *states: str, approve: bool = True) -> None:
+        await self.client.decide(invoice_id, approve=approve, reason="Hours checked")
+        await self.until(invoice_id, *states)
+
+    async def until(self, invoice_id: str, *states: str) -> None:
+        async def reached() -> bool:
+            return (await self.client.get_status(invoice_id)).state in states
+
+        await eventually(reached)
+
+
+@dataclass
+class Office:
+    """Where invoices were paid."""
+
+    address: str
+    directory: Path
+    """Has the ledger."""
+
+
+@pytest.fixture(scope="module")
+async def books(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Office]:
+    """Has an invoice of every kind. No worker runs."""
+    office = Office(new_namespace(), tmp_path_factory.mktemp("books"))
+    folder = office.directory
+    desk = Desk(await connect(office.address))
+    worker = Worker(office.address, folder, INVOICE_DECLINE_OVER="6000")
+    try:
+        await worker.start()
+        lines = [{"item": "Domain", "amount": "9.90"}, {"item": "=1+1", "amount": "6000.01"}]
+        await asyncio.gather(
+            desk.submit("PAID", customer="=cmd|calc"),
+            desk.submit("REJECTED"),
+            desk.submit("TIMED-OUT", approval_timeout_days=1 / 24 / 3600),
+            desk.submit("DECLINED", lines=lines),
+        )
+        await asyncio.gather(
+            desk.decide("PAID", "completed"),
+            desk.decide("REJECTED", "rejected", approve=False),
+            desk.until("TIMED-OUT", "timed_out"),
+            desk.decide("DECLINED", "failed"),
+        )
+        worker.kill()
+
+        worker = Worker(office.address, folder, PROCESSES / "slow_worker.py")
+        await worker.start()
+        (folder / "go-on").touch()
+        await desk.submit("DECLINED", lines=lines)
+        await desk.decide("DECLINED", "completed")
+        (folder / "go-on").unlink()
+        (folder / "paying").unlink()
+        await desk.submit("UNDER-WAY")
+        await desk.decide("UNDER-WAY", "paying")
+
+        async def paying() -> bool:
+            return (folder / "paying").exists()
+
+        await eventually(paying)
+        worker.kill()
+        await desk.submit("WAITING")
+        # Retention takes its time: an invoice that Temporal has never known stands in for one.
+        with closing(sqlite3.connect(folder / "payments.db")) as ledger, ledger:
+            ledger.execute(
+                "INSERT INTO payments SELECT replace(idempotency_key, 'PAID', 'FORGOTTEN'),"
+                " attempt, 'FORGOTTEN', item, amount, currency, customer, payment_method, provider,"
+                " reference, state, at FROM payments WHERE invoice_id = 'PAID'"
+            )
+        yield office
+    finally:
+        worker.kill()
+
+
+@pytest.fixture(scope="module")
+async def agreed(books: Office) -> Books:
+    return await audited(books.address, books.directory)
+
+
+@pytest.fixture
+def copy(books: Office, tmp_path: Path) -> Path:
+    """A folder with a copy of the ledger, to be edited."""
+    for file in books.directory.glob("payments.db*"):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+async def problems(address: str, data: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What an audit says of the invoices that disagree."""
+    with closing(SQLiteLedger(data / "payments.db", read_only=True)) as ledger:
+        await audit.audit(InvoiceRuns(await connect(address)), ledger, lambda row: None)
+    return capsys.readouterr().err.splitlines()[:-1]
+
+
+def edit(folder: Path, statement: str) -> None:
+    with closing(sqlite3.connect(folder / "payments.db")) as ledger, ledger:
+        assert ledger.execute(statement).rowcount == 1
+
+
+async def test_books_that_agree_say_so(agreed: Books) -> None:
+    assert (agreed.code, agreed.problems) == (AGREE, ["7 invoices, 0 with disagreements\n"])
+
+
+async def test_a_paid_line_has_the_decision_and_the_reference(agreed: Books) -> None:
+    first, second = agreed.of("PAID")
+    assert (first["line"], first["item"], first["amount"]) == ("1", "Web Development", "5000.00")
+    assert (first["decision"], first["decided_by"]) == ("approved", whoami())
+    assert (first["reason"], first["state"]) == ("Hours checked", "completed")
+    assert (first["payment"], first["payment_amount"]) == ("paid", "5000.00")
+    assert first["payment_currency"] == "USD"
+    assert first["reference"].startswith("simulated-")
+    assert second["reference"].startswith("simulated-")
+    assert first["submitted_at"] <= first["decided_at"] <= first["payment_at"]
+    assert first["payment_at"].endswith("Z")
+
+
+async def test_invoices_that_are_not_paid_are_in_the_books(agreed: Books) -> None:
+    [rejected, _], [timed_out, _], [waiting, _] = map(
+        agreed.of, ["REJECTED", "TIMED-OUT", "WAITING"]
+    )
+    assert (rejected["state"], rejected["decision"]) == ("rejected", "rejected")
+    assert (timed_out["state"], timed_out["decision"]) == ("timed_out", "")
+    assert (waiting["state"], waiting["payment"]) == ("waiting", "")
+
+
+async def test_every_attempt_is_in_the_books_with_the_run_that_made_it(agreed: Books) -> None:
+    rows = agreed.of("DECLINED")
+    assert [(row["state"], row["line"], row["payment"], row["attempt"]) for row in rows] == [
+        ("failed", "1", "paid", "1"),
+        ("failed", "2", "declined", "1"),
+        ("completed", "1", "paid_earlier", ""),
+        ("completed", "2", "paid", "2"),
+    ]
+
+
+async def test_a_payment_under_way_is_shown_and_no_disagreement(agreed: Books) -> None:
+    first, second = agreed.of("UNDER-WAY")
+    assert (first["state"], first["payment"]) == ("paying", "begun")
+    assert (second["payment"], second["reference"]) == ("", "")
+
+
+async def test_an_invoice_that_temporal_no_longer_has_is_shown_as_such(agreed: Books) -> None:
+    rows = agreed.of("FORGOTTEN")
+    assert [(row["state"], row["payment"]) for row in rows] == [("not_in_temporal", "paid")] * 2
+
+
+async def test_json_lines_have_the_same_rows_exactly(books: Office, agreed: Books) -> None:
+    found = await audited(books.address, books.directory, "--format", "jsonl")
+    rows = [json.loads(line) for line in found.printed.splitlines()]
+    table = list(csv.DictReader(io.StringIO(agreed.printed)))
+    assert len(rows) == len(table) == 16
+    assert [list(row) for row in rows] == [list(row) for row in table]
+    assert {row["item"] for row in rows if row["invoice_id"] == "DECLINED"} == {"Domain", "=1+1"}
+
+
+async def test_no_text_becomes_a_formula(agreed: Books) -> None:
+    assert agreed.of("PAID")[0]["customer"] == "'=cmd|calc"
+    assert agreed.of("DECLINED")[1]["item"] == "'=1+1"
+
+
+KEY = "idempotency_key = 'invoice-PAID/line-1'"
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        (
+            f"DELETE FROM payments WHERE {KEY}",
+            "line 1: paid as “Web Development” for $5,000.00 in the history of run",
+        ),
+        (f"UPDATE payments SET state = 'declined' WHERE {KEY}", "declined in the ledger"),
+        (
+            f"UPDATE payments SET amount = '5000.01' WHERE {KEY}",
+            "“Web Development” for $5,000.01 (",
+        ),
+        (f"UPDATE payments SET currency = 'EUR' WHERE {KEY}", "for EUR 5,000.00 ("),
+        (
+            "INSERT INTO payments SELECT 'invoice-PAID/line-3', 1, invoice_id, item, amount,"
+            " currency, customer, payment_method, provider, reference, state, at FROM payments"
+            f" WHERE {KEY}",
+            "line 3: paid as “Web Development” for $5,000.00 (",
+        ),
+        (
+            "INSERT INTO payments SELECT idempotency_key, 2, invoice_id, item, amount,"
+            " currency, customer, payment_method, provider, reference, state, at FROM payments"
+            f" WHERE {KEY}",
+            "line 1: paid twice in the ledger: ",
+        ),
+        ("UPDATE payment_ledger SET id = 'another-ledger'", "more than one ledger: "),
+    ],
+)
+async def test_a_ledger_that_was_changed_disagrees(
+    statement: str,
+    problem: str,
+    books: Office,
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    edit(copy, statement)
+    texts = await problems(books.address, copy, capsys)
+    [text] = [text for text in texts if text.startswith("PAID: ")]
+    assert problem in text
+
+
+async def test_a_payment_of_an_invoice_that_was_rejected_disagrees(
+    books: Office, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "invoice-REJECTED/line-1"
+    edit(copy, f"UPDATE payments SET invoice_id='REJECTED', idempotency_key='{key}' WHERE {KEY}")
+    paid, rejected = await problems(books.address, copy, capsys)
+    assert paid.startswith("PAID: line 1: ")
+    assert rejected.startswith("REJECTED: line 1: paid as “Web Development” for $5,000.00 (")
+    assert rejected.endswith(" in the ledger, in no history")
+
+
+async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
+    namespace: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = Desk(await namespace.connect())
+    worker = await Worker(namespace.address, tmp_path, PROCESSES / "crashing_worker.py").start()
+    await desk.submit("CRASHED")
+    await desk.client.decide("CRASHED", approve=True)
+    assert worker.process
+    await asyncio.to_thread(worker.process.wait, 20)
+    worker.kill()
+    assert len(payments(tmp_path)) == 1
+    assert not await problems(namespace.address, tmp_path, capsys)  # it is tried again
+
+    await desk.client.temporal.get_workflow_handle("invoice-CRASHED").terminate()
+    found = await audited(namespace.address, tmp_path)
+    assert found.code == DISAGREE
+    [text] = found.problems
+    assert "line 1: paid as “Web Development” for $5,000.00" in text
+    assert "begun and not completed in run" in text
+    assert text.endswith("(terminated)")
+
+
+async def test_runs_on_two_ledgers_that_both_paid_disagree(
+    namespace: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = await namespace.connect()
+    desk = Desk(client)
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        worker = await Worker(namespace.address, tmp_path / name).start()
+        # By the tutorial's client, which doesn't say which ledger the invoice belongs to.
+        await client.start_workflow(
+            "InvoiceWorkflow", an_invoice(id="TWICE"), id="invoice-TWICE", task_queue=TASK_QUEUE
+        )
+        await client.get_workflow_handle("invoice-TWICE").signal("approve_invoice")
+        await desk.until("TWICE", "completed")
+        worker.kill()
+    found = await problems(namespace.address, tmp_path / "one", capsys)
+    assert [text.split(": ")[1] for text in found] == [
+        "more than one ledger",
+        "line 1",
+        "line 2",
+    ]
+    assert found[1].count("(completed)") == 2
+
+
+async def test_the_books_of_a_shared_ledger_agree(
+    namespace: Namespace, postgresql: PostgreSQL, tmp_path: Path
+) -> None:
+    url = postgresql.create_database()
+    worker = await Worker(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url).start()
+    desk = Desk(await namespace.connect())
+    await desk.submit("SHARED")
+    await desk.decide("SHARED", "completed")
+    worker.kill()
+    found = await audited(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url)
+    assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements\n"])
+    assert [row["payment"] for row in found.of("SHARED")] == ["paid", "paid"]
+
+
+@workflow.defn(name="Payer `x`", sandboxed=False)
+class Payer:
+    """Has a line paid under an invoice's id, without asking anybody."""
+
+    @workflow.run
+    async def run(self, line: dict[str, str]) -> None:
+        await workflow.execute_activity(
+            "process_payment",
+            line,
+            activity_id="line-1",
+            schedule_to_close_timeout=timedelta(seconds=10),
+        )
+
+
+@activity.defn(name="process_payment")
+async def pay_for_anybody(line: dict[str, str]) -> None:
+    """As our worker's did before it looked at who asks."""
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_a_payment_for_another_type_of_workflow_disagrees(
+    refused: bool,
+    namespace: Namespace,
+    ledger: SQLiteLedger,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    client = await namespace.connect()
+    line = {"item": "Pen", "amount": "1.00"}
+    pay = activities.process_payment if refused else pay_for_anybody
+    async with temporalio.worker.Worker(
+        client, task_queue="payer", workflows=[Payer], activities=[pay]
+    ):
+        handle = await client.start_workflow(
+            Payer.run, line, id="invoice-OTHER", task_queue="payer"
+        )
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    assert not await problems(namespace.address, tmp_path, capsys)  # it isn't in the books at all
+
+    key = "invoice-OTHER/line-1"
+    pay_once(SimulatedGateway(tmp_path), ledger, Payment(key, "OTHER", "Pen", Decimal(1), "USD"))
+    [text] = await problems(namespace.address, tmp_path, capsys)
+    assert text.startswith("OTHER: line 1: paid as “Pen” for $1.00 (simulated-")
+    assert "for a workflow of the type “Payer " in text
+    assert text.endswith(f", run {handle.result_run_id}")
+    assert "`" not in text
+
+
+async def test_a_payment_of_a_workflow_without_an_invoices_id_disagrees(
+    books: Office, ledger: SQLiteLedger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    payment = Payment("OTHER/line-1", "OTHER", "Pen", Decimal(1), "USD")
+    pay_once(SimulatedGateway(tmp_path), ledger, payment)
+    texts = await problems(books.address, tmp_path, capsys)
+    [text] = [text for text in texts if text.startswith("OTHER: ")]
+    assert text.endswith("for a workflow that isn't an invoice's")
+
+
+async def test_what_cannot_be_read_is_told_in_a_sentence(books: Office, tmp_path: Path) -> None:
+    missing, away, unknown = await asyncio.gather(
+        audited(books.address, tmp_path / "missing"),
+        audited("127.0.0.1:9", books.directory),
+        audited(books.address, books.directory, TEMPORAL_NAMESPACE="books"),
+    )
+    assert (missing.code, missing.printed) == (UNREADABLE, "")
+    path = tmp_path / "missing" / "payments.db"
+    assert f"{path} can't be used: unable to open database file" in missing.problems[0]
+    assert not (tmp_path / "missing").exists()
+    assert away.code == UNREADABLE
+    assert "The Temporal Service at 127.0.0.1:9 can't be reached" in away.problems[0]
+    assert unknown.code == UNREADABLE
+    assert "has no namespace 'books'" in unknown.problems[0]
+
+
+async def test_the_ledger_is_left_as_it_is(
+    books: Office, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in environment(books.address, INVOICE_DATA_DIR=str(copy)).items():
+        monkeypatch.setenv(name, value)
+    before = content(copy)
+    assert await audit.run(audit._csv_writer) == 0
+    assert "PAID" in capsys.readouterr().out
+    assert content(copy) == before
+
+
+def content(folder: Path) -> bytes:
+    """Of the ledger's file, once what SQLite has written beside it is in it."""
+    file = folder / "payments.db"
+    with closing(sqlite3.connect(file)) as ledger:
+        ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no wait4")
+async def test_memory_does_not_grow_with_the_invoices(books: Office, copy: Path) -> None:
+    async def peak() -> int:
+        """Of the memory of one audit; the unit differs between systems."""
+        process = await asyncio.to_thread(start)
+        _, status, usage = await asyncio.to_thread(os.wait4, process, 0)
+        assert os.waitstatus_to_exitcode(status) == AGREE
+        return usage.ru_maxrss
+
+    def start() -> int:
+        command = [sys.executable, str(ROOT / "audit.py")]
+        env = environment(books.address, INVOICE_DATA_DIR=str(copy))
+        null = os.open(os.devnull, os.O_WRONLY)
+        return os.posix_spawn(
+            sys.executable, command, env, file_actions=[(os.POSIX_SPAWN_DUP2, null, 1)]
+        )
+
+    few = await peak()
+    with closing(sqlite3.connect(copy / "payments.db")) as ledger, ledger:
+        ledger.execute(
+            "INSERT INTO payments WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n"
+            " WHERE n < 500) SELECT 'invoice-OLD-' || n || '/line-1', 1, 'OLD-' || n,"
+            # Items of 100 kB: 50 MB, if each was kept.
+            " hex(zeroblob(50000)),"
+            " amount, currency, customer, payment_method, provider, reference, state, at"
+            f" FROM n, payments WHERE {KEY}"
+        )
+    assert await peak() < few * 1.1

@@ -1,0 +1,204 @@
+"""Decisions that are first read after the deadline: the time of the Temporal Service counts."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
+from temporalio.client import Client, WorkflowHandle
+
+import activities
+from invoice_client import InvoiceClient
+from invoices.answers import InvoiceStatus
+from invoices.invoice import Invoice, workflow_id
+from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway
+from support import Namespace, Worker, an_invoice, eventually, paid, workflows_only
+from temporal_service.payloads import json_payload
+from workflow import TASK_QUEUE
+
+TIMEOUT = timedelta(seconds=5)
+HOUR = timedelta(hours=1)
+
+
+@dataclass
+class Sent:
+    """A signal, and when its sender says that it was sent, counted from the deadline."""
+
+    approve: bool
+    clock: timedelta | None = None
+
+    async def to(self, handle: WorkflowHandle[Any, Any], deadline: datetime) -> None:
+        signal = "approve_invoice" if self.approve else "reject_invoice"
+        if self.clock is None:
+            await handle.signal(signal)
+        else:
+            # All with one identity, as somebody would forge it who has seen the first.
+            sent_at = (deadline + self.clock).isoformat()
+            await handle.signal(signal, {"request": "seen", "sent_at": sent_at})
+
+
+@dataclass
+class Case:
+    in_time: list[Sent] = field(default_factory=list)
+    late: list[Sent] = field(default_factory=list)
+    state: str = "timed_out"
+
+
+SECOND = timedelta(seconds=1)
+CASES = {
+    "in time by a clock an hour slow": Case([Sent(True, -HOUR)], state="completed"),
+    "in time by a clock an hour fast": Case([Sent(True, HOUR)], state="completed"),
+    "in time without a word": Case([Sent(True)], state="completed"),
+    "late by a slow clock": Case(late=[Sent(True, -SECOND)]),
+    "late without a word": Case(late=[Sent(True)]),
+    "late, with a rejection": Case(late=[Sent(True, -SECOND), Sent(False, -2 * SECOND)]),
+    "rejected in time, approved late": Case(
+        [Sent(False, -SECOND)], [Sent(True, -3 * SECOND)], "rejected"
+    ),
+    "approved in time, rejected late": Case(
+        [Sent(True, HOUR)], [Sent(False, -3 * SECOND)], "completed"
+    ),
+    "both in time, the first counts": Case([Sent(False, HOUR), Sent(True, -HOUR)], [], "rejected"),
+    "nobody": Case(),
+}
+
+
+async def test_a_decision_read_late_counts_if_the_service_received_it_in_time(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    temporal = await namespace.connect()
+    client = InvoiceClient(temporal)
+    invoices = {name: await submitted(temporal) for name in CASES}
+    deadlines = {name: await deadline_of(client, invoices[name]) for name in CASES}
+
+    async def send(part: str) -> None:
+        for name, case in CASES.items():
+            handle = temporal.get_workflow_handle(workflow_id(invoices[name].id))
+            for signal in getattr(case, part):
+                await signal.to(handle, deadlines[name])
+
+    await send("in_time")
+    assert datetime.now(UTC) < min(deadlines.values())
+    await until(max(deadlines.values()))
+    await send("late")
+    async with running(Worker(namespace.address, tmp_path)):
+        statuses = {name: await ended(client, invoices[name]) for name in CASES}
+    assert {name: status.state for name, status in statuses.items()} == {
+        name: case.state for name, case in CASES.items()
+    }
+    for name, status in statuses.items():
+        lines = paid(tmp_path, invoices[name].model_dump())
+        assert len(lines) == (2 if status.state == "completed" else 0)
+        if status.state in ("completed", "rejected"):
+            assert status.decision
+            assert deadlines[name] - TIMEOUT < status.decision.at < deadlines[name]
+
+
+async def submitted(client: Client) -> Invoice:
+    """Without waiting for a worker's word, as `InvoiceClient` does."""
+    days = TIMEOUT / timedelta(days=1)
+    invoice = Invoice.model_validate(an_invoice(approval_timeout_days=days))
+    await client.start_workflow(
+        "InvoiceWorkflow",
+        json_payload(invoice.to_json()),
+        id=workflow_id(invoice.id),
+        task_queue=TASK_QUEUE,
+    )
+    return invoice
+
+
+async def deadline_of(client: InvoiceClient, invoice: Invoice) -> datetime:
+    deadline = (await client.runs.get_run(invoice.id)).status.deadline
+    assert deadline
+    return deadline
+
+
+async def until(moment: datetime) -> None:
+    await asyncio.sleep(max(0, (moment - datetime.now(UTC)).total_seconds()) + 0.01)
+
+
+async def ended(client: InvoiceClient, invoice: Invoice) -> InvoiceStatus:
+    async def look() -> InvoiceStatus | None:
+        run = await client.runs.get_run(invoice.id)
+        return None if run.is_open else run.status
+
+    return await eventually(look, 30)
+
+
+@asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator[None]:
+    try:
+        await worker.start()
+        yield
+    finally:
+        worker.kill()
+
+
+async def test_after_a_reset_a_decision_counts_by_when_it_was_first_received(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    temporal = await namespace.connect()
+    client = InvoiceClient(temporal)
+    async with running(Worker(namespace.address, tmp_path)):
+        invoice = await submitted(temporal)
+        deadline = await deadline_of(client, invoice)
+        await client.decide(invoice.id, approve=False)
+        before = await ended(client, invoice)
+        assert before.decision
+        await until(deadline)
+        for _ in range(2):  # the second one is a reset of a reset
+            await reset(temporal, invoice)
+            status = await ended(client, invoice)
+            assert status.state == "rejected"
+            assert status.decision
+            assert status.decision.request == before.decision.request
+            assert status.decision.at <= before.decision.at
+
+
+async def reset(client: Client, invoice: Invoice) -> None:
+    """To the end of the first workflow task."""
+    handle = client.get_workflow_handle(workflow_id(invoice.id))
+    events = [event async for event in handle.fetch_history_events()]
+    completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+    await client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace=client.namespace,
+            workflow_execution=WorkflowExecution(
+                workflow_id=handle.id, run_id=(await handle.describe()).run_id
+            ),
+            workflow_task_finish_event_id=next(
+                event.event_id for event in events if event.event_type == completed
+            ),
+            request_id=uuid4().hex,
+            reason="a test",
+        )
+    )
+
+
+async def test_a_cancellation_counts_while_the_service_is_asked(
+    namespace: Namespace, tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (SimulatedGateway(tmp_path), ledger))
+    temporal = await namespace.connect()
+    client = InvoiceClient(temporal)
+    invoice = await submitted(temporal)
+    handle = temporal.get_workflow_handle(workflow_id(invoice.id))
+    await handle.signal("approve_invoice")
+    await until(await deadline_of(client, invoice))
+
+    async def asked() -> int:
+        return len((await handle.describe()).raw_description.pending_activities)
+
+    async with workflows_only(temporal):  # which doesn't run that activity
+        await eventually(asked)
+        await handle.cancel()
+        assert (await ended(client, invoice)).state == "cancelled"

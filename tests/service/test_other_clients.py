@@ -1,0 +1,530 @@
+"""What other clients of the Temporal Service write is not believed, and harms no other invoice."""
+
+import asyncio
+import csv
+import io
+import sys
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from temporalio.api.command.v1 import (
+    Command,
+    CompleteWorkflowExecutionCommandAttributes,
+    ModifyWorkflowPropertiesCommandAttributes,
+)
+from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowType
+from temporalio.api.enums.v1 import CommandType, IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import (
+    PollWorkflowTaskQueueRequest,
+    RespondWorkflowTaskCompletedRequest,
+    StartWorkflowExecutionRequest,
+)
+from temporalio.client import Client
+from temporalio.common import RawValue
+from temporalio.service import RPCError
+
+import invoice_runs
+from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns
+from invoices.invoice import Invoice, workflow_id
+from invoices.status import UNKNOWN_RESULT, RunProgress, State
+from support import (
+    ROOT,
+    Namespace,
+    Refused,
+    Worker,
+    an_invoice,
+    environment,
+    eventually,
+    paid,
+    tools_in_memory,
+)
+from workflow import TASK_QUEUE
+
+
+def payload(data: bytes, encoding: bytes = b"json/plain", **metadata: bytes) -> Payload:
+    return Payload(metadata={"encoding": encoding, **metadata}, data=data)
+
+
+async def start(
+    client: Client,
+    id: str,
+    *input: Payload,
+    memo: dict[str, Payload] | None = None,
+    search_attributes: dict[str, Payload] | None = None,
+    type: str = "InvoiceWorkflow",
+    task_queue: str = TASK_QUEUE,
+) -> str:
+    """Starts a workflow with exactly these payloads; returns its run id."""
+    request = StartWorkflowExecutionRequest(
+        namespace=client.namespace,
+        workflow_id=id,
+        workflow_type=WorkflowType(name=type),
+        task_queue=TaskQueue(name=task_queue),
+        request_id=uuid4().hex,
+        input=Payloads(payloads=input),
+    )
+    for key, value in (memo or {}).items():
+        request.memo.fields[key].CopyFrom(value)
+    for key, value in (search_attributes or {}).items():
+        request.search_attributes.indexed_fields[key].CopyFrom(value)
+    return (await client.workflow_service.start_workflow_execution(request)).run_id
+
+
+async def start_invoice(client: Client, invoice: dict[str, Any], memo: dict[str, Any]) -> None:
+    await client.start_workflow(
+        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE, memo=memo
+    )
+
+
+# A forged memo.
+
+
+@pytest.fixture(scope="module")
+async def idle(new_namespace: Callable[[], str]) -> Namespace:
+    """A namespace for which no worker ever runs."""
+    return Namespace(new_namespace())
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Where no worker runs, nobody waits for its answer."""
+    if "idle" in request.fixturenames:
+        monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)
+
+
+def forged(invoice: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {**RunProgress.of(Invoice.model_validate(invoice)).to_memo(), **fields}
+
+
+DECISION = {"approved": True, "at": "2026-01-01T00:00:00Z", "by": "boss@office"}
+FORGERIES: dict[str, dict[str, Any]] = {
+    "paid-earlier": {
+        "paid_lines": 1,
+        "paid_amount": "6999.00",
+        "paid_earlier_lines": 1,
+        "paid_earlier_amount": "6999.00",
+    },
+    "paying": {"state": "paying", "status": "Processing payments", "decision": DECISION},
+    "completed": {"state": "completed", "status": "Completed", "paid_lines": 2},
+    "rejected": {"state": "rejected", "status": "Rejected by approver"},
+    "status": {"status": "Processing payments"},
+    "decided": {"decision": DECISION},
+    "amounts": {"total": "1.00", "line_count": 1, "currency": "JPY"},
+    "long-ago": {"submitted_at": "2020-01-01T00:00:00Z", "approval_timeout_days": 1},
+    "deadline": {"deadline": "2020-01-01T00:00:00Z"},
+    "digest": {"digest": "0" * 64},
+    "failure": {"failure": "PaymentConflict", "status": "Payment failed: x", "state": "failed"},
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
+async def test_the_person_is_asked_about_what_is_there_whatever_the_memo_says(
+    forgery: dict[str, Any], idle: Namespace
+) -> None:
+    asked: list[str] = []
+
+    async def person(message: str, *_: Any) -> dict[str, bool]:
+        asked.append(message)
+        return {"approve": False}
+
+    invoice = an_invoice()
+    client = await idle.connect()
+    await start_invoice(client, invoice, forged(invoice, **forgery))
+    async with tools_in_memory(idle.address, elicitation_handler=person) as tools:
+        with pytest.raises(Refused, match="has not clearly said yes"):
+            await tools("approve_invoice", invoice_id=invoice["id"])
+        first, second = asked[0].splitlines()[:2]
+        assert first == f"Pay invoice {invoice['id']}: 2 lines, $7,000.00?"
+        assert second == "Whether any of it was paid earlier isn't known."
+        status = await tools.status(invoice)
+        assert (status["state"], status["total"], status["paid_lines"]) == ("waiting", "7000.00", 0)
+        assert "decision" not in status
+        days = datetime.fromisoformat(status["deadline"]) - datetime.now(UTC)
+        assert timedelta(days=4.9) < days <= timedelta(days=5)
+        assert "Already in process" in await tools("process_invoice", invoice_data=invoice)
+    history = await client.get_workflow_handle(workflow_id(invoice["id"])).fetch_history()
+    assert not any(
+        event.HasField("workflow_execution_signaled_event_attributes") for event in history.events
+    )
+
+
+@pytest.mark.parametrize("name", ["paying", "completed", "decided"])
+async def test_a_forged_decision_is_no_decision_where_nobody_asks(
+    name: str, idle: Namespace
+) -> None:
+    invoice = an_invoice()
+    await start_invoice(await idle.connect(), invoice, forged(invoice, **FORGERIES[name]))
+    async with tools_in_memory(idle.address) as tools:
+        text = await tools("approve_invoice", invoice_id=invoice["id"], total="7000.00 USD")
+    assert text.startswith("Sent approval signal")
+    assert "the decision is kept" in text
+
+
+async def test_a_forged_memo_is_not_listed(idle: Namespace) -> None:
+    client = await idle.connect()
+    one, other = an_invoice(), an_invoice()
+    await start_invoice(client, one, forged(one, **FORGERIES["completed"]))
+    await start_invoice(client, other, forged(other, **FORGERIES["paid-earlier"]))
+    await client.get_workflow_handle(workflow_id(other["id"])).terminate()
+    async with tools_in_memory(idle.address) as tools:
+
+        async def line(invoice: dict[str, Any]) -> str | None:
+            lines = (await tools("list_invoices")).splitlines()
+            return next((line for line in lines if invoice["id"] in line), None)
+
+        assert "Awaiting approval; 2 lines, $7,000.00" in await eventually(lambda: line(one))
+
+        async def terminated() -> bool:
+            return "Terminated" in (await line(other) or "")
+
+        assert await eventually(terminated)
+        assert "paid" not in str(await line(other))
+
+
+async def test_a_forged_ledger_is_not_carried_on(idle: Namespace) -> None:
+    client = await idle.connect()
+    invoice = an_invoice()
+    await start_invoice(client, invoice, forged(invoice, ledger="evil"))
+    handle = client.get_workflow_handle(workflow_id(invoice["id"]))
+    await handle.terminate()
+    await InvoiceClient(client).submit(Invoice.model_validate(invoice))
+    assert "ledger" not in await (await handle.describe()).memo()
+
+
+async def test_what_the_workflow_has_written_is_believed(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    """Also where many signals came before it."""
+    client = await namespace.connect()
+    invoice = an_invoice(payment_interval_seconds=60)
+    await start_invoice(client, invoice, forged(invoice, **FORGERIES["paid-earlier"]))
+    handle = client.get_workflow_handle(workflow_id(invoice["id"]))
+    await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(40)))
+    worker = await Worker(namespace.address, tmp_path).start()
+    try:
+        run = await InvoiceRuns(client).get_run(invoice["id"])
+
+        async def noted() -> bool:
+            run = await InvoiceRuns(client).get_run(invoice["id"])
+            return run.status.paid_earlier_lines == 0
+
+        assert await eventually(noted)
+        assert run.status.paid_lines == 0
+        approved = await InvoiceClient(client).decide(invoice["id"], approve=True)
+        assert approved.outcome == "approved"
+
+        async def paying() -> bool:
+            run = await InvoiceRuns(client).get_run(invoice["id"])
+            return run.status.state == "paying" and run.status.decision is not None
+
+        assert await eventually(paying)
+    finally:
+        worker.kill()
+
+
+async def test_an_approval_of_what_is_being_paid_sends_nothing_and_asks_nobody(
+    address: str, client: Client, worker: Worker
+) -> None:
+    asked = []
+
+    async def person(message: str, *_: Any) -> dict[str, bool]:
+        asked.append(message)
+        return {"approve": True}
+
+    invoice = an_invoice(payment_interval_seconds=60)
+    async with tools_in_memory(address, elicitation_handler=person) as tools:
+        await tools("process_invoice", invoice_data=invoice)
+        assert "Sent approval" in await tools("approve_invoice", invoice_id=invoice["id"])
+        await tools.until(invoice, "paying")
+        for _ in range(2):
+            text = await tools("approve_invoice", invoice_id=invoice["id"])
+            assert text.startswith("Already approved; nothing was changed.")
+    assert len(asked) == 1
+    handle = client.get_workflow_handle(workflow_id(invoice["id"]))
+    signals = [
+        event
+        for event in (await handle.fetch_history()).events
+        if event.HasField("workflow_execution_signaled_event_attributes")
+    ]
+    assert len(signals) == 1
+    await handle.terminate()
+
+
+@pytest.fixture(scope="module")
+async def equipped(new_namespace: Callable[[], str]) -> Namespace:
+    """A namespace that has the search attribute, and no worker."""
+    namespace = Namespace(new_namespace())
+    client = await namespace.connect()
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
+        )
+    )
+    return namespace
+
+
+@pytest.mark.parametrize("attribute", ["completed", "rejected", "nonsense"])
+async def test_a_forged_search_attribute_hides_no_waiting_invoice(
+    attribute: str, equipped: Namespace
+) -> None:
+    client = await equipped.connect()
+    invoice = an_invoice()
+    content = payload(Invoice.model_validate(invoice).to_json())
+    forgery = {"InvoiceState": payload(f'"{attribute}"'.encode())}
+
+    async def started() -> bool:
+        try:
+            await start(client, workflow_id(invoice["id"]), content, search_attributes=forgery)
+        except RPCError:  # it takes a moment until the attribute may be used
+            return False
+        return True
+
+    await eventually(started)
+
+    async def listed(state: State) -> bool:
+        found = await InvoiceRuns(client).list_invoices(state)
+        return invoice["id"] in [one.invoice_id for one in found.invoices]
+
+    assert await eventually(lambda: listed("waiting"))
+    assert not await listed("completed")
+
+
+async def test_what_a_worker_that_knows_no_attribute_has_ended_is_listed(
+    equipped: Namespace,
+) -> None:
+    """The attribute stays as our client has set it: waiting."""
+    client = await equipped.connect()
+    forgery = {"InvoiceState": payload(b'"waiting"')}
+    done = await complete_by_a_stranger(client, [payload(b'"COMPLETED"')], {}, forgery)
+
+    async def listed(state: State) -> bool:
+        found = await InvoiceRuns(client).list_invoices(state)
+        return done in [one.invoice_id for one in found.invoices]
+
+    assert await eventually(lambda: listed("completed"))
+    assert not await listed("rejected")
+
+
+# Runs that can't be read.
+
+ODD: dict[str, Payload] = {
+    "encoding": payload(b"1", b"\xff\xfe"),
+    "unknown-encoding": payload(b"1", b"no/such"),
+    "no-encoding": Payload(data=b"1"),
+    "no-json": payload(b"{{{"),
+    "no-utf-8": payload(b'"\xff"'),
+    "binary": payload(b"\xff\x00", b"binary/plain"),
+    "null-with-data": payload(b"x", b"binary/null"),
+    "message-type": payload(b"{}", b"json/protobuf", messageType=b"\xff\xfe"),
+    "enum-as-message": payload(
+        b"{}", b"json/protobuf", messageType=b"temporal.api.enums.v1.EventType"
+    ),
+    "wrong-message": payload(
+        b'{"seconds": 1e999}', b"json/protobuf", messageType=b"google.protobuf.Timestamp"
+    ),
+    "no-message": payload(
+        b"\xff", b"binary/protobuf", messageType=b"temporal.api.common.v1.Payload"
+    ),
+    "stored-elsewhere": payload(b"{}", b"json/external-storage-reference"),
+    "marked-as-stored": payload(b"{}", __temporal_external_storage_reference=b"true"),
+    "nested": payload(b"[" * 50_000),
+    "nested-objects": payload(b'{"a":' * 10_000),
+    "digits": payload(b"9" * 5000),
+    "infinity": payload(b"1e999999"),
+    "nan": payload(b"NaN"),
+    "surrogate": payload(rb'"\ud800"'),
+    "controls": payload(rb'"\u0000\u001b[2J\u202e"'),
+    "exponent": payload(b'"1e999999999"'),
+    "number": payload(b"-1"),
+    "list": payload(b"[1]"),
+    "object": payload(b'{"approved": "x", "at": "0001-01-01T00:00:00+10:00"}'),
+    "first-year": payload(b'"0001-01-01T00:00:00+10:00"'),
+    "last-year": payload(b'"9999-12-31T23:59:59-10:00"'),
+    "no-time-zone": payload(b'"2026-01-01T00:00:00"'),
+}
+
+
+ODD_IDS = ["a'b", 'a"b', "a\nb", "a\\", "a' OR '1'='1", "\x00", "\x1b[2J", "\u202e", "x" * 900, ""]
+
+
+async def complete_by_a_stranger(
+    client: Client,
+    result: list[Payload],
+    memo: dict[str, Payload],
+    search_attributes: dict[str, Payload] | None = None,
+) -> str:
+    """An `InvoiceWorkflow` that a worker of somebody's has completed; returns the invoice's id."""
+    invoice = an_invoice()
+    content = payload(Invoice.model_validate(invoice).to_json())
+    queue = f"strangers-{uuid4().hex}"
+    id = workflow_id(invoice["id"])
+    await start(client, id, content, task_queue=queue, search_attributes=search_attributes)
+    task = await client.workflow_service.poll_workflow_task_queue(
+        PollWorkflowTaskQueueRequest(
+            namespace=client.namespace, task_queue=TaskQueue(name=queue), identity="stranger"
+        )
+    )
+    note = Command(
+        command_type=CommandType.COMMAND_TYPE_MODIFY_WORKFLOW_PROPERTIES,
+        modify_workflow_properties_command_attributes=ModifyWorkflowPropertiesCommandAttributes(
+            upserted_memo=Memo(fields=memo)
+        ),
+    )
+    end = Command(
+        command_type=CommandType.COMMAND_TYPE_COMPLETE_WORKFLOW_EXECUTION,
+        complete_workflow_execution_command_attributes=CompleteWorkflowExecutionCommandAttributes(
+            result=Payloads(payloads=result)
+        ),
+    )
+    await client.workflow_service.respond_workflow_task_completed(
+        RespondWorkflowTaskCompletedRequest(
+            namespace=client.namespace,
+            task_token=task.task_token,
+            commands=[note, end] if memo else [end],
+            identity="stranger",
+        )
+    )
+    return str(invoice["id"])
+
+
+class Poisoned:
+    """A namespace in which everything is odd that another client can make so, and its worker."""
+
+    def __init__(
+        self, worker: Worker, invoices: list[dict[str, Any]], strangers: list[str]
+    ) -> None:
+        self.worker = worker
+        self.invoices = invoices
+        """Those that are invoices in spite of it."""
+        self.strangers = strangers
+
+
+@pytest.fixture(scope="module")
+async def poisoned(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Poisoned]:
+    namespace = Namespace(new_namespace())
+    client = await namespace.connect()
+    invoices = []
+
+    async def start_odd(
+        memo: dict[str, Payload], search_attributes: dict[str, Payload] | None = None
+    ) -> None:
+        invoice = an_invoice(lines=[{"item": "Pens", "amount": "1.00"}])
+        content = payload(Invoice.model_validate(invoice).to_json())
+        id = workflow_id(invoice["id"])
+        await start(client, id, content, memo=memo, search_attributes=search_attributes)
+        if not search_attributes:
+            invoices.append(invoice)
+        else:
+            await client.get_workflow_handle(id).terminate()
+
+    for odd in ODD.values():
+        await start_odd(dict.fromkeys(RunProgress.model_fields, odd))
+    progress = forged(an_invoice())
+    for field in RunProgress.model_fields:
+        for name in ("encoding", "object", "exponent", "surrogate", "first-year", "last-year"):
+            memo = {
+                key: payload(repr(str(text)).replace("'", '"').encode())
+                for key, text in progress.items()
+            }
+            if name in ("encoding", "exponent") or field in ("submitted_at", "status", "decision"):
+                await start_odd({**memo, field: ODD[name]})
+    # The SDK's own `describe` and `list_workflows` raise on these.
+    strange_time = payload(b'"2026-01-01T00:00:00+24:00"')
+    await start_odd({}, {"TemporalScheduledStartTime": strange_time})
+    await start_odd({}, {"BuildIds": payload(b'["x"]', type=b"Datetime")})
+    await start_odd({}, {"BuildIds": payload(b'["x"]', type=b"\xff")})
+    for id in ODD_IDS:
+        await start(client, f"invoice-{id}", payload(b"5"), memo={"status": ODD["encoding"]})
+        await start(client, f"invoice-{id}-other", type="Other\n", task_queue="of-nobody")
+    strangers = [
+        await complete_by_a_stranger(client, [odd], dict.fromkeys(RunProgress.model_fields, odd))
+        for odd in (ODD["encoding"], ODD["surrogate"], ODD["object"], ODD["last-year"])
+    ]
+    strangers += [await complete_by_a_stranger(client, [], {})]
+    worker = Worker(namespace.address, tmp_path_factory.mktemp("data"))
+    try:
+        await worker.start()
+        yield Poisoned(worker, invoices, strangers)
+    finally:
+        worker.kill()
+
+
+async def test_the_worker_starts_beside_odd_runs(poisoned: Poisoned) -> None:
+    log = poisoned.worker.log
+
+    async def counted() -> bool:
+        return "Open invoices" in log.read_text()
+
+    assert await eventually(counted)
+
+
+@pytest.mark.parametrize("state", ["all", "waiting", "failed", "terminated"])
+async def test_odd_runs_are_listed(poisoned: Poisoned, state: str) -> None:
+    async with tools_in_memory(poisoned.worker.address) as tools:
+
+        async def listed() -> str | None:
+            text = await tools("list_invoices", status=state)
+            return text if "- " in text else None
+
+        text = await eventually(listed)
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+async def test_odd_runs_are_told_one_by_one(poisoned: Poisoned) -> None:
+    async with tools_in_memory(poisoned.worker.address) as tools:
+        for invoice in poisoned.invoices:
+            status = await tools.status(invoice)
+            assert (status["state"], status["total"]) == ("waiting", "1.00")
+        for stranger in poisoned.strangers:
+            text = await tools("get_invoice_status", invoice_id=stranger)
+            assert f"status: {UNKNOWN_RESULT}" in text
+
+
+async def test_an_invoice_with_an_odd_memo_is_paid(poisoned: Poisoned) -> None:
+    invoice = poisoned.invoices[0]
+    async with tools_in_memory(poisoned.worker.address) as tools:
+        await tools("process_invoice", invoice_data=invoice)
+        await tools("approve_invoice", invoice_id=invoice["id"], total="1.00 USD")
+        await tools.until(invoice, "completed")
+    assert len(paid(poisoned.worker.data, invoice)) == 1
+
+
+async def test_odd_signals_lose_no_decision(poisoned: Poisoned) -> None:
+    invoice = poisoned.invoices[1]
+    client = await Namespace(poisoned.worker.address).connect()
+    handle = client.get_workflow_handle(workflow_id(invoice["id"]))
+    for odd in ODD.values():
+        await handle.signal("no_such_signal", RawValue(odd))
+    await handle.signal("reject_invoice", RawValue(ODD["marked-as-stored"]))
+    async with tools_in_memory(poisoned.worker.address) as tools:
+        status = await tools.until(invoice, "rejected")
+    assert "by" not in status["decision"]
+
+
+async def test_the_books_are_kept_beside_odd_runs(poisoned: Poisoned) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(ROOT / "audit.py"),
+        env=environment(poisoned.worker.address, INVOICE_DATA_DIR=str(poisoned.worker.data)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    # A ledger that a starter has named is another than ours, and told as such.
+    *disagreements, summary = err.decode().splitlines()
+    assert process.returncode == bool(disagreements), err.decode()
+    assert all(line.isprintable() and "more than one ledger" in line for line in disagreements)
+    assert summary.endswith("with disagreements")
+    rows = {row["invoice_id"] for row in csv.DictReader(io.StringIO(out.decode(), newline=""))}
+    assert {invoice["id"] for invoice in poisoned.invoices} <= rows
+    assert set(poisoned.strangers) <= rows

@@ -1,0 +1,321 @@
+"""No secret is in any log, answer or history, whether things go well or fail.
+
+Everything that can be configured is a secret of its own here, and everything that is written is
+searched for all of them: the output of the worker, the MCP server and the books, what the tools
+answer, and the history of every workflow.
+"""
+
+import asyncio
+import ssl
+import sys
+import threading
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import trustme
+from temporalio.client import Client
+
+from hooks import ThreadedHook
+from invoice_client import InvoiceClient
+from invoices.answers import InvoiceStatus
+from invoices.invoice import Invoice
+from postgres import PASSWORD, PostgreSQL, programs
+from stripe_stand_in import StripeStandIn
+from support import (
+    PROCESSES,
+    ROOT,
+    Namespace,
+    Refused,
+    Tools,
+    Worker,
+    an_invoice,
+    eventually,
+    free_port,
+    mcp,
+)
+from temporal_service import connection
+from tls_proxy import tls_proxy
+
+API_KEY = "api-key-s3cret"
+WRONG_KEY = "wrong-key-s3cret"
+METADATA = "metadata-s3cret"
+STRIPE_KEY = "sk_test_ok"
+REFUSED_STRIPE_KEY = "sk_test_refused-s3cret"
+NEW_PASSWORD = "n3w-password"
+HOOK = "secret-token"
+SECRETS = [
+    API_KEY, WRONG_KEY, METADATA, STRIPE_KEY, REFUSED_STRIPE_KEY, PASSWORD, NEW_PASSWORD, HOOK
+]  # fmt: skip
+
+
+class Configured:
+    """A namespace behind TLS and an API key, and what our programs are configured with there."""
+
+    def __init__(self, namespace: Namespace, data: Path, **env: str) -> None:
+        self.namespace = namespace
+        self.data = data
+        self.env = env
+        self.written: list[str] = []
+        key = env["TEMPORAL_TLS_CLIENT_KEY_DATA"]
+        self.secrets = [*SECRETS, *(line for line in key.splitlines() if "-----" not in line)]
+
+    def worker(self, **env: str) -> Worker:
+        return Worker("", self.data, **{**self.env, **env})  # type: ignore[arg-type]
+
+    async def use_tools(self, invoice_id: str | None = None) -> None:
+        """Lists the invoices, and tells the status of one, by the MCP server's process."""
+        log = self.data / "server.log"
+        async with mcp("", log=log, env=self.env) as client:
+            for tool, arguments in (
+                ("list_invoices", {}),
+                ("get_invoice_status", {"invoice_id": invoice_id or "INV-1"}),
+            ):
+                try:
+                    self.written.append(await Tools(client)(tool, **arguments))
+                except Refused as refusal:
+                    self.written.append(str(refusal))
+
+    async def read_books(self) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(ROOT / "audit.py")),
+            env=self.worker().environment,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        output, errors = await process.communicate()
+        self.written += [output.decode(), errors.decode()]
+
+    async def assert_no_secret(self, client: Client) -> None:
+        """Anywhere: in what was printed, and in the namespace's histories."""
+        written = {str(number): text for number, text in enumerate(self.written)}
+        for file in [*self.data.glob("*.log"), *self.data.glob("*.out")]:
+            written[file.name] = file.read_text()
+        async for run in client.list_workflows():
+            handle = client.get_workflow_handle(run.id, run_id=run.run_id)
+            # As text, not as JSON, which has payloads in Base64.
+            written[run.id] = str((await handle.fetch_history()).events)
+            # The failure of an attempt is in no history before the last.
+            written[run.id] += str((await handle.describe()).raw_description)
+        for where, text in written.items():
+            for secret in self.secrets:
+                assert secret not in text, f"in {where}"
+
+
+@pytest.fixture
+def hook() -> Iterator[ThreadedHook]:
+    hook = ThreadedHook()
+    threading.Thread(target=hook.server.serve_forever, args=[0.02], daemon=True).start()
+    yield hook
+    hook.server.shutdown()
+    hook.server.server_close()
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StripeStandIn]:
+    with StripeStandIn() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest) -> str:
+    """The URL of a new one; empty where there is no PostgreSQL."""
+    if programs() is None:
+        return ""
+    server: PostgreSQL = request.getfixturevalue("postgresql")
+    return server.create_database()
+
+
+@pytest.fixture
+async def configured(
+    namespace: Namespace,
+    hook: ThreadedHook,
+    stand_in: StripeStandIn,
+    database: str,
+    tmp_path: Path,
+) -> AsyncIterator[Configured]:
+    host, _, name = namespace.address.partition("/")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("invoices@example.com")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    tls.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(tls)
+    async with tls_proxy(int(host.partition(":")[2]), tls, API_KEY) as address:
+        env = {
+            "TEMPORAL_ADDRESS": address,
+            "TEMPORAL_NAMESPACE": name,
+            "TEMPORAL_API_KEY": API_KEY,
+            "TEMPORAL_GRPC_META_X_TOKEN": METADATA,
+            "TEMPORAL_TLS_SERVER_CA_CERT_DATA": authority.cert_pem.bytes().decode(),
+            "TEMPORAL_TLS_CLIENT_CERT_DATA": certificate.cert_chain_pems[0].bytes().decode(),
+            "TEMPORAL_TLS_CLIENT_KEY_DATA": certificate.private_key_pem.bytes().decode(),
+            "INVOICE_NOTIFY_URL": hook.url,
+            "PAYMENT_GATEWAY": "stripe",
+            "STRIPE_API_KEY": STRIPE_KEY,
+            "STRIPE_API_BASE": stand_in.url,
+        }
+        if database:
+            env["PAYMENT_LEDGER_URL"] = database
+        yield Configured(namespace, tmp_path, **env)
+
+
+@asynccontextmanager
+async def running(worker: Worker) -> AsyncIterator[Worker]:
+    try:
+        yield await worker.start()
+    finally:
+        worker.kill()
+
+
+async def approved(client: Client, reached: Callable[[InvoiceStatus], Any]) -> str:
+    """The id of an invoice, once its status is as wanted."""
+    terms = {"customer": "cus_A", "payment_method": "pm_visa"}
+    invoice = Invoice.model_validate(an_invoice(**terms))
+    invoices = InvoiceClient(client)
+    await invoices.submit(invoice)
+    await invoices.decide(invoice.id, approve=True)
+
+    async def look() -> bool:
+        return bool(reached(await invoices.get_status(invoice.id)))
+
+    await eventually(look)
+    return invoice.id
+
+
+def is_completed(status: InvoiceStatus) -> bool:
+    return status.state == "completed"
+
+
+async def attempted_notice(client: Client, failure: str) -> None:
+    """Waits until a notice's attempt has failed with these words, or a notice was given up."""
+
+    async def look() -> bool:
+        async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
+            handle = client.get_workflow_handle(run.id, run_id=run.run_id)
+            attempts = str((await handle.describe()).raw_description)
+            if failure in attempts + str((await handle.fetch_history()).events):
+                return True
+        return False
+
+    await eventually(look)
+
+
+@pytest.mark.parametrize(
+    ("answers", "failure"),
+    [
+        ([], ""),
+        ([404] + [500] * 9, "the hook answered with status 500"),
+        (None, "(ConnectError)"),
+    ],
+)
+async def test_no_secret_is_told_when_an_invoice_is_paid(
+    answers: list[int] | None, failure: str, configured: Configured, hook: ThreadedHook
+) -> None:
+    client = await configured.namespace.connect()
+    hook.statuses[:] = answers or []
+    url = hook.url if answers is not None else f"http://127.0.0.1:{free_port()}/{HOOK}"
+    async with running(configured.worker(INVOICE_NOTIFY_URL=url)) as worker:
+        invoice_id = await approved(client, is_completed)
+        await attempted_notice(client, failure)
+        await configured.use_tools(invoice_id)
+        await configured.read_books()
+        assert await worker.end() == 0
+    assert any(invoice_id in text for text in configured.written)
+    await configured.assert_no_secret(client)
+
+
+async def test_no_secret_is_told_when_stripe_refuses_the_key(configured: Configured) -> None:
+    client = await configured.namespace.connect()
+    async with running(configured.worker(STRIPE_API_KEY=REFUSED_STRIPE_KEY)):
+        invoice_id = await approved(client, lambda status: "Invalid API Key" in status.to_text())
+        await configured.use_tools(invoice_id)
+        await configured.read_books()
+    await configured.assert_no_secret(client)
+
+
+async def test_no_secret_is_told_when_the_database_refuses_the_password(
+    configured: Configured,
+) -> None:
+    if "PAYMENT_LEDGER_URL" not in configured.env:
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    client = await configured.namespace.connect()
+    url = configured.env["PAYMENT_LEDGER_URL"]
+    database = url.rpartition("/")[2]
+    # A login of its own, since other tests use the one of the server.
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE \"{database}\" LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
+        own = url.replace("invoices:", f"{database}:")
+        async with running(configured.worker(PAYMENT_LEDGER_URL=own)):
+            await approved(client, is_completed)
+            connection.execute(f"ALTER ROLE \"{database}\" PASSWORD '{NEW_PASSWORD}'")
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s",
+                [database],
+            )
+            await approved(client, lambda status: "ledger is unavailable" in status.to_text())
+            configured.env["PAYMENT_LEDGER_URL"] = own
+            await configured.read_books()
+            assert "password authentication failed" in configured.written[-1]
+        with pytest.raises(AssertionError, match="password authentication failed"):
+            await configured.worker().start()
+    await configured.assert_no_secret(client)
+
+
+async def test_no_secret_is_told_when_the_service_refuses_the_key(configured: Configured) -> None:
+    configured.env["TEMPORAL_API_KEY"] = WRONG_KEY
+    with pytest.raises(AssertionError, match="refuses the credentials"):
+        await configured.worker().start()
+    await configured.use_tools()
+    await configured.read_books()
+    assert sum("refuses the credentials" in text for text in configured.written) == 3
+    await configured.assert_no_secret(await configured.namespace.connect())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TEMPORAL_API_KEY", f"{API_KEY}\n"),
+        ("TEMPORAL_GRPC_META_X_TOKEN", f"{METADATA}\n"),
+        ("TEMPORAL_TLS_CLIENT_KEY_DATA", API_KEY),
+        ("STRIPE_API_KEY", f"{STRIPE_KEY}\n"),
+        ("INVOICE_NOTIFY_URL", f"http://{HOOK}\N{FULLWIDTH COMMERCIAL AT}host/"),
+        ("PAYMENT_LEDGER_URL", f"postgresql://invoices:{PASSWORD}/more@host/database"),
+    ],
+)
+async def test_no_secret_is_told_when_it_is_not_well_formed(
+    name: str, value: str, configured: Configured
+) -> None:
+    configured.env[name] = value
+    with pytest.raises(AssertionError):
+        await configured.worker().start()
+    if name.startswith("TEMPORAL_"):  # the others are the worker's alone
+        await configured.use_tools()
+        await configured.read_books()
+    await configured.assert_no_secret(await configured.namespace.connect())
+
+
+async def test_no_secret_is_in_the_embedded_services_log(
+    hook: ThreadedHook, tmp_path: Path
+) -> None:
+    port, ui_port = free_port(), free_port()
+    worker = Worker(
+        "",
+        tmp_path,
+        PROCESSES / "embedded_worker.py",
+        [str(port), str(ui_port)],
+        INVOICE_NOTIFY_URL=hook.url,
+    )
+    hook.statuses[:] = [500] * 9
+    async with running(worker):
+        client = await connection.connect({"target_host": f"localhost:{port}"})
+        await approved(client, is_completed)
+        await attempted_notice(client, "the hook answered with status 500")
+        assert await worker.end() == 0
+    written = [file.read_text() for file in tmp_path.glob("*.log")]
+    assert len(written) == 2
+    assert not any(HOOK in text for text in written)

@@ -1,0 +1,150 @@
+"""`uv run worker.py`: its clean end, and one sentence for what is wrong."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from starting import refused
+from startup import StartupError
+from support import (
+    ROOT,
+    Worker,
+    environment,
+    free_port,
+)
+from temporal_service import connection, dev_server
+
+
+async def test_a_port_taken_by_something_else_is_named(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    port, ui_port = free_port(), free_port()
+    monkeypatch.setattr(connection, "PORT", port)
+    monkeypatch.setattr(connection, "UI_PORT", ui_port)
+    monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
+
+    async def refused_here() -> str:
+        with pytest.raises(StartupError) as refusal:
+            async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+                pytest.fail("it started")
+        return str(refusal.value)
+
+    with socket.create_server(("127.0.0.1", ui_port)):
+        line = await refused_here()
+        assert f"Port {ui_port}, for Temporal's Web UI, is in use" in line
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
+        line = await refused_here()
+        assert f"Port {port} is in use by something that isn't a Temporal Service" in line
+
+
+async def test_metrics_that_cannot_be_served_are_not_blamed_on_the_service(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection, "PORT", free_port())
+    monkeypatch.setattr(connection, "UI_PORT", free_port())
+
+    async def refused_here(metrics_address: str) -> str:
+        with pytest.raises(StartupError) as refusal:
+            async with dev_server.connect_or_start(tmp_path, "InvoiceState", metrics_address):
+                pytest.fail("it started")
+        return str(refusal.value)
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        said = await refused_here(address)
+    assert said.startswith(f"Metrics can't be served at {address}: ")
+    for address in ["9464", ":9464", "localhost", "localhost:http", "::1:9464", "a b:1", "x" * 99]:
+        said = await refused_here(address)
+        assert said.startswith(f"Metrics can't be served at {address}: ")
+
+
+async def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    line = await refused(INVOICE_DATA_DIR=str(tmp_path), TEMPORAL_ADDRESS=address)
+    assert f"The Temporal Service at {address} can't be reached" in line
+
+
+async def test_a_broken_data_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    line = await refused(INVOICE_DATA_DIR=str(tmp_path / "file"))
+    assert "The data directory can't be used" in line
+    assert str(tmp_path / "file") in line
+
+
+async def test_a_broken_ledger_is_named(tmp_path: Path) -> None:
+    (tmp_path / "payments.db").write_text("no database, but as long as the header of one is " * 3)
+    line = await refused(INVOICE_DATA_DIR=str(tmp_path))
+    assert f"The payment ledger {tmp_path / 'payments.db'} can't be used" in line
+
+
+async def test_a_database_of_temporals_that_cannot_be_opened_is_named(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(connection, "PORT", free_port())
+    monkeypatch.setattr(connection, "UI_PORT", free_port())
+    monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
+    (tmp_path / "temporal.db").mkdir()
+    with pytest.raises(StartupError) as refusal:
+        async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+            pytest.fail("it started")
+    assert "unable to open database file" in str(refusal.value)
+    assert str(tmp_path / "temporal.db") in str(refusal.value)
+
+
+async def test_a_closed_standard_output_is_named(address: str, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        line = await refused(stdout=writer, **environment(address, INVOICE_DATA_DIR=str(tmp_path)))
+    finally:
+        os.close(writer)
+    assert "Standard output can't be written to" in line
+
+
+async def test_a_limit_that_is_no_amount_is_named(tmp_path: Path) -> None:
+    line = await refused(INVOICE_DATA_DIR=str(tmp_path), INVOICE_DECLINE_OVER="much")
+    assert "INVOICE_DECLINE_OVER must be an amount" in line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_idle_worker_ends_cleanly(number: int, address: str, tmp_path: Path) -> None:
+    worker = await Worker(address, tmp_path).start()
+    assert await worker.end(number) == 0
+    assert "Traceback" not in worker.log.read_text()
+    assert "Fatal Python error" not in worker.log.read_text()
+    assert "gets no work" not in worker.log.read_text()
+
+
+INTERRUPTING = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPTED_IMPORT"]:
+            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("module", ["argparse", "temporalio.worker", "workflow"])
+def test_a_signal_during_the_imports_ends_it_without_a_traceback(
+    module: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
+    ended = subprocess.run(
+        [sys.executable, ROOT / "worker.py"],
+        env=environment("", PYTHONPATH=str(tmp_path), INTERRUPTED_IMPORT=module, SIGNAL=name),
+        capture_output=True,
+        timeout=30,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")

@@ -1,0 +1,111 @@
+"""What disagrees in books that are made up."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+import audit
+from invoice_runs import InvoiceRun
+from invoices.answers import InvoiceStatus
+from invoices.invoice import Invoice
+from invoices.messages import PaymentRequest
+from invoices.status import Decision, RunProgress, State
+from payments.gateway import LedgerEntry, Payment
+from payments.ledger import SQLiteLedger
+from support import (
+    an_invoice,
+)
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+def test_a_text_that_starts_like_a_formula_is_quoted(start: str) -> None:
+    assert audit.spreadsheet_safe(f"{start}1") == f"'{start}1"
+    assert audit.spreadsheet_safe(f"1{start}") == f"1{start}"
+
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+APPROVAL = Decision(approved=True, at=NOON)
+
+
+def recorded(
+    state: State, signal: Decision, payment: audit.PaymentActivity | None = None
+) -> audit.Run:
+    """What Temporal has of a run that was never made, with the payment of its only line."""
+    status = InvoiceStatus(
+        invoice_id="MADE-UP", workflow_id="", state=state, status="", submitted_at=NOON
+    )
+    description: Any = SimpleNamespace(run_id=uuid4().hex, close_time=None)
+    payments = {"1": payment} if payment else {}
+    found = InvoiceRun(description, status, progress=None)
+    return audit.Run(found, signals=[(signal, "a client")], payments=payments)
+
+
+def test_a_decision_that_came_too_late_is_none() -> None:
+    assert recorded("completed", APPROVAL).decision == (APPROVAL, "a client")
+    assert recorded("timed_out", APPROVAL).decision == (None, None)
+
+
+def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
+    begun = audit.PaymentActivity(PaymentRequest(), NOON)
+    approved = recorded("paying", APPROVAL, begun)
+    rejected = recorded("rejected", Decision(approved=False, at=NOON), begun)
+    assert not list(audit._disagreements(ledger, [approved], [], []))
+    [text] = audit._disagreements(ledger, [rejected], [], [])
+    assert text == f"payments without an approval in {rejected}"
+
+
+def test_a_payment_that_the_run_has_not_told_disagrees(ledger: SQLiteLedger) -> None:
+    made = audit.PaymentActivity(PaymentRequest(amount=Decimal("9.90")), NOON, NOON)
+
+    def told(state: State, lines: int, amount: str, *, closed: bool = True) -> list[str]:
+        progress = RunProgress.of(Invoice.model_validate(an_invoice()))
+        progress.state, progress.paid_lines, progress.paid_amount = state, lines, Decimal(amount)
+        # Two were paid earlier.
+        progress.paid_earlier_lines, progress.paid_earlier_amount = 2, Decimal("5.00")
+        run = recorded(state, APPROVAL, made)
+        close_time = NOON if closed else None
+        description: Any = SimpleNamespace(run_id=run.found.id, close_time=close_time)
+        run.found = replace(run.found, progress=progress, description=description)
+        return list(audit._misnoted(run))
+
+    assert not told("cancelled", 3, "14.90")
+    [text] = told("cancelled", 2, "5.00")
+    assert text.startswith("1 line, $9.90 paid in the history of run ")
+    assert text.endswith(" (cancelled), which tells 0 lines, $0.00")
+    assert len(told("completed", 3, "15.90")) == 1
+    assert not told("paying", 2, "5.00", closed=False)
+    assert not told("paying", 2, "5.00")  # it was terminated
+
+
+def test_an_invoice_paid_through_two_gateways_disagrees(ledger: SQLiteLedger) -> None:
+    payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
+    declined = LedgerEntry(payment, 1, "simulated", "simulated-1", "declined", NOON)
+    entries = [declined, LedgerEntry(payment, 2, "stripe live", "pi_1", "begun", NOON)]
+    assert not list(audit._disagreements(ledger, [], entries, entries))
+    entries[0] = replace(declined, state="paid")
+    [text] = audit._disagreements(ledger, [], entries, entries)
+    assert text == "paid through more than one gateway: simulated, stripe live"
+
+
+def test_a_payment_that_a_reset_has_copied_is_one_payment(ledger: SQLiteLedger) -> None:
+    payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
+    entry = LedgerEntry(payment, 1, "simulated", "simulated-1", "paid", NOON)
+    asked = PaymentRequest(item="Domain", amount=Decimal("9.90"))
+
+    def disagreements(*moments: datetime) -> list[str]:
+        runs = [
+            recorded("completed", APPROVAL, audit.PaymentActivity(asked, NOON, moment))
+            for moment in moments
+        ]
+        return list(audit._disagreements(ledger, runs, [entry], [entry]))
+
+    assert not disagreements(NOON, NOON)
+    [text] = disagreements(NOON, NOON + timedelta(seconds=1))
+    assert text.startswith("line 1: paid by run ")

@@ -1,0 +1,608 @@
+"""The rules of an invoice, its exact money and the words made from it; no service needed."""
+
+import json
+import re
+import unicodedata
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from invoices.invoice import MAX_JSON_BYTES, Invoice, rule_of_new_id, workflow_id
+from invoices.status import Decision, RunProgress
+from invoices.wording import (
+    describe_validation_errors,
+    format_duration,
+    format_money,
+    format_utc,
+    pluralize,
+    sanitized,
+    sanitized_quote,
+)
+
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
+
+CENTS = st.integers(min_value=1, max_value=10**12 - 1)
+DEEPEST = 150
+"""A nesting that every JSON parser on the way can take."""
+
+
+def invoice(**fields: Any) -> Invoice:
+    return Invoice.model_validate({"id": "INV-1", "lines": [line()], **fields})
+
+
+def line(**fields: Any) -> dict[str, Any]:
+    return {"item": "Pens", "amount": "1.00", **fields}
+
+
+def refusal(**fields: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        invoice(**fields)
+    return describe_validation_errors(caught.value)
+
+
+def dollars(cents: int) -> str:
+    return f"{cents // 100}.{cents % 100:02}"
+
+
+def nested(depth: int) -> Any:
+    value: Any = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_id_is_kept_as_it_is() -> None:
+    for name in ("INV-001", "7", "ä", "日本", "２", "a" * 100, "2026/11.#7_b-"):
+        assert invoice(id=name).id == name
+
+
+def test_integer_id_is_taken_as_its_digits() -> None:
+    assert invoice(id=42).id == "42"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            "a" * 101,
+            "-1",
+            "#1",
+            "a b",
+            "a\n",
+            "a\u200b",
+            "a\u202eb",
+            "²",
+            "½",
+            "a'b",
+            "a\u0301",
+        ),
+        *(None, True, 5.0, ["a"], {"a": 1}, 10**200),
+    ],
+)
+def test_any_other_id_is_refused(name: Any) -> None:
+    assert refusal(id=name).startswith("id: must ")
+
+
+@pytest.mark.parametrize("name", ["INV\u3164", "\u115f", "INV\uffa0", "a\u1160"])
+def test_id_with_an_invisible_letter_is_refused(name: str) -> None:
+    assert refusal(id=name).startswith("id: must ")
+
+
+@pytest.mark.parametrize(
+    "name", ["INV-001", "2026/11.#7_b-", "ä-1", "НОВ-7", "日本-1", "INV-日本", "ক৪৭", "한국-1"]
+)
+def test_new_id_may_be_of_any_script(name: str) -> None:
+    assert rule_of_new_id(invoice(id=name).id) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("INV-О01", "must not mix Cyrillic and Latin letters, which look alike"),
+        ("ΙΝV-1", "must not mix Greek and Latin letters, which look alike"),
+        ("ОΙ-1", "must not mix Cyrillic and Greek letters, which look alike"),
+        ("INV-\uff11", "must be in Unicode's normal form NFKC: “INV-1”"),
+        ("\U0001d408NV-1", "must be in Unicode's normal form NFKC: “INV-1”"),
+        ("INV-৪", "must have the digits 0 to 9 only, unless all its letters are of another script"),
+        ("৪৭", "must have the digits 0 to 9 only, unless all its letters are of another script"),
+        ("INV-1ˮ", "must not have letters that look like punctuation"),
+        ("INV-1ǃ", "must not have letters that look like punctuation"),
+    ],
+)
+def test_new_id_that_looks_like_another_breaks_a_rule(name: str, rule: str) -> None:
+    assert rule_of_new_id(name) == rule
+    # Runs under way have such ids.
+    assert invoice(id=name).id == name
+
+
+def test_one_to_five_hundred_lines() -> None:
+    for number in (1, 500):
+        assert len(invoice(lines=[line()] * number).lines) == number
+    assert refusal(lines=[]).startswith("lines: must have at least 1 item")
+    assert refusal(lines=[line()] * 501).startswith("lines: must have at most 500 items")
+
+
+@pytest.mark.parametrize("lines", [None, 5, "x", "{}", {"0": {}}, "[" * 100_000])
+def test_lines_that_are_no_list_are_refused(lines: Any) -> None:
+    assert refusal(lines=lines) == "lines: must be a valid list"
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", [], ["item"]])
+def test_line_that_is_no_object_is_refused(value: Any) -> None:
+    assert refusal(lines=[line(), value]) == "lines[1]: must be a valid JSON object"
+
+
+def test_item_of_one_to_two_hundred_characters() -> None:
+    for item in ("x", "日" * 200):
+        assert invoice(lines=[line(item=item)]).lines[0].item == item
+    assert refusal(lines=[line(item="")]) == "lines[0].item: must have at least 1 character"
+    assert "at most 200" in refusal(lines=[line(item="x" * 201)])
+    assert refusal(lines=[{"amount": 1}]) == "lines[0].item: is required"
+    assert refusal(lines=[line(item=5)]) == "lines[0].item: must be a valid string"
+
+
+@pytest.mark.parametrize(
+    ("amount", "cents"),
+    [
+        ("0.01", 1),
+        ("9999999999.99", 10**12 - 1),
+        (9999999999.99, 10**12 - 1),
+        ("19.99", 1999),
+        (19.99, 1999),
+        (5, 500),
+        (1e3, 100_000),
+        ("5.000", 500),
+        ("007", 700),
+    ],
+)
+def test_amount_is_exact(amount: Any, cents: int) -> None:
+    assert str(invoice(lines=[line(amount=amount)]).total) == dollars(cents)
+
+
+@pytest.mark.parametrize(
+    "amount",
+    [
+        *(
+            0,
+            "0",
+            "0.00",
+            -1,
+            "-1",
+            "0.001",
+            0.1 + 0.2,
+            1e-7,
+            10**10,
+            "10000000000",
+            1e300,
+            10**400,
+        ),
+        *("", " 5", "5 ", "5\n", "+5", "5.", ".5", "1e3", "1_000", "1,000", "$5", "0x5", "５"),
+        *(True, None, "NaN", "Infinity", [0, [5], 2], {"value": 5}, float("nan"), float("inf")),
+    ],
+)
+def test_any_other_amount_is_refused(amount: Any) -> None:
+    assert " must " in refusal(lines=[line(amount=amount)])
+
+
+def test_description_is_optional_text() -> None:
+    assert invoice(lines=[line(description="Frontend")]).lines[0].description == "Frontend"
+    assert invoice().lines[0].description is None
+    assert refusal(lines=[line(description=5)]).startswith("lines[0].description: must be")
+
+
+def test_currency_is_three_capitals() -> None:
+    assert invoice().currency == "USD"
+    assert invoice(currency="EUR").currency == "EUR"
+    assert invoice(currency="eur").currency == "EUR"
+    for other in ("EU", "EURO", "EUR\n", "ＥＵＲ", "ÄÖÜ", "", 5):
+        assert refusal(currency=other).startswith("currency: must ")
+
+
+def test_approval_timeout_is_above_0_up_to_365_days() -> None:
+    assert invoice().approval_timeout_days == 5
+    for days in (1e-9, 0.5, 365):
+        assert invoice(approval_timeout_days=days).approval_timeout_days == days
+    for other in (0, -1, 365.001, 10**400, "NaN", "inf", "soon", [5]):
+        assert refusal(approval_timeout_days=other).startswith("approval_timeout_days: must ")
+
+
+def test_payment_interval_is_0_to_3600_seconds() -> None:
+    assert invoice().payment_interval_seconds == 2
+    for seconds in (0, 0.5, 3600):
+        assert invoice(payment_interval_seconds=seconds).payment_interval_seconds == seconds
+    others: tuple[Any, ...] = (-0.001, 3600.001, "NaN", "soon", {})
+    for other in others:
+        assert refusal(payment_interval_seconds=other).startswith("payment_interval_seconds: ")
+
+
+@pytest.mark.parametrize("field", ["approval_timeout_days", "payment_interval_seconds"])
+def test_yes_or_no_is_no_duration(field: str) -> None:
+    assert refusal(**{field: True}).startswith(f"{field}: must ")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["currency", "customer", "payment_method", "approval_timeout_days", "payment_interval_seconds"],
+)
+def test_null_means_the_default(field: str) -> None:
+    assert invoice(**{field: None}).digest == invoice().digest
+
+
+@pytest.mark.parametrize("field", ["customer", "payment_method"])
+def test_who_is_charged_and_how_is_text_of_255_characters_at_most(field: str) -> None:
+    assert invoice(**{field: "x" * 255}).digest != invoice().digest
+    assert refusal(**{field: "x" * 256}).startswith(f"{field}: must have at most 255 characters")
+    assert refusal(**{field: 5}).startswith(f"{field}: must be a valid string")
+
+
+def test_other_fields_are_kept() -> None:
+    extra = {"vendor": {"vat": "DE1", "tags": [1, 2.5, None, True, "ü"]}, "total": 5, "digest": ""}
+    kept = json.loads(invoice(**extra, lines=[line(tax=0.19)]).to_json())
+    assert {name: kept[name] for name in extra} == extra
+    assert kept["lines"][0]["tax"] == 0.19
+
+
+def test_json_stays_below_one_mebibyte() -> None:
+    # The fields around the note take less than 300 bytes, however they are written.
+    assert invoice(note="x" * (MAX_JSON_BYTES - 300)).id == "INV-1"
+    assert refusal(note="x" * MAX_JSON_BYTES) == "invoice: must be smaller than 1 MiB as JSON"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", nested(400), nested(900)])
+def test_what_is_no_plain_json_is_refused(value: Any) -> None:
+    assert refusal(note=value) == "invoice: must be plain JSON"
+
+
+@pytest.mark.parametrize("note", ["NaN", "1e999", r'"\ud800"', "[" * 230 + "]" * 230])
+@pytest.mark.parametrize("whole", [True, False], ids=["invoice", "lines"])
+def test_what_is_no_plain_json_is_refused_within_a_json_string_too(note: str, whole: bool) -> None:
+    lines = f'[{{"item": "Pens", "amount": 1, "note": {note}}}]'
+    value = f'{{"id": "INV-1", "lines": {lines}}}' if whole else {"id": "INV-1", "lines": lines}
+    with pytest.raises(ValidationError) as caught:
+        Invoice.model_validate(value)
+    assert "must be plain JSON" in describe_validation_errors(caught.value)
+
+
+def test_size_is_that_of_the_json_however_it_is_spelled() -> None:
+    lines = '[{"item": "Pens", "amount": 1, "note": [' + ",".join(["1e15"] * 200_000) + "]}]"
+    assert refusal(lines=lines) == "invoice: must be smaller than 1 MiB as JSON"
+
+
+def test_json_string_is_taken_for_the_object_and_for_its_lines() -> None:
+    whole = {"id": "INV-1", "lines": [line()]}
+    assert Invoice.model_validate(json.dumps(whole)) == invoice()
+    assert invoice(lines=json.dumps([line()])) == invoice()
+
+
+@pytest.mark.parametrize("value", [None, 5, True, "", "x", "5", "null", "[]", [], [1], b"\xff"])
+def test_what_is_no_object_is_refused(value: Any) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Invoice.model_validate(value)
+    assert describe_validation_errors(caught.value) == "invoice: must be a valid JSON object"
+
+
+@UNTIMED
+@given(st.lists(CENTS, min_size=50, max_size=50))
+def test_totals_are_those_of_whole_cents(cents: list[int]) -> None:
+    # 50 examples of 50 lines: 2,500 amounts.
+    total = invoice(lines=[line(amount=dollars(c)) for c in cents]).total
+    assert str(total) == dollars(sum(cents))
+
+
+def test_tenths_add_up() -> None:
+    assert invoice(lines=[line(amount=0.1), line(amount=0.2)]).total == Decimal("0.30")
+    assert invoice(lines=[line(amount=19.99)] * 3).total == Decimal("59.97")
+
+
+@UNTIMED
+@given(CENTS)
+@example(10**12 - 1)
+def test_amount_as_number_or_string_has_one_digest(cents: int) -> None:
+    as_number = invoice(lines=[line(amount=json.loads(dollars(cents)))])
+    assert as_number.digest == invoice(lines=[line(amount=dollars(cents))]).digest
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"lines": [{"amount": 1, "item": "Pens"}], "id": "INV-1"},
+        {"id": "INV-1", "lines": [line(amount=1.0, description=None)]},
+        {"id": "INV-1", "lines": json.dumps([line(amount="1.0")])},
+        {"id": "INV-1", "lines": [line()], "currency": "USD", "approval_timeout_days": 5.0},
+        {"id": "INV-1", "lines": [line()], "payment_interval_seconds": 2},
+    ],
+)
+def test_same_content_in_other_spelling_has_the_same_digest(same: dict[str, Any]) -> None:
+    assert Invoice.model_validate(same).digest == invoice().digest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "INV-2"},
+        {"currency": "EUR"},
+        {"approval_timeout_days": 6},
+        {"payment_interval_seconds": 0},
+        {"vendor": None},
+        {"lines": [line(), line()]},
+        {"lines": [line(amount="1.01")]},
+        {"lines": [line(item="pens")]},
+        {"lines": [line(description="")]},
+        {"lines": [line(tax=0)]},
+    ],
+)
+def test_any_change_gives_another_digest(change: dict[str, Any]) -> None:
+    assert invoice(**change).digest != invoice().digest
+
+
+def test_order_of_lines_is_content() -> None:
+    lines = [line(), line(item="Paper")]
+    assert invoice(lines=lines).digest != invoice(lines=lines[::-1]).digest
+
+
+JSON_VALUE = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # NaN, infinity and surrogates are no JSON.
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@UNTIMED
+@given(JSON_VALUE, st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
+@example(nested(DEEPEST), "x")
+def test_json_gives_the_same_invoice_again(extra: Any, item: str) -> None:
+    first = invoice(extra=extra, lines=[line(item=item, extra=extra)])
+    again = Invoice.model_validate_json(first.to_json())
+    assert again == first
+    assert again.to_json() == first.to_json()
+
+
+def test_memo_of_progress_has_no_empty_keys() -> None:
+    memo = RunProgress.of(invoice()).to_memo()
+    assert memo["total"] == "1.00"
+    assert None not in memo.values()
+    assert RunProgress.model_validate(memo) == RunProgress.of(invoice())
+
+
+def test_broken_rules_name_field_and_rule_but_no_value() -> None:
+    rules = refusal(id="no good", lines=[line(amount="many")], currency="euro")
+    assert rules == (
+        "id: must begin with a letter or digit and go on with those or . _ / # - only;"
+        " lines[0].amount: must be a plain number such as 5000.00;"
+        " currency: must be three capital letters such as EUR"
+    )
+
+
+def test_broken_rules_name_five_and_count_the_rest() -> None:
+    rules = refusal(lines=[{}] * 4)
+    assert rules.count(";") == 5
+    assert rules.endswith("; and 3 more")
+
+
+def test_broken_rules_of_no_json_are_readable() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Invoice.model_validate_json(b"\xff\x00")
+    assert describe_validation_errors(caught.value).startswith("invoice: Invalid JSON: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Web Development", "Müller + Söhne", "日本語の請求書", "Ünï (1/2): 5 %", ""],
+)
+def test_ordinary_text_is_shown_unchanged(text: str) -> None:
+    assert sanitized(text) == text
+
+
+@UNTIMED
+@given(st.text(), st.integers(min_value=2, max_value=80))
+@example("\u202egnp.exe\u202c \x1b[31m <b>|`*[x](y)", 60)
+@example("e" + "\u0301" * 50, 60)
+@example("a\r\nb\u2028c\x85d", 60)
+@example("＜｜＞", 60)
+def test_shown_text_is_one_harmless_line(text: str, limit: int) -> None:
+    clean = sanitized(text, limit)
+    assert len(clean) <= limit
+    assert not set(clean) & set("<>[]*`~|\\&\n\r\t")
+    assert not {unicodedata.category(c) for c in clean} & {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+    assert sanitized(clean, limit) == clean
+
+
+def test_text_is_cut_before_it_is_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
+    normalize, lengths = unicodedata.normalize, []
+
+    def noting(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
+        lengths.append(len(text))
+        return normalize(form, text)
+
+    monkeypatch.setattr("invoices.wording.unicodedata.normalize", noting)
+    # Every second one is put in order, which takes the square of the time.
+    text = "e" + "\u0301\u0323" * 100_000
+    sanitized(text, 600)
+    sanitized_quote(text, 600)
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Strict).validate_python({text: 1})
+    describe_validation_errors(caught.value)
+    assert len(lengths) >= 3
+    assert max(lengths) <= 3 * 600
+
+
+class Strict(BaseModel, extra="forbid"):
+    """Takes no field, as a tool takes no argument that it doesn't know."""
+
+
+def test_shown_text_that_is_cut_says_so() -> None:
+    assert sanitized("e" + "\u0301" * 1000 + "5") == "é\u0301\u0301…"
+    assert sanitized("e" + " " * 1000 + "5") == "e…"
+    assert sanitized("e" + " " * 1000) == "e"
+
+
+def test_shown_text_is_cut_after_the_limit() -> None:
+    assert sanitized("x" * 60) == "x" * 60
+    assert sanitized("x" * 61) == "x" * 59 + "…"
+    assert sanitized("x" * 10**6, 5) == "xxxx…"
+
+
+BLANKS = "\u00a0\u2007\u202f\u3000\u2028\u2029\x85\u115f\u1160\u3164\uffa0\u2800\U0001d159"
+
+
+@pytest.mark.parametrize("blank", [*BLANKS, "\U00013441", f" {BLANKS}"], ids=ascii)
+def test_blanks_of_every_kind_are_one_space(blank: str) -> None:
+    assert sanitized(f"{blank}Pens{blank * 5}and paper{blank}", 200) == "Pens and paper"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("5.00\u030b, 1\u20e3", "5.00, 1"),
+        ("\u0338Pens \u030b", "Pens"),
+        ("Pe\ufe0fn\U000e0101s\u034f", "Pens"),
+        ("R\u20ddA\u0489", "RA"),
+        ("Pens\U000e0022\u2066", "Pens��"),
+        ("\ufdfd \U0001242b \U00012219", "� � �"),
+        ("Tiê\u0301ng Việt, हिन्दी, עִבְרִית", "Tiếng Việt, हिन्दी, עִבְרִית"),
+    ],
+    ids=ascii,
+)
+def test_marks_stand_on_letters_only_and_are_seen(text: str, clean: str) -> None:
+    assert sanitized(text) == clean
+
+
+def test_quoted_text_cannot_end_the_quotation_marks_around_it() -> None:
+    assert sanitized_quote("Pens”, $1.00. “Paper") == "“Pens', $1.00. 'Paper”"
+    assert sanitized_quote("Pens'', $1.00. ,,Paper``") == "“Pens', $1.00. ,,Paper'”"
+
+
+def is_quotation_mark(character: str) -> bool:
+    name, category = unicodedata.name(character, ""), unicodedata.category(character)
+    if re.match("(SINGLE|HEAVY) (LEFT|RIGHT)-POINTING", name):  # ‹ stands for <
+        return False
+    words = r"QUOTATION MARK|\b(PRIME|APOSTROPHE|GERSHAYIM|GERESH|DITTO MARK|CORNER BRACKET)\b"
+    by_name = re.search(words, name) and category in {"Po", "Ps", "Pe", "So", "Lm", "Sk"}
+    return category in {"Pi", "Pf"} or bool(by_name)
+
+
+QUOTATION_MARKS = {chr(code) for code in range(0x110000) if is_quotation_mark(chr(code))}
+
+
+def test_quotation_marks_of_every_script_are_replaced() -> None:
+    assert len(QUOTATION_MARKS) > 50
+    for mark in sorted(QUOTATION_MARKS):
+        for text in (f"Pens{mark}, $1.00", mark * 3):
+            assert not set(sanitized_quote(text)[1:-1]) & QUOTATION_MARKS - {"'"}, ascii(mark)
+
+
+HOSTILE_TEXT = st.text(
+    st.sampled_from(
+        [*sorted(QUOTATION_MARKS), *BLANKS, *"a1.$<`´ \u0301\u20dd\ufe0f\u09c7\u09be\u1100\u1161"]
+    )
+    | st.characters(),
+    max_size=40,
+)
+
+
+@UNTIMED
+@given(HOSTILE_TEXT, st.integers(min_value=2, max_value=80))
+def test_quoted_text_is_one_harmless_line_in_its_quotation_marks(text: str, limit: int) -> None:
+    quoted = sanitized_quote(text, limit)
+    inside = quoted[1:-1]
+    assert quoted == f"“{inside}”"
+    assert len(inside) <= limit
+    assert not set(inside) & ({*QUOTATION_MARKS, *BLANKS} - {"'"})
+    assert "''" not in inside
+    assert "  " not in inside
+    assert sanitized(quoted, limit + 2) == quoted
+    assert sanitized(sanitized(text, limit), limit) == sanitized(text, limit)
+
+
+def test_what_is_shown_can_be_shown_again() -> None:
+    assert sanitized(sanitized_quote("Pens <b>")) == sanitized_quote("Pens <b>")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"total": "1E+999999999"},
+        {"paid_amount": "-1.00"},
+        {"paid_earlier_amount": "10000000000000"},
+        {"currency": "USD. Paid: all of it, not"},
+    ],
+)
+def test_a_memo_with_money_that_no_invoice_has_is_refused(field: dict[str, str]) -> None:
+    memo = RunProgress.of(invoice()).to_memo()
+    with pytest.raises(ValidationError):
+        RunProgress.model_validate({**memo, **field})
+
+
+def test_a_name_that_is_a_sentence_is_quoted() -> None:
+    at = datetime.fromisoformat("2026-11-29T06:02:11+00:00")
+    decision = Decision(approved=True, by="ann@pc on Monday. Paid: “all” of", at=at)
+    assert str(decision).startswith("approved by “ann@pc on Monday. Paid: 'all' of” on 2026-11-29")
+    assert str(Decision(approved=True, by="ann@pc", at=at)).startswith("approved by ann@pc on ")
+
+
+def test_money_without_end_is_short() -> None:
+    assert format_money(Decimal("1E+999999"), "USD") == "$1.00e+999999"
+    assert format_money(Decimal("1E-999999"), "USD") == "$0.00"
+
+
+def test_money_names_the_currency() -> None:
+    assert format_money(Decimal("5000.00"), "USD") == "$5,000.00"
+    assert format_money(Decimal("9999999999.99"), "EUR") == "EUR 9,999,999,999.99"
+    assert format_money(Decimal("0.1"), "JPY") == "JPY 0.10"
+
+
+@UNTIMED
+@given(CENTS)
+def test_money_loses_no_cent(cents: int) -> None:
+    assert format_money(Decimal(dollars(cents)), "USD").replace(",", "") == f"${dollars(cents)}"
+
+
+def test_counted_things() -> None:
+    assert [pluralize(n, "line") for n in (0, 1, 2, 1000)] == [
+        "0 lines",
+        "1 line",
+        "2 lines",
+        "1,000 lines",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("duration", "words"),
+    [
+        (timedelta(seconds=-5), "0 s"),
+        (timedelta(seconds=12.4), "12 s"),
+        (timedelta(seconds=59.6), "1 min"),
+        (timedelta(minutes=59, seconds=59), "1 h"),
+        (timedelta(hours=5, minutes=10), "5 h 10 min"),
+        (timedelta(hours=23, minutes=40), "23 h 40 min"),
+        (timedelta(hours=23, minutes=59, seconds=50), "1 day"),
+        (timedelta(days=1, minutes=20), "1 day"),
+        (timedelta(days=4, hours=23), "4 days 23 h"),
+        (timedelta(days=4, hours=23, minutes=59), "5 days"),
+        (timedelta(days=365), "365 days"),
+    ],
+)
+def test_span_has_two_units_at_most(duration: timedelta, words: str) -> None:
+    assert format_duration(duration) == words
+
+
+def test_summary_and_workflow_id() -> None:
+    assert invoice(lines=[line(), line()], currency="EUR").summary == "2 lines, EUR 2.00"
+    assert workflow_id("INV-1") == "invoice-INV-1"
+
+
+def test_utc_time_has_seconds() -> None:
+    assert (
+        format_utc(datetime.fromisoformat("2026-11-29T07:02:11+01:00")) == "2026-11-29 06:02:11 UTC"
+    )

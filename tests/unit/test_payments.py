@@ -1,0 +1,517 @@
+"""Paying a line once: `pay_once` over a gateway that counts, and the activities around it."""
+
+import json
+from dataclasses import replace
+from datetime import UTC
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.testing import ActivityEnvironment
+
+import activities
+from invoices.invoice import BEFORE_1_1, Invoice
+from invoices.messages import LedgerQuestion, PaymentRequest, Terms
+from payments.gateway import (
+    GatewayUnavailable,
+    InvalidPayment,
+    Payment,
+    PaymentConflict,
+    PaymentDeclined,
+    WrongGateway,
+)
+from payments.ledger import SQLiteLedger
+from payments.pay_once import pay_once
+from payments.simulated import SimulatedGateway, decline_limit
+from startup import StartupError
+from support import payments, states
+
+PAYMENT = Payment("invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD", "cus_A")
+
+
+class Provider:
+    """A provider that keeps its references for ever, and fails on request."""
+
+    name = "provider"
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+        self.charged: list[str] = []
+        self.fail_prepare: Exception | None = None
+        self.fail_before: Exception | None = None
+        """The provider has not charged."""
+        self.fail_after: Exception | None = None
+        """The provider has charged, and its answer is lost."""
+
+    def check(self, payment: Payment) -> None:
+        if payment.amount == 0:
+            raise InvalidPayment("amount", "must be greater than 0")
+
+    def prepare(self, payment: Payment, attempt: int) -> str:
+        if self.fail_prepare:
+            raise self.fail_prepare
+        self.prepared.append(f"{payment.idempotency_key}/{attempt}/{len(self.prepared)}")
+        return self.prepared[-1]
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        assert reference in self.prepared
+        if self.fail_before:
+            raise self.fail_before
+        if reference not in self.charged:
+            self.charged.append(reference)
+        if self.fail_after:
+            raise self.fail_after
+
+
+class OtherProvider(Provider):
+    name = "other"
+
+
+@pytest.fixture
+def provider() -> Provider:
+    return Provider()
+
+
+def test_the_same_payment_again_returns_the_first_entry(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    first = pay_once(provider, ledger, PAYMENT)
+    assert first.at.tzinfo == UTC
+    assert pay_once(provider, ledger, PAYMENT) == first
+    assert provider.prepared == provider.charged == [first.reference]
+
+
+@pytest.mark.parametrize("fault", ["fail_before", "fail_after"])
+def test_an_unknown_outcome_is_paid_again_under_the_same_reference(
+    fault: str, provider: Provider, ledger: SQLiteLedger
+) -> None:
+    setattr(provider, fault, GatewayUnavailable("no answer"))
+    with pytest.raises(GatewayUnavailable):
+        pay_once(provider, ledger, PAYMENT)
+    assert states(ledger) == ["begun"]
+    setattr(provider, fault, None)
+    assert pay_once(provider, ledger, PAYMENT).reference == provider.prepared[0]
+    assert len(provider.charged) == 1
+    assert states(ledger) == ["paid"]
+
+
+def test_a_ledger_that_is_away_after_the_payment_learns_of_it_later(
+    provider: Provider, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+
+        def away(_: object) -> None:
+            raise GatewayUnavailable("the payment ledger is unavailable")
+
+        context.setattr(ledger, "settle", away)
+        with pytest.raises(GatewayUnavailable):
+            pay_once(provider, ledger, PAYMENT)
+    assert pay_once(provider, ledger, PAYMENT)
+    assert len(provider.charged) == 1
+
+
+def test_what_never_began_leaves_nothing_behind(provider: Provider, ledger: SQLiteLedger) -> None:
+    provider.fail_prepare = GatewayUnavailable("no answer")
+    with pytest.raises(GatewayUnavailable):
+        pay_once(provider, ledger, PAYMENT)
+    assert not states(ledger)
+
+
+@pytest.mark.parametrize("step", ["fail_prepare", "fail_before"])
+def test_a_decline_is_final_for_its_attempt_and_the_next_one_is_new(
+    step: str, provider: Provider, ledger: SQLiteLedger
+) -> None:
+    setattr(provider, step, PaymentDeclined("no money"))
+    with pytest.raises(PaymentDeclined, match="no money"):
+        pay_once(provider, ledger, PAYMENT)
+    assert states(ledger) == ["declined"]
+    setattr(provider, step, None)
+    other = replace(PAYMENT, amount=Decimal("10.00"), customer="cus_B")
+    assert pay_once(provider, ledger, other).reference.startswith(f"{PAYMENT.idempotency_key}/2/")
+    assert states(ledger) == ["declined", "paid"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"amount": Decimal("20.00")}, {"currency": "EUR"}, {"item": "Other"}]
+)
+@pytest.mark.parametrize("state", ["begun", "paid"])
+def test_a_different_payment_under_the_same_key_is_refused(
+    state: str, change: dict[str, Any], provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, state)
+    other = replace(PAYMENT, **change)
+    with pytest.raises(PaymentConflict) as refusal:
+        pay_once(provider, ledger, other)
+    assert str(PAYMENT) in str(refusal.value)
+    assert str(other) in str(refusal.value)
+    assert states(ledger) == [state]
+
+
+def begin(provider: Provider, ledger: SQLiteLedger, state: str) -> None:
+    """Brings the payment as far as `state`."""
+    if state == "begun":
+        provider.fail_before = GatewayUnavailable("no answer")
+        with pytest.raises(GatewayUnavailable):
+            pay_once(provider, ledger, PAYMENT)
+        provider.fail_before = None
+    else:
+        pay_once(provider, ledger, PAYMENT)
+
+
+def test_another_card_may_be_tried_for_a_payment_that_was_begun(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    assert pay_once(provider, ledger, replace(PAYMENT, payment_method="pm_other"))
+
+
+def test_another_customer_is_not_charged_for_a_payment_that_was_begun(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    with pytest.raises(PaymentConflict, match=r"from cus_A .* from cus_B"):
+        pay_once(provider, ledger, replace(PAYMENT, customer="cus_B"))
+
+
+def test_what_is_paid_stays_paid_whoever_is_to_be_charged_for_the_rest(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "paid")
+    assert pay_once(provider, ledger, replace(PAYMENT, customer="cus_B", payment_method="pm_B"))
+    assert len(provider.charged) == 1
+
+
+@pytest.mark.parametrize("line", [1, 2])
+@pytest.mark.parametrize("state", ["begun", "paid"])
+def test_an_invoice_begun_through_one_gateway_is_not_paid_through_another(
+    state: str, line: int, provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, state)
+    other = OtherProvider()
+    payment = replace(PAYMENT, idempotency_key=f"invoice-INV-1/line-{line}")
+    with pytest.raises(WrongGateway, match=r"paid through provider, and .* pays through other: "):
+        pay_once(other, ledger, payment)
+    assert not other.prepared
+    assert pay_once(provider, ledger, payment)
+
+
+def test_a_declined_payment_binds_to_no_gateway(provider: Provider, ledger: SQLiteLedger) -> None:
+    provider.fail_before = PaymentDeclined("no money")
+    with pytest.raises(PaymentDeclined):
+        pay_once(provider, ledger, PAYMENT)
+    assert pay_once(OtherProvider(), ledger, PAYMENT)
+
+
+def test_what_can_never_be_paid_is_not_prepared(provider: Provider, ledger: SQLiteLedger) -> None:
+    with pytest.raises(InvalidPayment, match="amount: must be greater than 0"):
+        pay_once(provider, ledger, replace(PAYMENT, amount=Decimal(0)))
+    assert not provider.prepared
+
+
+class Overlapping(Provider):
+    """Another attempt pays the line while this one is preparing, or paying."""
+
+    def __init__(self, ledger: SQLiteLedger, step: str) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self.step = step
+
+    def overlap(self, step: str) -> None:
+        if self.step == step:
+            self.step = "done"
+            pay_once(self, self.ledger, PAYMENT)
+
+    def prepare(self, payment: Payment, attempt: int) -> str:
+        reference = super().prepare(payment, attempt)
+        self.overlap("prepare")
+        return reference
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        self.overlap("pay")
+        super().pay(reference, payment)
+
+
+def test_of_two_gateways_that_begin_at_once_one_pays(ledger: SQLiteLedger) -> None:
+    second = OtherProvider()
+
+    class Overtaken(Provider):
+        def prepare(self, payment: Payment, attempt: int) -> str:
+            reference = super().prepare(payment, attempt)
+            pay_once(second, ledger, payment)
+            return reference
+
+    first = Overtaken()
+    with pytest.raises(WrongGateway, match="paid through other, and this worker pays through prov"):
+        pay_once(first, ledger, PAYMENT)
+    assert (len(first.charged), len(second.charged)) == (0, 1)
+
+
+@pytest.mark.parametrize("step", ["prepare", "pay"])
+def test_attempts_that_overlap_pay_once(step: str, ledger: SQLiteLedger) -> None:
+    provider = Overlapping(ledger, step)
+    entry = pay_once(provider, ledger, PAYMENT)
+    assert provider.charged == [entry.reference]
+    assert states(ledger) == ["paid"]
+
+
+class OverlappedDecline(Overlapping):
+    """The other attempt's payment is declined."""
+
+    def overlap(self, step: str) -> None:
+        if self.step == step:
+            self.fail_before = PaymentDeclined("no money")
+            with pytest.raises(PaymentDeclined, match="no money"):
+                super().overlap(step)
+            self.fail_before = None
+
+
+def test_a_decline_of_an_overlapping_attempt_ends_this_one_too(ledger: SQLiteLedger) -> None:
+    provider = OverlappedDecline(ledger, "prepare")
+    with pytest.raises(PaymentDeclined, match="in another attempt"):
+        pay_once(provider, ledger, PAYMENT)
+    assert not provider.charged
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> SimulatedGateway:
+    return SimulatedGateway(tmp_path)
+
+
+def test_the_simulated_gateway_is_unavailable_while_the_file_is_there(
+    gateway: SimulatedGateway, ledger: SQLiteLedger, tmp_path: Path
+) -> None:
+    (tmp_path / "gateway-down").touch()
+    with pytest.raises(GatewayUnavailable):
+        pay_once(gateway, ledger, PAYMENT)
+    (tmp_path / "gateway-down").unlink()
+    assert pay_once(gateway, ledger, PAYMENT)
+
+
+def test_an_amount_above_the_limit_is_declined(tmp_path: Path, ledger: SQLiteLedger) -> None:
+    gateway = SimulatedGateway(tmp_path, decline_over=Decimal("19.98"))
+    with pytest.raises(PaymentDeclined, match=r"above the limit of \$19\.98"):
+        pay_once(gateway, ledger, PAYMENT)
+    assert not payments(tmp_path)
+
+
+def test_an_amount_at_the_limit_is_paid(tmp_path: Path, ledger: SQLiteLedger) -> None:
+    assert pay_once(SimulatedGateway(tmp_path, decline_over=Decimal("19.99")), ledger, PAYMENT)
+
+
+def test_what_is_paid_is_not_declined_later(
+    gateway: SimulatedGateway, ledger: SQLiteLedger, tmp_path: Path
+) -> None:
+    first = pay_once(gateway, ledger, PAYMENT)
+    assert pay_once(SimulatedGateway(tmp_path, Decimal(1)), ledger, PAYMENT) == first
+
+
+@pytest.mark.parametrize("text", ["much", "NaN", "Infinity"])
+def test_a_limit_that_is_no_amount_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INVOICE_DECLINE_OVER", text)
+    with pytest.raises(StartupError, match="INVOICE_DECLINE_OVER must be an amount"):
+        decline_limit()
+
+
+def an_activity(**info: Any) -> ActivityEnvironment:
+    """Of an invoice's workflow, unless `info` says otherwise."""
+    environment = ActivityEnvironment()
+    of_invoice = {"workflow_type": "InvoiceWorkflow", "workflow_id": "invoice-INV-1"}
+    environment.info = replace(ActivityEnvironment.default_info(), **{**of_invoice, **info})
+    return environment
+
+
+@pytest.fixture
+def opened(
+    gateway: SimulatedGateway, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> SQLiteLedger:
+    """The ledger of the activities, which pay through the simulated gateway."""
+    monkeypatch.setattr(activities, "open_payments", lambda: (gateway, ledger))
+    return ledger
+
+
+@pytest.mark.parametrize("gateway", ["Stripe", "none"])
+def test_a_gateway_that_is_none_is_refused(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAYMENT_GATEWAY", gateway)
+    with pytest.raises(StartupError, match="PAYMENT_GATEWAY must be simulated or stripe"):
+        activities.open_payments.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ({"item": "Hosting", "amount": 5000.00}, "Processed payment for Hosting: $5000.0"),
+        ({"item": "Hosting", "amount": "19.99"}, "Processed payment for Hosting: $19.99"),
+        ({"item": "A", "amount": "5.00", "currency": "EUR"}, "Processed payment for A: EUR 5.00"),
+        ({}, "Processed payment for Unknown: $0.0"),
+    ],
+)
+async def test_the_activity_answers_as_the_tutorials(
+    line: dict[str, object], text: str, opened: SQLiteLedger
+) -> None:
+    assert await an_activity().run(activities.process_payment, line) == text
+
+
+async def refused(activity: Any, argument: dict[str, Any], **info: Any) -> ApplicationError:
+    with pytest.raises(ApplicationError) as refusal:
+        await an_activity(**info).run(activity, argument)
+    return refusal.value
+
+
+@pytest.mark.parametrize(
+    ("info", "caller"),
+    [
+        ({"workflow_type": "Payer `\x1b[2J`"}, "a workflow of the type Payer ’"),
+        ({"workflow_type": "invoiceworkflow"}, "a workflow of the type invoiceworkflow"),
+        ({"workflow_type": None, "workflow_id": None}, "no workflow"),
+        ({"workflow_id": None}, "no workflow"),
+    ],
+)
+@pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
+async def test_the_activities_serve_an_invoices_workflow_only(
+    activity: Any, info: dict[str, Any], caller: str, opened: SQLiteLedger
+) -> None:
+    error = await refused(activity, {"id": "INV-1", "amount": "5.00", "lines": []}, **info)
+    assert f"was asked for by {caller}" in error.message
+    assert "\x1b" not in error.message
+    assert error.type == "NotAnInvoice"
+    assert error.non_retryable
+    assert error.category == ApplicationErrorCategory.BENIGN
+    assert not states(opened)
+
+
+@pytest.mark.parametrize("amount", ["much", "NaN", -5, None, [1], "1E+999999", 10**13])
+async def test_the_activity_refuses_what_is_no_amount(
+    amount: object, opened: SQLiteLedger, tmp_path: Path
+) -> None:
+    error = await refused(activities.process_payment, {"amount": amount})
+    assert "amount: must be a number" in error.message
+    assert error.type == "InvalidInvoice"
+    assert error.non_retryable
+    assert not payments(tmp_path)
+
+
+@pytest.mark.parametrize("item", ["a\0b", "\ud800"])
+async def test_the_activity_refuses_text_that_no_ledger_can_store(
+    item: str, opened: SQLiteLedger
+) -> None:
+    error = await refused(activities.process_payment, {"item": item, "amount": "5.00"})
+    assert "item: must be text without NUL" in error.message
+    assert error.non_retryable
+
+
+async def test_an_invoice_of_another_ledger_is_not_paid(
+    opened: SQLiteLedger, tmp_path: Path
+) -> None:
+    line = {"item": "Hosting", "amount": "19.99", "ledger": "0123456789abcdef" * 2}
+    error = await refused(activities.process_payment, line)
+    assert error.type == "WrongLedger"
+    assert not error.non_retryable
+    assert "belongs to the payment ledger 01234567" in error.message
+    assert f"this worker keeps {opened.id[:8]} in payments.db" in error.message
+    assert not payments(tmp_path)
+    await an_activity().run(activities.process_payment, {**line, "ledger": opened.id})
+    assert payments(tmp_path)
+
+
+@pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
+async def test_an_invoice_of_another_gateway_is_not_paid(
+    activity: Any, opened: SQLiteLedger
+) -> None:
+    invoice = {**an_entry("INV-1", "5.00"), "item": "Hosting", "amount": "5.00"}
+    error = await refused(activity, {**invoice, "gateway": "stripe live"})
+    assert error.type == "WrongGateway"
+    assert not error.non_retryable
+    assert "the invoice is paid through stripe live" in error.message
+    assert "this worker pays through simulated: start a worker with the PAYMENT" in error.message
+    assert len(error.message) < 300  # which the status shows
+    assert not states(opened)
+    for gateway in ("simulated", None):  # None: a run from before gateways were noted
+        await an_activity().run(activity, {**invoice, "gateway": gateway})
+
+
+def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
+    """Before 1.1 `customer` was any other client's field, of any type and size."""
+    lines = [{"item": "Pen", "amount": "1.00", "description": "Ж" * 100_000, "customer": "cus_B"}]
+    fields = {"id": "INV-1", "lines": lines, "customer": "Ж" * 300_000, "payment_method": ["card"]}
+    invoice = Invoice.model_validate_json(json.dumps(fields), context=BEFORE_1_1)
+    terms = Terms.of(invoice, None, None)
+    assert terms.customer is None
+    assert terms.payment_method == "['card']"
+    assert len(json.dumps(LedgerQuestion.about(invoice, terms).to_json())) < 1000
+    request = PaymentRequest.of_line(invoice.lines[0], terms).to_json()
+    assert (request["item"], request["amount"]) == ("Pen", "1.00")
+    assert "description" not in request
+
+
+@pytest.mark.parametrize("state", ["begun", "paid"])
+async def test_what_a_ledger_has_begun_binds_a_later_submission(
+    state: str, opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(provider, opened, state)
+    question = an_entry("INV-1", "5.00", "0.00")  # which the other gateway could not even pay
+    monkeypatch.setattr(activities, "open_payments", lambda: (OtherProvider(), opened))
+    error = await refused(activities.payments_made, question)
+    assert error.type == "WrongGateway"
+    assert "paid through provider, and this worker pays through other" in error.message
+    assert not error.non_retryable
+
+
+def an_entry(invoice_id: str, *amounts: str) -> dict[str, Any]:
+    lines = [{"item": f"Item {n}", "amount": amount} for n, amount in enumerate(amounts, start=1)]
+    return {"id": invoice_id, "lines": lines, "currency": "EUR"}
+
+
+async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
+    opened: SQLiteLedger, gateway: SimulatedGateway
+) -> None:
+    assert await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00")) == {
+        "ledger": opened.id,
+        "gateway": "simulated",
+        "lines": [],
+    }
+    for invoice_id, number in (("INV-1", 10), ("INV-1", 2), ("INV-1/line-2", 1)):
+        key = f"invoice-{invoice_id}/line-{number}"
+        payment = Payment(key, invoice_id, f"Item {number}", Decimal("5.00"), "EUR")
+        pay_once(gateway, opened, payment)
+    made = await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00"))
+    assert [line["line"] for line in made["lines"]] == [2, 10]
+    assert made["lines"][0] == {
+        "line": 2,
+        "item": "Item 2",
+        "amount": "5.00",
+        "currency": "EUR",
+    }
+
+
+async def test_what_is_begun_or_declined_is_not_told_as_paid(
+    opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
+    begin(provider, opened, "begun")
+    provider.fail_prepare = PaymentDeclined("no money")
+    other = replace(PAYMENT, idempotency_key="invoice-INV-1/line-2")
+    with pytest.raises(PaymentDeclined):
+        pay_once(provider, opened, other)
+    made = await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00"))
+    assert made["lines"] == []
+
+
+async def test_a_line_that_the_gateway_can_never_pay_is_named(
+    opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
+    error = await refused(activities.payments_made, an_entry("INV-1", "5.00", "0.00"))
+    assert error.message == "lines[1].amount: must be greater than 0"
+    assert error.type == "InvalidInvoice"
+    assert error.non_retryable
+
+
+async def test_a_ledger_that_is_away_is_retried(opened: SQLiteLedger, tmp_path: Path) -> None:
+    (tmp_path / "payments.db").rename(tmp_path / "elsewhere.db")
+    for activity in (activities.payments_made, activities.process_payment):
+        error = await refused(activity, an_entry("INV-1", "5.00"))
+        assert error.type == "GatewayUnavailable"
+        assert not error.non_retryable
+        assert "the payment ledger is unavailable: payments.db is missing" in error.message
