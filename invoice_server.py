@@ -39,6 +39,7 @@ from pydantic_core import PydanticCustomError
 from approval.card import CARD_URI, ApprovalCards, InvoiceCard, card_html
 from approval.elicitation import PERSON_SECONDS, ask_person, supports_elicitation
 from invoices.answers import InvoiceList, InvoiceStatus
+from invoices.approval_view import ApprovalView
 from invoices.invoice import Invoice, InvoiceId
 from invoices.outcomes import with_outcome
 from invoices.refusals import NamedTotal, expect_before_deadline
@@ -222,7 +223,7 @@ async def approve_invoice(
         expect_before_deadline(run.status, approve=True)
     if not host_asks:
         return _asked_on_card(run.status)
-    answer = await ask_person(ctx, invoice, run.status, run.id, reason)
+    answer = await ask_person(ctx, ApprovalView.of(invoice, run.status, reason), run.id)
     if isinstance(answer, InputRequiredResult):
         return answer
     if answer != "yes":

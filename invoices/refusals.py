@@ -8,8 +8,9 @@ from decimal import Decimal
 from typing import Self
 
 from invoices.answers import InvoiceStatus
+from invoices.approval_view import InvoiceView
 from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
-from invoices.wording import format_money, format_utc, pluralize, sanitized, sanitized_quote
+from invoices.wording import format_money, format_utc, sanitized
 
 SHOWN_LINES = 20
 """How many lines a refusal names: the largest ones."""
@@ -195,24 +196,9 @@ def _total_argument(invoice: Invoice) -> str:
 
 def _lines_in_words(invoice: Invoice) -> str:
     """Who is charged and what for, as far as a person needs it to know an invoice again."""
-    named = (("customer", invoice.customer), ("payment method", invoice.payment_method))
-    charged = [f"{name} {sanitized_quote(str(value), 255)}" for name, value in named if value]
-    numbered = list(enumerate(invoice.lines, start=1))
-    largest = sorted(numbered, key=lambda one: one[1].amount, reverse=True)[:SHOWN_LINES]
-    lines = [
-        f"{number}. {sanitized_quote(line.item)} {format_money(line.amount, invoice.currency)}"
-        for number, line in sorted(largest, key=lambda one: one[0])
-    ]
-    text = f"Charged: {', '.join(charged)}. " if charged else ""
-    text += f"Lines: {'; '.join(lines)}"
-    if hidden := len(numbered) - len(largest):
-        rest = invoice.total - sum(line.amount for _, line in largest)
-        text += (
-            f"; and {pluralize(hidden, 'more line')} of"
-            f" {format_money(largest[-1][1].amount, invoice.currency)} at most, together"
-            f" {format_money(rest, invoice.currency)}"
-        )
-    return f"{text}."
+    view = InvoiceView.of(invoice)
+    charged = f"{view.charged}. " if view.charged else ""
+    return f"{charged}Lines: {'; '.join(view.largest_lines(SHOWN_LINES))}."
 
 
 def _decided(approve: bool) -> str:

@@ -220,7 +220,7 @@ async def test_the_same_total_of_other_content_is_refused_with_its_lines(
         await tools("approve_invoice", invoice_id=tea["id"], total="325.00 JPY")
     with pytest.raises(Refused, match="used before with other content") as refusal:
         await tools("approve_invoice", invoice_id=tea["id"], total="325.00 KWD")
-    assert "Charged: customer “cus_other”. Lines: 1. “Gold” KWD 325.00." in str(refusal.value)
+    assert "Charged: customer “cus_other”. Lines: 1. KWD 325.00 for “Gold”." in str(refusal.value)
     code_of_gold = await code_of_content(tools, gold)
     await tools("reject_invoice", invoice_id=tea["id"])
     await tools("process_invoice", invoice_data=tea)
@@ -233,7 +233,7 @@ async def test_the_same_total_of_other_content_is_refused_with_its_lines(
         )
     text = str(refusal.value)
     assert text.count("“Tea, box ") == 20
-    assert "25. “Tea, box 25” JPY 25.00; and 5 more lines of JPY 6.00 at most" in text
+    assert "25. JPY 25.00 for “Tea, box 25”; and 5 more lines of JPY 6.00 at most" in text
     assert "together JPY 15.00." in text
     code = await code_of_content(tools, tea)
     text = await tools(
