@@ -550,8 +550,8 @@ def _submitted_at(execution: Execution, progress: Progress) -> datetime:
         extended = execution.raw_description.workflow_extended_info
         if extended.HasField("original_start_time"):
             return extended.original_start_time.ToDatetime(UTC)
-    noted = progress.submitted_at if isinstance(progress, RunProgress) else None
-    return noted or execution.start_time
+    known = progress.submitted_at if isinstance(progress, RunProgress) else None
+    return known or execution.start_time
 
 
 def _retry(execution: Execution) -> Retry | None:
