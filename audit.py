@@ -297,7 +297,7 @@ def _disagreements(
     for run in runs:
         if run.payments and not any(decision.approved for decision, _ in run.signals):
             yield f"payments without an approval in {run}"
-        yield from _misnoted(run)
+        yield from _memo_disagreements(run)
     lines = {line for run in runs for line in [*run.payments, *run.paid_earlier]}
     for line in sorted(lines | set(map(_line, entries)), key=lambda line: (len(line), line)):
         of_line = [entry for entry in entries if _line(entry) == line]
@@ -306,17 +306,17 @@ def _disagreements(
             yield f"line {sanitized(line)}: {text}"
 
 
-def _misnoted(run: Run) -> Iterator[str]:
+def _memo_disagreements(run: Run) -> Iterator[str]:
     """What a closed run has told as paid must be what its history has."""
-    noted = run.found.progress
+    memo = run.found.progress
     # An open run, and one that was terminated, may have had no time to note the latest payment.
-    if noted is None or noted.is_open or run.found.is_open or noted.failure == "InvalidInvoice":
+    if memo is None or memo.is_open or run.found.is_open or memo.failure == "InvalidInvoice":
         return
-    count = noted.paid_lines - (noted.paid_earlier_lines or 0)
-    amount = noted.paid_amount - (noted.paid_earlier_amount or 0)
+    count = memo.paid_lines - (memo.paid_earlier_lines or 0)
+    amount = memo.paid_amount - (memo.paid_earlier_amount or 0)
     made = [payment.asked.amount for payment in run.payments.values() if payment.paid_at]
     if (count, amount) != (len(made), sum(made)):
-        currency = sanitized(noted.currency or "USD", 3)
+        currency = sanitized(memo.currency or "USD", 3)
         yield (
             f"{pluralize(len(made), 'line')}, {format_money(sum(made, Decimal(0)), currency)} paid"
             f" in the history of {run}, which tells {pluralize(count, 'line')},"
@@ -363,20 +363,30 @@ def _line_disagreements(
         state = f"{entries[-1].state} in the ledger" if entries else "not in the ledger"
         yield f"paid as {known} in the history of {run}, {state}"
     for entry in paid:
-        payment = entry.payment
-        for run, known in told:
-            same = (known.item, known.amount, known.currency)
-            if same != (payment.item, payment.amount, payment.currency):
-                yield f"paid as {_described(entry)} in the ledger, as {known} in {run}"
-    if not was_paid or told:
-        return
+        yield from _content_disagreements(entry, told)
+    if was_paid and not told:
+        yield from _untold_payment(paid[0], runs, begun)
+
+
+def _content_disagreements(entry: LedgerEntry, told: list[tuple[Run, PricedLine]]) -> Iterator[str]:
+    payment = entry.payment
+    for run, known in told:
+        same = (known.item, known.amount, known.currency)
+        if same != (payment.item, payment.amount, payment.currency):
+            yield f"paid as {_described(entry)} in the ledger, as {known} in {run}"
+
+
+def _untold_payment(
+    entry: LedgerEntry, runs: list[Run], begun: list[tuple[Run, PaymentActivity]]
+) -> Iterator[str]:
+    """Of a payment in the ledger that no history has as made."""
     if any(run.found.is_open and payment in run.under_way.values() for run, payment in begun):
         return
-    text = f"paid as {_described(paid[0])} in the ledger"
+    text = f"paid as {_described(entry)} in the ledger"
     if begun:
         yield f"{text}, begun and not completed in {begun[-1][0]}"
     # An entry older than every run that Temporal still has may be of one that it has no more.
-    elif any(run.has_asked or run.found.status.submitted_at <= paid[0].at for run in runs):
+    elif any(run.has_asked or run.found.status.submitted_at <= entry.at for run in runs):
         yield f"{text}, in no history"
 
 
