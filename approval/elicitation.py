@@ -72,10 +72,10 @@ async def ask_person(ctx: Context, view: ApprovalView, run_id: str) -> Answer | 
             return InputRequiredResult(
                 input_requests={"approve": ElicitRequest(params=question)}, request_state=asked
             )
-        return _understood(answers.get("approve")) if ctx.request_state == asked else "no"
+        return _parse_answer(answers.get("approve")) if ctx.request_state == asked else "no"
     try:
         async with asyncio.timeout(PERSON_SECONDS):
-            return _understood(await ctx.session.elicit_form(text, APPROVAL_FORM))
+            return _parse_answer(await ctx.session.elicit_form(text, APPROVAL_FORM))
     except TimeoutError:
         return "late"
     except (MCPError, ValidationError) as error:
@@ -83,7 +83,7 @@ async def ask_person(ctx: Context, view: ApprovalView, run_id: str) -> Answer | 
         return "no"
 
 
-def _understood(answer: object) -> Answer:
+def _parse_answer(answer: object) -> Answer:
     is_clear_yes = (
         isinstance(answer, ElicitResult)
         and answer.action == "accept"
