@@ -143,11 +143,8 @@ async def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     base = tmp_path_factory.getbasetemp()
     data = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
     data.mkdir(exist_ok=True)
-    worker = Worker(address, data)
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
+    async with Worker(address, data) as worker:
+        yield worker
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +152,8 @@ async def own_worker(
     new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Worker]:
     """In a namespace of a file's own, whose tests may take its ledger or gateway away."""
-    worker = Worker(new_namespace(), tmp_path_factory.mktemp("data"))
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
+    async with Worker(new_namespace(), tmp_path_factory.mktemp("data")) as worker:
+        yield worker
 
 
 @pytest.fixture(scope="session", params=ERAS)

@@ -334,10 +334,9 @@ async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
     invoice = await submit(embedded)
     service.kill()
 
-    async def waits() -> bool:
-        return f"not started for {data}, so this worker waits for it" in worker.log.read_text()
-
-    assert await eventually(waits)
+    await eventually(
+        lambda: f"not started for {data}, so this worker waits for it" in worker.log.read_text()
+    )
     assert await embedded.has_no_server()
     await service.start()
     assert await approved(embedded, invoice)
@@ -423,7 +422,7 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
 
     log_before = await eventually(logged)
     server.kill()
-    assert await eventually(lambda: approved(embedded, invoice), 40)
+    await eventually(lambda: approved(embedded, invoice), 40)
     assert "ended; starting it" in worker.log.read_text()
     assert log.read_text().startswith(log_before)
 
@@ -438,7 +437,7 @@ async def test_workers_started_at_once_share_a_service_also_when_the_one_that_ha
     workers.remove(first)
     invoice = await submit(embedded)
     assert await first.end() == 0
-    assert await eventually(lambda: approved(embedded, invoice), 40)
+    await eventually(lambda: approved(embedded, invoice), 40)
     assert await approved(embedded, await submit(embedded))
     [successor] = embedded.servers()
     assert successor != server
@@ -483,25 +482,17 @@ async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> 
 
 
 async def test_a_start_tells_of_the_open_invoices(namespace: Namespace, tmp_path: Path) -> None:
-    worker = await Worker(namespace.address, tmp_path).start()
     (tmp_path / "gateway-down").touch()
     client = InvoiceClient(await namespace.connect())
-    invoices = [Invoice.model_validate(an_invoice()) for _ in range(3)]
-    await asyncio.gather(*(client.submit(invoice) for invoice in invoices))
-    paying = invoices[0]
-    await client.decide(paying.id, approve=True)
+    async with Worker(namespace.address, tmp_path):
+        invoices = [Invoice.model_validate(an_invoice()) for _ in range(3)]
+        await asyncio.gather(*(client.submit(invoice) for invoice in invoices))
+        paying = invoices[0]
+        await client.decide(paying.id, approve=True)
 
-    async def is_paying() -> bool:
-        return (await client.get_status(paying.id)).state == "paying"
+        async def is_paying() -> bool:
+            return (await client.get_status(paying.id)).state == "paying"
 
-    assert await eventually(is_paying)
-    assert await worker.end() == 0
-    worker = await Worker(namespace.address, tmp_path).start()
-
-    async def told() -> bool:
-        return "2 waiting, 1 being paid" in worker.log.read_text()
-
-    try:
-        assert await eventually(told)
-    finally:
-        worker.kill()
+        assert await eventually(is_paying)
+    async with Worker(namespace.address, tmp_path) as worker:
+        await eventually(lambda: "2 waiting, 1 being paid" in worker.log.read_text())

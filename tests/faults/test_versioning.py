@@ -38,15 +38,8 @@ async def test_a_worker_that_versioning_gives_no_work_says_so_with_the_command(
         )
         return await process.wait() == 0
 
-    versioned = Worker(
-        service.address,
-        tmp_path,
-        TEMPORAL_DEPLOYMENT_NAME="in voices",
-        TEMPORAL_WORKER_BUILD_ID="2.0",
-    )
-    unversioned = Worker(service.address, tmp_path)
-    try:
-        await versioned.start()
+    version = {"TEMPORAL_DEPLOYMENT_NAME": "in voices", "TEMPORAL_WORKER_BUILD_ID": "2.0"}
+    async with Worker(service.address, tmp_path, **version) as versioned:
         await eventually(lambda: do_as_told(versioned))
         invoice = Invoice.model_validate(an_invoice())
         invoices = InvoiceClient(client)
@@ -55,10 +48,7 @@ async def test_a_worker_that_versioning_gives_no_work_says_so_with_the_command(
         assert await handle.query("get_status") == "Awaiting approval"
         assert await versioned.end() == 0
 
-        await unversioned.start()
+    async with Worker(service.address, tmp_path) as unversioned:
         await eventually(lambda: do_as_told(unversioned))
         await invoices.decide(invoice.id, approve=True)
         assert await handle.result() == "COMPLETED"
-    finally:
-        versioned.kill()
-        unversioned.kill()

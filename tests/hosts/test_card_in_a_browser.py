@@ -22,7 +22,6 @@ from support import (
     mcp,
     paid,
     payments,
-    submitted,
     tools_in_memory,
 )
 
@@ -146,7 +145,7 @@ async def test_a_rejection_on_the_card_keeps_its_reason(page: Page, host: Tools)
 
 
 async def test_the_reason_on_the_card_is_the_one_that_is_kept(page: Page, host: Tools) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     hidden = "as agreed\u3164\u2800\n in May\u202e"
     card = await Card(page, host, invoice).open(reason=hidden)
     await card.sees("Reason that will be kept with an approval")
@@ -159,7 +158,7 @@ async def test_the_reason_on_the_card_is_the_one_that_is_kept(page: Page, host: 
 
 @pytest.mark.parametrize("text", ["they were here on Monday", ""])
 async def test_the_person_may_change_the_reason(text: str, page: Page, host: Tools) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     card = await Card(page, host, invoice).open(reason="the person said so")
     await card.sees("Reason that will be kept with an approval")
     await card.reason.fill(text)
@@ -169,7 +168,7 @@ async def test_the_person_may_change_the_reason(text: str, page: Page, host: Too
 
 
 async def test_a_reason_to_approve_is_none_to_reject(page: Page, host: Tools) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     card = await Card(page, host, invoice).open(reason="the person said so")
     await card.sees("Reason that will be kept with an approval")
     await card.click("Reject…")
@@ -180,9 +179,7 @@ async def test_a_reason_to_approve_is_none_to_reject(page: Page, host: Tools) ->
 
 async def test_a_long_reason_leaves_the_buttons_in_sight(page: Page, host: Tools) -> None:
     lines = [{"item": f"Week {week}", "amount": "1.00"} for week in range(1, 101)]
-    card = await Card(page, host, await submitted(host, lines=lines)).open(
-        reason="as agreed " * 100
-    )
+    card = await Card(page, host, await host.submit(lines=lines)).open(reason="as agreed " * 100)
     await card.sees("Reason that will be kept with an approval")
     assert await card.height_with_buttons_in_sight() < 560
 
@@ -304,11 +301,8 @@ async def test_a_click_without_a_worker_is_kept(
         await card.click("Approve and pay")
         assert "Approved" in await card.sees("the decision is kept")
         assert not await card.buttons()
-        worker = await Worker(namespace.address, tmp_path).start()
-        try:
+        async with Worker(namespace.address, tmp_path):
             await card.sees("Paid: 2 of 2 lines")
-        finally:
-            worker.kill()
 
 
 async def test_a_long_invoice_scrolls_within_the_card(page: Page, host: Tools) -> None:

@@ -20,7 +20,6 @@ from support import (
     eventually,
     free_port,
     paid,
-    submitted,
 )
 
 
@@ -37,7 +36,7 @@ def test_tools_pass_the_strict_check() -> None:
 async def test_in_the_inspector_only_the_persons_click_pays(
     era: str, page: Page, inspector: str, tools_here: Tools, worker: Worker
 ) -> None:
-    invoice = await submitted(tools_here)
+    invoice = await tools_here.submit()
     await page.goto(inspector)
     await page.get_by_role("switch", name=era).press(" ")
     await page.get_by_text("Tools", exact=True).first.click()

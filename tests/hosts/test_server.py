@@ -169,9 +169,8 @@ def test_a_host_that_closes_its_side_ends_the_server(
 async def test_a_worker_that_fails_is_not_told_as_none(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    worker = await Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py").start()
-    invoice = an_invoice()
-    try:
+    async with Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py"):
+        invoice = an_invoice()
         async with tools_in_memory(namespace.address) as tools:
             await tools("process_invoice", invoice_data=invoice)
 
@@ -185,8 +184,6 @@ async def test_a_worker_that_fails_is_not_told_as_none(
             assert "A worker took this invoice up and failed" in text
             assert "the decision is kept" in text
             assert "No worker" not in text
-    finally:
-        worker.kill()
 
 
 async def test_a_look_that_is_not_answered_says_nothing_of_effects(

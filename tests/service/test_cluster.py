@@ -130,15 +130,11 @@ def pay(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Pay:
         worker.environment |= env
         configure(env)
         invoice = an_invoice()
-        try:
-            await worker.start()
-            async with McpClient(invoice_server.mcp) as client:
-                tools = Tools(client)
-                await tools("process_invoice", invoice_data=invoice)
-                await tools("approve_invoice", invoice_id=invoice["id"])
-                await tools.until(invoice, "completed")
-        finally:
-            worker.kill()
+        async with worker, McpClient(invoice_server.mcp) as client:
+            tools = Tools(client)
+            await tools("process_invoice", invoice_data=invoice)
+            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools.until(invoice, "completed")
         assert len(paid(tmp_path, invoice)) == 2
 
     return pay

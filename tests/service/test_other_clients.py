@@ -206,8 +206,7 @@ async def test_what_the_workflow_has_written_is_believed(
     await start_invoice(client, invoice, forged(invoice, **FORGERIES["paid-earlier"]))
     handle = client.get_workflow_handle(workflow_id(invoice["id"]))
     await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(40)))
-    worker = await Worker(namespace.address, tmp_path).start()
-    try:
+    async with Worker(namespace.address, tmp_path):
         run = await InvoiceClient(client).get_run(invoice["id"])
 
         async def noted() -> bool:
@@ -224,8 +223,6 @@ async def test_what_the_workflow_has_written_is_believed(
             return run.status.state == "paying" and run.status.decision is not None
 
         assert await eventually(paying)
-    finally:
-        worker.kill()
 
 
 async def test_an_approval_of_what_is_being_paid_sends_nothing_and_asks_nobody(
@@ -292,7 +289,7 @@ async def test_a_forged_search_attribute_hides_no_waiting_invoice(
         found = await InvoiceClient(client).list_invoices(state)
         return invoice["id"] in [one.invoice_id for one in found.invoices]
 
-    assert await eventually(lambda: listed("waiting"))
+    await eventually(lambda: listed("waiting"))
     assert not await listed("completed")
 
 
@@ -308,7 +305,7 @@ async def test_what_a_worker_that_knows_no_attribute_has_ended_is_listed(
         found = await InvoiceClient(client).list_invoices(state)
         return done in [one.invoice_id for one in found.invoices]
 
-    assert await eventually(lambda: listed("completed"))
+    await eventually(lambda: listed("completed"))
     assert not await listed("rejected")
 
 
@@ -450,21 +447,14 @@ async def poisoned(
         for odd in (ODD["encoding"], ODD["surrogate"], ODD["object"], ODD["last-year"])
     ]
     strangers += [await complete_by_a_stranger(client, [], {})]
-    worker = Worker(namespace.address, tmp_path_factory.mktemp("data"))
-    try:
-        await worker.start()
+    async with Worker(namespace.address, tmp_path_factory.mktemp("data")) as worker:
         yield Poisoned(worker, invoices, strangers)
-    finally:
-        worker.kill()
 
 
 async def test_the_worker_starts_beside_odd_runs(poisoned: Poisoned) -> None:
     log = poisoned.worker.log
 
-    async def counted() -> bool:
-        return "Open invoices" in log.read_text()
-
-    assert await eventually(counted)
+    await eventually(lambda: "Open invoices" in log.read_text())
 
 
 @pytest.mark.parametrize("state", ["all", "waiting", "failed", "terminated"])

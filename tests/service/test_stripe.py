@@ -21,15 +21,6 @@ def stand_in() -> Iterator[StripeStandIn]:
         yield stand_in
 
 
-def stripe_worker(namespace: Namespace, data: Path, stand_in: StripeStandIn, **env: str) -> Worker:
-    settings = {
-        "PAYMENT_GATEWAY": "stripe",
-        "STRIPE_API_KEY": "sk_test_ok",
-        "STRIPE_API_BASE": stand_in.url,
-    }
-    return Worker(namespace.address, data, ROOT / "worker.py", (), **{**settings, **env})
-
-
 async def approved(client: Client, **fields: Any) -> dict[str, Any]:
     """An invoice that is being paid."""
     terms = {"customer": "cus_A", "payment_method": "pm_visa"}
@@ -48,11 +39,11 @@ async def test_a_key_in_the_environment_moves_no_money(
     namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
     client = await namespace.connect()
-    worker = await stripe_worker(namespace, tmp_path, stand_in, PAYMENT_GATEWAY="").start()
-    invoice = await approved(client)
-    assert await client.get_workflow_handle(workflow_id(invoice["id"])).result() == "COMPLETED"
-    assert not stand_in.intents
-    worker.kill()
+    settings = {**stand_in.settings, "PAYMENT_GATEWAY": ""}
+    async with Worker(namespace.address, tmp_path, **settings):
+        invoice = await approved(client)
+        assert await client.get_workflow_handle(workflow_id(invoice["id"])).result() == "COMPLETED"
+        assert not stand_in.intents
 
 
 WITHOUT = """

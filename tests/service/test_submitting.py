@@ -5,7 +5,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -135,9 +135,9 @@ async def test_no_content_is_paid_again_after_the_service_has_forgotten_all(
     other = an_invoice(id=invoice["id"], lines=[{"item": "Something else", "amount": "1.00"}])
     # A namespace without any workflow is what a service is that has lost its database.
     addresses = [new_namespace() for _ in range(3)]
-    workers = [Worker(address, tmp_path) for address in addresses]
-    try:
-        await asyncio.gather(*(worker.start() for worker in workers))
+    async with AsyncExitStack() as stack:
+        workers = [Worker(address, tmp_path) for address in addresses]
+        await asyncio.gather(*map(stack.enter_async_context, workers))
         rows = []
         for address in addresses[:2]:
             async with tools_in_memory(address) as tools:
@@ -152,9 +152,6 @@ async def test_no_content_is_paid_again_after_the_service_has_forgotten_all(
             with pytest.raises(Refused, match=r"line 1 was paid earlier as “Web Development”"):
                 await tools("process_invoice", invoice_data=other)
         assert ledger_rows(tmp_path, invoice["id"]) == rows[0]
-    finally:
-        for worker in workers:
-            worker.kill()
 
 
 def ledger_rows(data: Path, name: str) -> list[tuple[str, ...]]:

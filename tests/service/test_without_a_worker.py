@@ -170,30 +170,29 @@ async def test_only_what_the_service_received_before_the_deadline_counts_after_i
         handle = temporal.get_workflow_handle(workflow_id(invoice.id))
         await handle.signal("approve_invoice", details)
 
-    worker = await Worker(namespace.address, tmp_path).start()
-    results = [
-        await temporal.get_workflow_handle(workflow_id(invoice.id)).result()
-        for invoice in (in_time, bare, late, forged)
-    ]
-    assert results == ["COMPLETED", "REJECTED", "REJECTED", "REJECTED"]
-    assert (await client.get_status(bare.id)).state == "timed_out"
-    assert [len(paid(tmp_path, one.model_dump())) for one in (in_time, bare, late, forged)] == [
-        *(2, 0, 0, 0)
-    ]
-    worker.kill()
+    async with Worker(namespace.address, tmp_path):
+        results = [
+            await temporal.get_workflow_handle(workflow_id(invoice.id)).result()
+            for invoice in (in_time, bare, late, forged)
+        ]
+        assert results == ["COMPLETED", "REJECTED", "REJECTED", "REJECTED"]
+        assert (await client.get_status(bare.id)).state == "timed_out"
+        assert [len(paid(tmp_path, one.model_dump())) for one in (in_time, bare, late, forged)] == [
+            *(2, 0, 0, 0)
+        ]
 
 
 async def test_a_decision_on_an_invoice_being_paid_is_told_what_was_noted(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    worker = await Worker(namespace.address, tmp_path).start()
-    invoice = an_invoice(payment_interval_seconds=60)
-    async with tools_in_memory(namespace.address) as tools:
-        await tools("process_invoice", invoice_data=invoice)
-        await tools("approve_invoice", invoice_id=invoice["id"])
-        await tools.until(invoice, "paying")
-        worker.kill()
-        text = await tools("approve_invoice", invoice_id=invoice["id"])
-        assert text.startswith("Already approved; nothing was changed")
-        with pytest.raises(Refused, match="can't be rejected now, status: Processing payments"):
-            await tools("reject_invoice", invoice_id=invoice["id"])
+    async with Worker(namespace.address, tmp_path) as worker:
+        invoice = an_invoice(payment_interval_seconds=60)
+        async with tools_in_memory(namespace.address) as tools:
+            await tools("process_invoice", invoice_data=invoice)
+            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools.until(invoice, "paying")
+            worker.kill()
+            text = await tools("approve_invoice", invoice_id=invoice["id"])
+            assert text.startswith("Already approved; nothing was changed")
+            with pytest.raises(Refused, match="can't be rejected now, status: Processing payments"):
+                await tools("reject_invoice", invoice_id=invoice["id"])

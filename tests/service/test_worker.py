@@ -115,11 +115,11 @@ async def test_a_limit_that_is_no_amount_is_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_idle_worker_ends_cleanly(number: int, address: str, tmp_path: Path) -> None:
-    worker = await Worker(address, tmp_path).start()
-    assert await worker.end(number) == 0
-    assert "Traceback" not in worker.log.read_text()
-    assert "Fatal Python error" not in worker.log.read_text()
-    assert "gets no work" not in worker.log.read_text()
+    async with Worker(address, tmp_path) as worker:
+        assert await worker.end(number) == 0
+        assert "Traceback" not in worker.log.read_text()
+        assert "Fatal Python error" not in worker.log.read_text()
+        assert "gets no work" not in worker.log.read_text()
 
 
 INTERRUPTING = """
