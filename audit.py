@@ -29,7 +29,7 @@ from temporalio.api.common.v1 import Payloads
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.service import RPCError
 
-from invoice_client import InvoiceClient, InvoiceRun, invoice_of, whoami
+from invoice_runs import InvoiceRun, InvoiceRuns, invoice_of
 from invoices.invoice import (
     INVOICE_WORKFLOW,
     WORKFLOW_ID_PREFIX,
@@ -52,6 +52,7 @@ from temporal_service.connection import (
     connect,
     connect_config,
     describe_rpc_error,
+    whoami,
 )
 from temporal_service.dev_server import belongs_to
 from temporal_service.executions import list_executions
@@ -161,13 +162,17 @@ def _parsed(model: type[Model], payloads: Payloads) -> Model | None:
     return None
 
 
-async def read_run(client: InvoiceClient, invoice_id: str, run_id: str | None = None) -> Run | None:
+async def read_run(
+    temporal_runs: InvoiceRuns, invoice_id: str, run_id: str | None = None
+) -> Run | None:
     """One run under an invoice's id, by default the latest; None if Temporal has none."""
     try:
-        run = Run(await client.get_run(invoice_id, run_id))
+        run = Run(await temporal_runs.get_run(invoice_id, run_id))
     except InvoiceError:
         return None
-    handle = client.temporal.get_workflow_handle(workflow_id(invoice_id), run_id=run.found.id)
+    handle = temporal_runs.temporal.get_workflow_handle(
+        workflow_id(invoice_id), run_id=run.found.id
+    )
     async for event in handle.fetch_history_events():
         run.add(event)
     if run.found.progress and run.found.progress.ledger:
@@ -175,7 +180,7 @@ async def read_run(client: InvoiceClient, invoice_id: str, run_id: str | None = 
     return run
 
 
-async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
+async def audit(temporal_runs: InvoiceRuns, ledger: Ledger, write: Write) -> int:
     """Writes the rows of every invoice, in order of their ids; returns how many disagree.
 
     Raises:
@@ -189,7 +194,7 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
         insert = "INSERT OR IGNORE INTO runs VALUES (?, ?, ?)"
         # Of every type: something else than an invoice may have paid under an invoice's id.
         query = f"WorkflowId STARTS_WITH '{WORKFLOW_ID_PREFIX}'"
-        async for page in list_executions(client.temporal, query):
+        async for page in list_executions(temporal_runs.temporal, query):
             for execution in page:
                 name, kind = invoice_id_of(execution.id), execution.workflow_type
                 index.execute(insert, (name, execution.run_id, kind))
@@ -203,7 +208,7 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
         for invoice_id, group in groupby(found, key=lambda row: str(row[0])):
             run_ids = {row[1] for row in group if row[1]}
             async with asyncio.timeout(60):
-                texts = await _audit_invoice(client, ledger, write, invoice_id, run_ids)
+                texts = await _audit_invoice(temporal_runs, ledger, write, invoice_id, run_ids)
             for text in texts:
                 print(f"{sanitized(invoice_id, 100)}: {text}", file=sys.stderr)
             invoices += 1
@@ -213,14 +218,14 @@ async def audit(client: InvoiceClient, ledger: Ledger, write: Write) -> int:
 
 
 async def _audit_invoice(
-    client: InvoiceClient, ledger: Ledger, write: Write, invoice_id: str, run_ids: set[str]
+    temporal_runs: InvoiceRuns, ledger: Ledger, write: Write, invoice_id: str, run_ids: set[str]
 ) -> list[str]:
     # Payments go on meanwhile. What the ledger has before the histories are read must be in them,
     # and what they have must be in the ledger after that.
     before = ledger.entries(invoice_id)
-    latest = await read_run(client, invoice_id)  # which Temporal's list may not have yet
+    latest = await read_run(temporal_runs, invoice_id)  # which Temporal's list may not have yet
     earlier = run_ids - {latest.found.id if latest else ""}
-    read = [latest, *[await read_run(client, invoice_id, run_id) for run_id in earlier]]
+    read = [latest, *[await read_run(temporal_runs, invoice_id, run_id) for run_id in earlier]]
     found = sorted((run for run in read if run), key=lambda run: run.found.status.submitted_at)
     runs = [run for run in found if run.is_of_an_invoice]
     entries = ledger.entries(invoice_id)
@@ -292,7 +297,7 @@ def _disagreements(
     for run in runs:
         if run.payments and not any(decision.approved for decision, _ in run.signals):
             yield f"payments without an approval in {run}"
-        yield from _misnoted(run)
+        yield from _memo_disagreements(run)
     lines = {line for run in runs for line in [*run.payments, *run.paid_earlier]}
     for line in sorted(lines | set(map(_line, entries)), key=lambda line: (len(line), line)):
         of_line = [entry for entry in entries if _line(entry) == line]
@@ -301,17 +306,17 @@ def _disagreements(
             yield f"line {sanitized(line)}: {text}"
 
 
-def _misnoted(run: Run) -> Iterator[str]:
+def _memo_disagreements(run: Run) -> Iterator[str]:
     """What a closed run has told as paid must be what its history has."""
-    noted = run.found.progress
+    memo = run.found.progress
     # An open run, and one that was terminated, may have had no time to note the latest payment.
-    if noted is None or noted.is_open or run.found.is_open or noted.failure == "InvalidInvoice":
+    if memo is None or memo.is_open or run.found.is_open or memo.failure == "InvalidInvoice":
         return
-    count = noted.paid_lines - (noted.paid_earlier_lines or 0)
-    amount = noted.paid_amount - (noted.paid_earlier_amount or 0)
+    count = memo.paid_lines - (memo.paid_earlier_lines or 0)
+    amount = memo.paid_amount - (memo.paid_earlier_amount or 0)
     made = [payment.asked.amount for payment in run.payments.values() if payment.paid_at]
     if (count, amount) != (len(made), sum(made)):
-        currency = sanitized(noted.currency or "USD", 3)
+        currency = sanitized(memo.currency or "USD", 3)
         yield (
             f"{pluralize(len(made), 'line')}, {format_money(sum(made, Decimal(0)), currency)} paid"
             f" in the history of {run}, which tells {pluralize(count, 'line')},"
@@ -358,20 +363,30 @@ def _line_disagreements(
         state = f"{entries[-1].state} in the ledger" if entries else "not in the ledger"
         yield f"paid as {known} in the history of {run}, {state}"
     for entry in paid:
-        payment = entry.payment
-        for run, known in told:
-            same = (known.item, known.amount, known.currency)
-            if same != (payment.item, payment.amount, payment.currency):
-                yield f"paid as {_described(entry)} in the ledger, as {known} in {run}"
-    if not was_paid or told:
-        return
+        yield from _content_disagreements(entry, told)
+    if was_paid and not told:
+        yield from _untold_payment(paid[0], runs, begun)
+
+
+def _content_disagreements(entry: LedgerEntry, told: list[tuple[Run, PricedLine]]) -> Iterator[str]:
+    payment = entry.payment
+    for run, known in told:
+        same = (known.item, known.amount, known.currency)
+        if same != (payment.item, payment.amount, payment.currency):
+            yield f"paid as {_described(entry)} in the ledger, as {known} in {run}"
+
+
+def _untold_payment(
+    entry: LedgerEntry, runs: list[Run], begun: list[tuple[Run, PaymentActivity]]
+) -> Iterator[str]:
+    """Of a payment in the ledger that no history has as made."""
     if any(run.found.is_open and payment in run.under_way.values() for run, payment in begun):
         return
-    text = f"paid as {_described(paid[0])} in the ledger"
+    text = f"paid as {_described(entry)} in the ledger"
     if begun:
         yield f"{text}, begun and not completed in {begun[-1][0]}"
     # An entry older than every run that Temporal still has may be of one that it has no more.
-    elif any(run.has_asked or run.found.status.submitted_at <= paid[0].at for run in runs):
+    elif any(run.has_asked or run.found.status.submitted_at <= entry.at for run in runs):
         yield f"{text}, in no history"
 
 
@@ -421,7 +436,7 @@ async def run(make_writer: Callable[[], Write]) -> int:
         try:
             if not address_is_configured():
                 await belongs_to(client, directory)  # else every payment would disagree
-            return await audit(InvoiceClient(client), ledger, make_writer())
+            return await audit(InvoiceRuns(client), ledger, make_writer())
         except GatewayUnavailable as error:
             raise StartupError(str(error)) from error
         except (RPCError, TimeoutError) as error:

@@ -39,7 +39,9 @@ from pydantic_core import PydanticCustomError
 from approval.card import CARD_URI, ApprovalCards, InvoiceCard, card_html
 from approval.elicitation import PERSON_SECONDS, ask_person, supports_elicitation
 from invoices.answers import InvoiceList, InvoiceStatus
+from invoices.approval_view import ApprovalView
 from invoices.invoice import Invoice, InvoiceId
+from invoices.outcomes import with_outcome
 from invoices.refusals import NamedTotal, expect_before_deadline
 from invoices.status import State
 from invoices.wording import describe_validation_errors
@@ -217,11 +219,11 @@ async def approve_invoice(
         )
         # From here on nothing is sent before the person has been asked.
         if run.status.is_decided:
-            return _already("approved", client.decided_before(run.status, approve=True))
+            return _already("approved", with_outcome(run.status, approve=True))
         expect_before_deadline(run.status, approve=True)
     if not host_asks:
         return _asked_on_card(run.status)
-    answer = await ask_person(ctx, invoice, run.status, run.id, reason)
+    answer = await ask_person(ctx, ApprovalView.of(invoice, run.status, reason), run.id)
     if isinstance(answer, InputRequiredResult):
         return answer
     if answer != "yes":
@@ -235,12 +237,11 @@ async def approve_invoice(
 
 def _asked_on_card(status: InvoiceStatus) -> ToolResult:
     cards.note_shown()
-    status.outcome = "asked_on_card"
     return _answer(
         f"A card with invoice {status.invoice_id} is shown to the person, who decides on it with a"
         " click. Nothing is approved or paid yet. Call this again only if the person says that"
         f" there is no card. {status.to_text()}",
-        status,
+        status.model_copy(update={"outcome": "asked_on_card"}),
     )
 
 
@@ -303,9 +304,10 @@ async def list_invoices(
     ones were left out. One submitted a moment ago may still be missing.
     """
     async with invoices(read_only=True) as client:
-        found = await client.list_invoices(None if status == "all" else status)
-    found.message = found.to_text(status)
-    return ToolResult(content=found.message, structured_content=found.to_structured())
+        found = await client.runs.list_invoices(None if status == "all" else status)
+    text = found.to_text(status)
+    found = found.model_copy(update={"message": text})
+    return ToolResult(content=text, structured_content=found.to_structured())
 
 
 @mcp.prompt(title="What waits for me?")
@@ -408,7 +410,7 @@ def _already(verb: str, status: InvoiceStatus) -> ToolResult:
 
 def _answer(text: str, status: InvoiceStatus) -> ToolResult:
     """Hosts show a person or a model the text or the structured content: both say it all."""
-    status.message = text
+    status = status.model_copy(update={"message": text})
     return ToolResult(content=text, structured_content=status.to_structured())
 
 
@@ -428,9 +430,9 @@ async def invoices(*, read_only: bool = False) -> AsyncIterator["InvoiceClient"]
     global _client
     from temporalio.service import RPCError
 
-    from invoice_client import InvoiceClient, whoami
+    from invoice_client import InvoiceClient
     from invoices.refusals import InvoiceError
-    from temporal_service.connection import connect, connect_config, describe_rpc_error
+    from temporal_service.connection import connect, connect_config, describe_rpc_error, whoami
 
     try:
         if _client is None:

@@ -35,9 +35,10 @@ from pydantic import BaseModel
 
 from approval.elicitation import can_ask
 from invoices.answers import InvoiceStatus
+from invoices.approval_view import ApprovalView
 from invoices.invoice import Invoice
 from invoices.status import State
-from invoices.wording import format_lines_and_total, format_money, sanitized, sanitized_quote
+from invoices.wording import sanitized
 from settings import read_setting
 
 CARD_URI = "ui://invoice-processor/approval-card.html"
@@ -79,48 +80,30 @@ class InvoiceCard(BaseModel):
     details: str
 
     @classmethod
-    def of(cls, invoice: Invoice, status: InvoiceStatus) -> Self:
+    def of(cls, view: ApprovalView, status: InvoiceStatus) -> Self:
         return cls(
-            invoice_id=invoice.id,
-            charged=_charged(invoice),
+            invoice_id=view.invoice.id,
+            charged=view.invoice.charged,
             lines=[
-                CardLine(
-                    item=sanitized(line.item, 200),
-                    description=sanitized(line.description, 300) if line.description else None,
-                    amount=format_money(line.amount, invoice.currency),
-                )
-                for line in invoice.lines
+                CardLine(item=line.item, description=line.description, amount=line.price)
+                for line in view.invoice.lines
             ],
-            total=format_money(invoice.total, invoice.currency),
-            paid_earlier=_paid_earlier(status),
-            to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
-            deadline=status.deadline,
+            total=view.invoice.total,
+            paid_earlier=view.paid_earlier,
+            to_pay=view.to_pay,
+            deadline=view.deadline,
             state=status.state,
             can_be_decided=status.state == "waiting" and not status.is_past_deadline,
             paid_lines=status.paid_lines,
-            details=_details(status),
+            details=_details(view, status),
         )
 
 
-def _charged(invoice: Invoice) -> str | None:
-    parts = (("customer", invoice.customer), ("payment method", invoice.payment_method))
-    named = [f"{name} {sanitized_quote(str(value), 255)}" for name, value in parts if value]
-    return f"Charged: {', '.join(named)}" if named else None
-
-
-def _paid_earlier(status: InvoiceStatus) -> str | None:
-    if status.paid_earlier_lines is None:
-        return "not known"
-    if not status.paid_lines or status.currency is None:
-        return None
-    return format_lines_and_total(status.paid_lines, status.paid_amount, status.currency)
-
-
-def _details(status: InvoiceStatus) -> str:
+def _details(view: ApprovalView, status: InvoiceStatus) -> str:
     """What is left to say beside the lines, amounts and deadline."""
     if status.state == "waiting" and not status.is_past_deadline:
         kept = "No worker answers now: the decision is kept and takes effect when one runs."
-        parts = (status.caution, kept if status.worker_answers is False else "")
+        parts = (view.caution, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":
         return f"{sanitized(status.status, 600)}. {status.details}"
@@ -189,7 +172,7 @@ class ApprovalCards(Middleware):
 
     def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus) -> ToolResult:
         """The data of a card, with the seal for a click on it while the invoice waits."""
-        card = InvoiceCard.of(invoice, status)
+        card = InvoiceCard.of(ApprovalView.of(invoice, status), status)
         return ToolResult(
             content=status.to_text(),
             structured_content=card.model_dump(mode="json"),

@@ -17,9 +17,7 @@ from mcp_types import (
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
-from invoices.answers import InvoiceStatus
-from invoices.invoice import Invoice
-from invoices.wording import format_lines_and_total, format_money, sanitized_quote
+from invoices.approval_view import ApprovalView
 
 PERSON_SECONDS = 50
 """For the person's answer, where the host asks within the call; it gives up at about 60 s."""
@@ -57,37 +55,35 @@ Answer = Literal["yes", "no", "late"]
 """`no` is anything but a clear yes; `late` is none within `PERSON_SECONDS`."""
 
 
-async def ask_person(
-    ctx: Context, invoice: Invoice, status: InvoiceStatus, run_id: str, reason: str | None
-) -> Answer | InputRequiredResult:
-    """Whether the person says yes to paying exactly this, with `reason` kept as theirs.
+async def ask_person(ctx: Context, view: ApprovalView, run_id: str) -> Answer | InputRequiredResult:
+    """Whether the person says yes to paying exactly this, with the view's reason kept as theirs.
 
     The handshake era of MCP asks within the call. The era from 2026-07-28 on ends the call with the
     question, and the host repeats it with the answer and with `request_state`, which the SDK seals
     and binds to the call's arguments: so only an answer to the question about this very run and
     reason counts.
     """
-    text = _question(invoice, status, reason)
+    text = render_question(view)
     question = ElicitRequestFormParams(message=text, requested_schema=APPROVAL_FORM)
     if ctx.session.protocol_version in MODERN_PROTOCOL_VERSIONS:
-        asked = json.dumps([invoice.id, run_id])
+        asked = json.dumps([view.invoice.id, run_id])
         answers = ctx.input_responses
         if not answers:
             return InputRequiredResult(
                 input_requests={"approve": ElicitRequest(params=question)}, request_state=asked
             )
-        return _understood(answers.get("approve")) if ctx.request_state == asked else "no"
+        return _parse_answer(answers.get("approve")) if ctx.request_state == asked else "no"
     try:
         async with asyncio.timeout(PERSON_SECONDS):
-            return _understood(await ctx.session.elicit_form(text, APPROVAL_FORM))
+            return _parse_answer(await ctx.session.elicit_form(text, APPROVAL_FORM))
     except TimeoutError:
         return "late"
     except (MCPError, ValidationError) as error:
-        log.info("No usable answer about invoice %s: %r", invoice.id, error)
+        log.info("No usable answer about invoice %s: %r", view.invoice.id, error)
         return "no"
 
 
-def _understood(answer: object) -> Answer:
+def _parse_answer(answer: object) -> Answer:
     is_clear_yes = (
         isinstance(answer, ElicitResult)
         and answer.action == "accept"
@@ -97,31 +93,14 @@ def _understood(answer: object) -> Answer:
     return "yes" if is_clear_yes else "no"
 
 
-def _question(invoice: Invoice, status: InvoiceStatus, reason: str | None) -> str:
-    lines = [f"Pay invoice {invoice.id}: {invoice.summary}?"]
-    if status.caution:
-        lines.append(status.caution)
-    if status.paid_earlier_lines is None:
-        lines.append("Whether any of it was paid earlier isn't known.")
-    elif status.paid_lines:
-        paid = format_lines_and_total(status.paid_lines, status.paid_amount, invoice.currency)
-        left = format_money(invoice.total - status.paid_amount, invoice.currency)
-        lines.append(f"Paid earlier: {paid}. To pay now: {left}.")
-    for name, value in (("customer", invoice.customer), ("method", invoice.payment_method)):
-        if value:
-            lines.append(f"Charged {name}: {sanitized_quote(value, 255)}")
-    if reason:  # which the model wrote: all of it, and normalizing can make it three times as long
-        lines.append(f"Reason that will be kept: {sanitized_quote(reason, 3 * len(reason))}")
-    numbered = list(enumerate(invoice.lines, start=1))
-    largest = sorted(numbered, key=lambda one: one[1].amount, reverse=True)[:SHOWN_LINES]
-    for number, line in sorted(largest, key=lambda one: one[0]):
-        amount = format_money(line.amount, invoice.currency)
-        lines.append(f"{number}. {amount} for {sanitized_quote(line.item)}")
-    if hidden := len(numbered) - len(largest):
-        rest = invoice.total - sum(line.amount for _, line in largest)
-        most = format_money(largest[-1][1].amount, invoice.currency)
-        lines.append(
-            f"and {hidden} more lines of {most} at most, together"
-            f" {format_money(rest, invoice.currency)}"
-        )
-    return "\n".join(lines)
+def render_question(view: ApprovalView) -> str:
+    lines = [f"Pay invoice {view.invoice.id}: {view.invoice.summary}?"]
+    if view.caution:
+        lines.append(view.caution)
+    if view.paid_earlier:
+        lines.append(f"Paid earlier: {view.paid_earlier}. To pay: {view.to_pay}.")
+    if view.invoice.charged:
+        lines.append(view.invoice.charged)
+    if view.reason:
+        lines.append(f"Reason that will be kept: {view.reason}")
+    return "\n".join([*lines, *view.invoice.largest_lines(SHOWN_LINES)])

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from invoices.invoice import rule_of_new_id
 from invoices.status import Progress, State
@@ -55,6 +55,8 @@ unless an earlier one is waiting too.
 
 class InvoiceStatus(Progress):
     """Where one invoice stands. Amounts are decimal strings, times are UTC."""
+
+    model_config = ConfigDict(frozen=True)
 
     invoice_id: str
     workflow_id: str

@@ -8,8 +8,9 @@ from decimal import Decimal
 from typing import Self
 
 from invoices.answers import InvoiceStatus
-from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of
-from invoices.wording import format_money, format_utc, pluralize, sanitized, sanitized_quote
+from invoices.approval_view import InvoiceView
+from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
+from invoices.wording import format_money, format_utc, sanitized
 
 SHOWN_LINES = 20
 """How many lines a refusal names: the largest ones."""
@@ -28,6 +29,64 @@ def unknown_invoice(invoice_id: str) -> InvoiceError:
             f" {invoice_id_of(invoice_id)}."
         )
     return InvoiceError(text)
+
+
+def id_not_allowed(rule: str) -> InvoiceError:
+    """Of a new invoice whose id could be taken for another."""
+    return InvoiceError(f"Nothing was done. invoice_data.id: {rule}.")
+
+
+def id_in_use_by_invoice(status: InvoiceStatus) -> InvoiceError:
+    """Of an invoice whose id an open one with other content has."""
+    return InvoiceError(
+        f"The id {status.invoice_id} is in use by a different invoice: {status.amounts},"
+        f" {sanitized(status.status, 600)}; nothing was changed. Use another id, or have that one"
+        " rejected first."
+    )
+
+
+def id_in_use_by_workflow(invoice_id: str) -> InvoiceError:
+    """Of an invoice whose id an open workflow has that isn't for an invoice."""
+    return InvoiceError(
+        f"The id {invoice_id} is in use by something that is no invoice: the workflow"
+        f" {workflow_id(invoice_id)}. Nothing was started. Use another id, or terminate that"
+        " workflow in the Web UI."
+    )
+
+
+def not_an_invoice(status: InvoiceStatus, workflow_type: str) -> InvoiceError:
+    """Of an id under which Temporal has a workflow of another type."""
+    return InvoiceError(
+        f"The id {status.invoice_id} is in use by something that is no invoice: the workflow"
+        f" {status.workflow_id} of type {sanitized(workflow_type)}."
+    )
+
+
+def already_paid(status: InvoiceStatus) -> InvoiceError:
+    when = f" on {format_utc(status.closed_at)}" if status.closed_at else ""
+    return InvoiceError(f"Invoice {status.invoice_id} was already paid{when}. Nothing was started.")
+
+
+def failed_at_start(status: InvoiceStatus) -> InvoiceError:
+    return InvoiceError(
+        f"Invoice {status.invoice_id} failed at its start: {sanitized(status.status, 600)}."
+        f" {status.paid} {status.advice}"
+    )
+
+
+def submitted_anew(invoice_id: str) -> InvoiceError:
+    """Of a decision on a run that isn't the latest any more."""
+    return InvoiceError(
+        f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided. Look at it"
+        " before you decide on it."
+    )
+
+
+def content_unreadable(invoice_id: str) -> InvoiceError:
+    return InvoiceError(
+        f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a person."
+        " Nothing was approved; reject it."
+    )
 
 
 def expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
@@ -103,11 +162,25 @@ def content_code(invoice: Invoice, run_id: str) -> str:
     return hashlib.sha256(f"{run_id} {invoice.digest}".encode()).hexdigest()[:CODE_LENGTH]
 
 
+CODE_OF_OTHER_CONTENT = "The content_code is that of another content."
+
+
+def used_with_other_content(invoice_id: str) -> str:
+    return f"The id {invoice_id} was used before with other content."
+
+
+def submitted_too_often(invoice_id: str, compared: int) -> str:
+    return (
+        f"Invoice {invoice_id} was submitted more than {compared} times before, too often to"
+        " compare the contents."
+    )
+
+
 def content_to_be_shown(invoice: Invoice, code: str, problem: str) -> InvoiceError:
     """Of an approval that doesn't show that the person has seen this very content.
 
     Args:
-        problem: why that has to be shown, as a sentence.
+        problem: why that has to be shown: one of the three sentences above.
     """
     return InvoiceError(
         f"{problem} Nothing was approved. Invoice {invoice.id} is now for"
@@ -123,24 +196,9 @@ def _total_argument(invoice: Invoice) -> str:
 
 def _lines_in_words(invoice: Invoice) -> str:
     """Who is charged and what for, as far as a person needs it to know an invoice again."""
-    named = (("customer", invoice.customer), ("payment method", invoice.payment_method))
-    charged = [f"{name} {sanitized_quote(str(value), 255)}" for name, value in named if value]
-    numbered = list(enumerate(invoice.lines, start=1))
-    largest = sorted(numbered, key=lambda one: one[1].amount, reverse=True)[:SHOWN_LINES]
-    lines = [
-        f"{number}. {sanitized_quote(line.item)} {format_money(line.amount, invoice.currency)}"
-        for number, line in sorted(largest, key=lambda one: one[0])
-    ]
-    text = f"Charged: {', '.join(charged)}. " if charged else ""
-    text += f"Lines: {'; '.join(lines)}"
-    if hidden := len(numbered) - len(largest):
-        rest = invoice.total - sum(line.amount for _, line in largest)
-        text += (
-            f"; and {pluralize(hidden, 'more line')} of"
-            f" {format_money(largest[-1][1].amount, invoice.currency)} at most, together"
-            f" {format_money(rest, invoice.currency)}"
-        )
-    return f"{text}."
+    view = InvoiceView.of(invoice)
+    charged = f"{view.charged}. " if view.charged else ""
+    return f"{charged}Lines: {'; '.join(view.largest_lines(SHOWN_LINES))}."
 
 
 def _decided(approve: bool) -> str:

@@ -7,8 +7,11 @@
 
 import asyncio
 import logging
+import os
+import platform
 import re
 import socket
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +35,22 @@ PORT = 7233
 """Of the Temporal Service (gRPC)."""
 UI_PORT = 8233
 """Of its Web UI."""
+MAX_NAME = 200
+"""Of who sends something, in characters."""
+
+
+def whoami() -> str:
+    """`user@host` of this process: the user as the operating system has it, not the environment."""
+    if sys.platform == "win32":
+        user = os.getlogin()
+    else:
+        import pwd
+
+        try:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:  # no name for the number, as in some containers
+            user = str(os.geteuid())
+    return f"{user}@{platform.node()}"[:MAX_NAME]
 
 
 def connect_config() -> ClientConnectConfig:

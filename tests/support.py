@@ -19,12 +19,13 @@ import pytest
 import temporalio.worker
 from temporalio.client import Client, WorkflowHandle
 
-from invoice_client import InvoiceClient, whoami
+from invoice_client import InvoiceClient
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice, workflow_id
 from payments.ledger import SQLiteLedger
 from startup import StartupError
 from temporal_service import connection, dev_server
+from temporal_service.connection import whoami
 from temporal_service.payloads import json_payload
 from workflow import TASK_QUEUE, InvoiceWorkflow
 

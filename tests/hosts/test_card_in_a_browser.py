@@ -12,7 +12,7 @@ from playwright.async_api import Page, expect
 
 import invoice_server
 from approval.card import card_html
-from invoice_client import InvoiceClient, whoami
+from invoice_client import InvoiceClient
 from support import (
     ROOT,
     Namespace,
@@ -24,6 +24,7 @@ from support import (
     payments,
     tools_in_memory,
 )
+from temporal_service.connection import whoami
 
 CARD = card_html(invoice_server.VERSION)
 HOST = (ROOT / "tests" / "processes" / "host.html").read_text("utf-8")

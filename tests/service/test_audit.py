@@ -23,7 +23,7 @@ from temporalio.client import WorkflowFailureError
 
 import activities
 import audit
-from invoice_client import InvoiceClient, whoami
+from invoice_runs import InvoiceRuns
 from payments.gateway import Payment
 from payments.ledger import SQLiteLedger
 from payments.pay_once import pay_once
@@ -41,6 +41,7 @@ from support import (
     eventually,
     payments,
 )
+from temporal_service.connection import whoami
 
 AGREE, DISAGREE, UNREADABLE = 0, 1, 2
 
@@ -145,7 +146,7 @@ def copy(books: Office, tmp_path: Path) -> Path:
 async def problems(address: str, data: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What an audit says of the invoices that disagree."""
     with closing(SQLiteLedger(data / "payments.db", read_only=True)) as ledger:
-        await audit.audit(InvoiceClient(await connect(address)), ledger, lambda row: None)
+        await audit.audit(InvoiceRuns(await connect(address)), ledger, lambda row: None)
     return capsys.readouterr().err.splitlines()[:-1]
 
 

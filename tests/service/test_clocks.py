@@ -9,6 +9,7 @@ import pytest
 from temporalio.client import Client
 
 import invoice_client
+import invoice_runs
 from invoice_client import InvoiceClient
 from invoices import answers
 from invoices.invoice import Invoice, workflow_id
@@ -44,7 +45,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
 @pytest.fixture
 async def idle(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Namespace:
     """A namespace in which no worker runs, and nobody waits for its answer."""
-    monkeypatch.setattr(invoice_client, "QUERY_SECONDS", 0.2)
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)
     return namespace
 
 

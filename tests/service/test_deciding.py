@@ -16,7 +16,8 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 
 from approval import elicitation
-from invoice_client import MAX_NAME, InvoiceClient, RunStart, whoami
+from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns, RunStart
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import PROCESSING, Decision, RunProgress
@@ -33,6 +34,7 @@ from support import (
     paid,
     tools_in_memory,
 )
+from temporal_service.connection import MAX_NAME, whoami
 from workflow import TASK_QUEUE
 
 
@@ -96,9 +98,12 @@ async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client)
     progress.status = PROCESSING
     progress.decision = Decision(approved=False, reason="wrong hours", at=datetime.now(UTC))
 
-    class HeldUp(InvoiceClient):
-        async def _query_worker(self, handle: Any) -> RunProgress:
+    class HeldUp(InvoiceRuns):
+        async def ask_worker(self, invoice_id: str, run_id: str | None = None) -> RunProgress:
             return progress
+
+    invoices = InvoiceClient(client)
+    invoices.runs = HeldUp(client)
 
     await client.start_workflow(
         "InvoiceWorkflow",
@@ -106,10 +111,10 @@ async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client)
         id=workflow_id(invoice.id),
         task_queue="no worker's",
     )
-    again = await HeldUp(client).decide(invoice.id, approve=False)
+    again = await invoices.decide(invoice.id, approve=False)
     assert (again.state, again.outcome) == ("waiting", "already_rejected")
     with pytest.raises(InvoiceError, match=r"can't be approved now.*wrong hours"):
-        await HeldUp(client).decide(invoice.id, approve=True)
+        await invoices.decide(invoice.id, approve=True)
 
 
 async def test_decision_after_the_end_is_told_what_happened(tools: Tools) -> None:
@@ -227,7 +232,7 @@ async def test_the_person_is_shown_the_reason_that_is_kept(asking: Tools, person
     assert status["decision"]["reason"] == reason
     shown = f"as agreed' {'on Monday ' * 98}".strip()
     assert person.asked[0].split("\n")[1:3] == [
-        "Charged customer: “Acme”",
+        "Charged: customer “Acme”",
         f"Reason that will be kept: “{shown}”",
     ]
 
@@ -443,21 +448,22 @@ async def test_the_total_is_that_of_the_submission_that_is_decided_on(
     second = first.model_copy(update={"lines": first.lines[:1]})
     invoices = InvoiceClient(client)
     await invoices.submit(first)
-    first_run = (await invoices.get_run(first.id)).id
+    first_run = (await invoices.runs.get_run(first.id)).id
     await invoices.decide(first.id, approve=False)
     await invoices.submit(second)
 
-    class Overtaken(InvoiceClient):
-        async def _run_start(
-            self, id: str, run_id: str | None = None, *, page_size: int = 30
+    class Overtaken(InvoiceRuns):
+        async def read_start(
+            self, id: str, run_id: str | None = None, *, content_only: bool = False
         ) -> RunStart:
-            return await super()._run_start(id, run_id or first_run, page_size=page_size)
+            return await super().read_start(id, run_id or first_run, content_only=content_only)
 
-    code = content_code(second, (await invoices.get_run(first.id)).id)
+    code = content_code(second, (await invoices.runs.get_run(first.id)).id)
+    invoices.runs = Overtaken(client)
     wrong, right = (NamedTotal(one.total, "USD") for one in (first, second))
     with pytest.raises(InvoiceError, match=r"is for \$5,000\.00, not \$7,000\.00"):
-        await Overtaken(client).decide(first.id, approve=True, total=wrong, code=code)
-    status = await Overtaken(client).decide(first.id, approve=True, total=right, code=code)
+        await invoices.decide(first.id, approve=True, total=wrong, code=code)
+    status = await invoices.decide(first.id, approve=True, total=right, code=code)
     assert status.outcome == "approved"
 
 

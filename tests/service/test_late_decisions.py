@@ -106,7 +106,7 @@ async def submitted(desk: Desk) -> Invoice:
 
 
 async def deadline_of(desk: Desk, invoice: Invoice) -> datetime:
-    deadline = (await desk.client.get_run(invoice.id)).status.deadline
+    deadline = (await desk.client.runs.get_run(invoice.id)).status.deadline
     assert deadline
     return deadline
 

@@ -29,8 +29,9 @@ from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.service import RPCError
 
-import invoice_client
+import invoice_runs
 from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice, workflow_id
 from invoices.status import UNKNOWN_RESULT, RunProgress, State
 from support import (
@@ -95,7 +96,7 @@ async def idle(new_namespace: Callable[[], str]) -> Namespace:
 def impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Where no worker runs, nobody waits for its answer."""
     if "idle" in request.fixturenames:
-        monkeypatch.setattr(invoice_client, "QUERY_SECONDS", 0.2)
+        monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)
 
 
 def forged(invoice: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -141,7 +142,7 @@ async def test_the_person_is_asked_about_what_is_there_whatever_the_memo_says(
             await tools("approve_invoice", invoice_id=invoice["id"])
         first, second = asked[0].splitlines()[:2]
         assert first == f"Pay invoice {invoice['id']}: 2 lines, $7,000.00?"
-        assert second == "Whether any of it was paid earlier isn't known."
+        assert second == "Paid earlier: not known. To pay: $7,000.00."
         status = await tools.status(invoice)
         assert (status["state"], status["total"], status["paid_lines"]) == ("waiting", "7000.00", 0)
         assert "decision" not in status
@@ -207,10 +208,10 @@ async def test_what_the_workflow_has_written_is_believed(
     handle = client.get_workflow_handle(workflow_id(invoice["id"]))
     await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(40)))
     async with Worker(namespace.address, tmp_path):
-        run = await InvoiceClient(client).get_run(invoice["id"])
+        run = await InvoiceRuns(client).get_run(invoice["id"])
 
         async def noted() -> bool:
-            run = await InvoiceClient(client).get_run(invoice["id"])
+            run = await InvoiceRuns(client).get_run(invoice["id"])
             return run.status.paid_earlier_lines == 0
 
         assert await eventually(noted)
@@ -219,7 +220,7 @@ async def test_what_the_workflow_has_written_is_believed(
         assert approved.outcome == "approved"
 
         async def paying() -> bool:
-            run = await InvoiceClient(client).get_run(invoice["id"])
+            run = await InvoiceRuns(client).get_run(invoice["id"])
             return run.status.state == "paying" and run.status.decision is not None
 
         assert await eventually(paying)
@@ -286,7 +287,7 @@ async def test_a_forged_search_attribute_hides_no_waiting_invoice(
     await eventually(started)
 
     async def listed(state: State) -> bool:
-        found = await InvoiceClient(client).list_invoices(state)
+        found = await InvoiceRuns(client).list_invoices(state)
         return invoice["id"] in [one.invoice_id for one in found.invoices]
 
     await eventually(lambda: listed("waiting"))
@@ -302,7 +303,7 @@ async def test_what_a_worker_that_knows_no_attribute_has_ended_is_listed(
     done = await complete_by_a_stranger(client, [payload(b'"COMPLETED"')], {}, forgery)
 
     async def listed(state: State) -> bool:
-        found = await InvoiceClient(client).list_invoices(state)
+        found = await InvoiceRuns(client).list_invoices(state)
         return done in [one.invoice_id for one in found.invoices]
 
     await eventually(lambda: listed("completed"))

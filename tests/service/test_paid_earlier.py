@@ -85,7 +85,7 @@ async def test_it_is_told_in_the_question(limited: str, half_paid: dict[str, Any
         await asking("process_invoice", invoice_data=half_paid)
         with pytest.raises(Refused, match="not clearly said yes"):
             await asking("approve_invoice", invoice_id=half_paid["id"])
-    assert asked[0].splitlines()[1] == "Paid earlier: 1 line, $10.00. To pay now: $500.00."
+    assert asked[0].splitlines()[1] == "Paid earlier: 1 line, $10.00. To pay: $500.00."
 
 
 @pytest.mark.parametrize(

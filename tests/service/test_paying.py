@@ -132,7 +132,7 @@ async def test_a_payment_made_as_a_cancellation_arrives_is_told(
         text = (await desk.until(invoice, "completed", "cancelled")).to_text()
     assert told in text
     assert states(ledger_here) == ["paid"]
-    assert await audit.audit(desk.client, ledger_here, lambda row: None) == 0
+    assert await audit.audit(desk.client.runs, ledger_here, lambda row: None) == 0
     assert "1 invoice, 0 with disagreements" in capsys.readouterr().err
 
 

@@ -15,6 +15,7 @@ from temporalio.client import Client, WorkflowFailureError
 
 import invoice_client
 from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import RunProgress
@@ -169,7 +170,7 @@ async def test_an_open_run_that_is_no_invoice_is_told_without_asking_a_worker(
         kind, content, id=workflow_id(invoice["id"]), task_queue="of-nobody"
     )
     with monkeypatch.context() as patch:
-        patch.delattr(InvoiceClient, "_query_worker")  # so that asking a worker would fail
+        patch.delattr(InvoiceRuns, "ask_worker")  # so that asking a worker would fail
         with pytest.raises(Refused, match=r"is no invoice.*Nothing was started.*terminate"):
             await tools("process_invoice", invoice_data=invoice)
     await handle.terminate()
@@ -216,7 +217,7 @@ async def test_the_same_total_of_other_content_is_refused_with_its_lines(
         await tools("approve_invoice", invoice_id=tea["id"], total="325.00 JPY")
     with pytest.raises(Refused, match="used before with other content") as refusal:
         await tools("approve_invoice", invoice_id=tea["id"], total="325.00 KWD")
-    assert "Charged: customer “cus_other”. Lines: 1. “Gold” KWD 325.00." in str(refusal.value)
+    assert "Charged: customer “cus_other”. Lines: 1. KWD 325.00 for “Gold”." in str(refusal.value)
     code_of_gold = await code_of_content(tools, gold)
     await tools("reject_invoice", invoice_id=tea["id"])
     await tools("process_invoice", invoice_data=tea)
@@ -229,7 +230,7 @@ async def test_the_same_total_of_other_content_is_refused_with_its_lines(
         )
     text = str(refusal.value)
     assert text.count("“Tea, box ") == 20
-    assert "25. “Tea, box 25” JPY 25.00; and 5 more lines of JPY 6.00 at most" in text
+    assert "25. JPY 25.00 for “Tea, box 25”; and 5 more lines of JPY 6.00 at most" in text
     assert "together JPY 15.00." in text
     code = await code_of_content(tools, tea)
     text = await tools(
@@ -256,7 +257,7 @@ async def test_what_was_submitted_too_often_to_compare_needs_the_code(
     total = NamedTotal(invoice.total, "USD")
     with pytest.raises(InvoiceError, match=r"submitted more than 1 times before.*content_code"):
         await invoices.decide(invoice.id, approve=True, total=total)
-    code = content_code(invoice, (await invoices.get_run(invoice.id)).id)
+    code = content_code(invoice, (await invoices.runs.get_run(invoice.id)).id)
     approved = await invoices.decide(invoice.id, approve=True, total=total, code=code)
     assert approved.outcome == "approved"
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-import invoice_client
-from invoice_client import Handle, InvoiceClient
+import invoice_runs
+from invoice_client import InvoiceClient
+from invoice_runs import InvoiceRuns, WorkerAnswer
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError
-from invoices.status import DecisionDetails, RunProgress
+from invoices.status import DecisionDetails
 from support import (
     Namespace,
     Refused,
@@ -36,14 +37,16 @@ async def idle(new_namespace: Callable[[], str]) -> Namespace:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The workflows about which a worker was asked and its answer waited for."""
     waits = []
-    query = InvoiceClient._query_worker
+    ask_worker = InvoiceRuns.ask_worker
 
-    async def noted(client: InvoiceClient, handle: Handle) -> RunProgress | str | None:
-        waits.append(handle.id)
-        return await query(client, handle)
+    async def counted(
+        runs: InvoiceRuns, invoice_id: str, run_id: str | None = None
+    ) -> WorkerAnswer | None:
+        waits.append(workflow_id(invoice_id))
+        return await ask_worker(runs, invoice_id, run_id)
 
-    monkeypatch.setattr(InvoiceClient, "_query_worker", noted)
-    monkeypatch.setattr(invoice_client, "QUERY_SECONDS", 0.2)  # nobody ever answers here
+    monkeypatch.setattr(InvoiceRuns, "ask_worker", counted)
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)  # nobody ever answers here
     return waits
 
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 import audit
-from invoice_client import InvoiceRun
+from invoice_runs import InvoiceRun
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.messages import PaymentRequest
@@ -73,7 +73,7 @@ def test_a_payment_that_the_run_has_not_told_disagrees(ledger: SQLiteLedger) -> 
         close_time = NOON if closed else None
         description: Any = SimpleNamespace(run_id=run.found.id, close_time=close_time)
         run.found = replace(run.found, progress=progress, description=description)
-        return list(audit._misnoted(run))
+        return list(audit._memo_disagreements(run))
 
     assert not told("cancelled", 3, "14.90")
     [text] = told("cancelled", 2, "5.00")

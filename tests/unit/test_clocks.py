@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from invoice_client import InvoiceClient, Span
+from temporal_service.clock import CallTimes, ServiceClock
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
@@ -16,8 +16,7 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 def test_clocks_differ_only_by_what_cannot_be_the_time_of_the_call(
     begin: float, end: float, offset: float | None
 ) -> None:
-    invoices = InvoiceClient.__new__(InvoiceClient)
-    invoices._clock_offset = None
-    span = Span(NOON + timedelta(seconds=begin), NOON + timedelta(seconds=end))
-    invoices._compare_clocks(span, NOON)
-    assert invoices._clock_offset == offset
+    clock = ServiceClock()
+    call = CallTimes(NOON + timedelta(seconds=begin), NOON + timedelta(seconds=end))
+    clock.compare(call, NOON)
+    assert clock.offset_seconds == offset

@@ -7,7 +7,7 @@ import pytest
 from temporalio.api.common.v1 import Payload, Payloads
 
 import audit
-from invoice_client import InvoiceClient
+from invoice_runs import TrustedMemos
 from invoices.messages import PaymentRequest
 from temporal_service.executions import Execution
 from temporal_service.payloads import LenientPayloadConverter
@@ -30,9 +30,9 @@ def test_a_memo_from_before_the_workflows_is_not_believed(
     memo: dict[str, Any], is_believed: bool
 ) -> None:
     """A list lags behind the history, in which the workflow has written since."""
-    invoices = InvoiceClient.__new__(InvoiceClient)
-    invoices._believed = {"invoice-1": ("run", "then")}
-    assert invoices._believes(an_execution(**memo)) == is_believed
+    trusted = TrustedMemos()
+    trusted.add("invoice-1", "run", "then")
+    assert trusted.has_memo_of(an_execution(**memo)) == is_believed
 
 
 ODD: dict[str, Payload] = {

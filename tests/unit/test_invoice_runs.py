@@ -1,0 +1,86 @@
+"""Where an invoice stands, by its run's memo, by Temporal and by what a worker says."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
+from temporalio.client import WorkflowExecutionStatus
+
+from invoice_runs import InvoiceRun, InvoiceRuns
+from invoices.invoice import Invoice
+from invoices.status import STATUS_TEXTS, RunProgress, State
+from support import an_invoice
+from temporal_service.executions import Execution
+
+NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+def an_execution(
+    status: WorkflowExecutionStatus = WorkflowExecutionStatus.RUNNING, **raw: Any
+) -> Execution:
+    close_time = None if status == WorkflowExecutionStatus.RUNNING else NOON + timedelta(hours=1)
+    raw_description = DescribeWorkflowExecutionResponse(**raw)
+    return Execution(
+        "invoice-INV-1", "run", "InvoiceWorkflow", status, NOON, close_time, {}, raw_description
+    )
+
+
+def progress_in(state: State) -> RunProgress:
+    progress = RunProgress.of(Invoice.model_validate(an_invoice()))
+    return progress.model_copy(update={"state": state, "status": STATUS_TEXTS[state]})
+
+
+@pytest.fixture
+def runs() -> InvoiceRuns:
+    without_a_service: Any = None
+    return InvoiceRuns(without_a_service)
+
+
+async def found(runs: InvoiceRuns, execution: Execution, progress: RunProgress) -> InvoiceRun:
+    return InvoiceRun(execution, await runs._status_from_memo(execution, progress), progress)
+
+
+@pytest.mark.parametrize(
+    ("by_memo", "by_temporal", "state"),
+    [
+        ("waiting", WorkflowExecutionStatus.RUNNING, "waiting"),
+        ("paying", WorkflowExecutionStatus.RUNNING, "paying"),
+        ("completed", WorkflowExecutionStatus.COMPLETED, "completed"),
+        ("timed_out", WorkflowExecutionStatus.COMPLETED, "timed_out"),
+        ("failed", WorkflowExecutionStatus.FAILED, "failed"),
+        ("paying", WorkflowExecutionStatus.FAILED, "failed"),
+        ("waiting", WorkflowExecutionStatus.CANCELED, "cancelled"),
+        ("paying", WorkflowExecutionStatus.TERMINATED, "terminated"),
+        ("completed", WorkflowExecutionStatus.TERMINATED, "terminated"),
+        ("waiting", WorkflowExecutionStatus.TIMED_OUT, "terminated"),
+        ("waiting", WorkflowExecutionStatus.CONTINUED_AS_NEW, "failed"),
+    ],
+)
+async def test_how_a_run_closed_is_temporals_word(
+    by_memo: State, by_temporal: WorkflowExecutionStatus, state: State, runs: InvoiceRuns
+) -> None:
+    progress = progress_in(by_memo)
+    run = await found(runs, an_execution(by_temporal), progress)
+    assert run.status.state == state
+    assert (run.status.deadline is None) == (state != "waiting")
+    assert run.status.closed_at == run.description.close_time
+    assert progress.state == by_memo
+
+
+async def test_what_the_tutorials_worker_says_counts_before_the_memo(runs: InvoiceRuns) -> None:
+    run = await found(runs, an_execution(), progress_in("waiting"))
+    assert run.status.deadline == NOON + timedelta(days=5)
+    status = await runs.status_with_answer(run, "Processing payments")
+    assert (status.state, status.status) == ("paying", "Processing payments")
+    assert status.deadline is None
+    assert status.worker_answers
+
+
+async def test_a_retry_is_told_without_a_worker(runs: InvoiceRuns) -> None:
+    pending = PendingActivityInfo(activity_id="line-2", attempt=3)
+    execution = an_execution(pending_activities=[pending])
+    run = await found(runs, execution, progress_in("paying"))
+    assert run.status.retry
+    assert (run.status.retry.line, run.status.retry.attempt) == (2, 3)

@@ -1,0 +1,114 @@
+"""What a decision has brought about, by where the invoice stands after it."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from invoices.answers import InvoiceStatus, Outcome
+from invoices.outcomes import decision_outcome, with_outcome
+from invoices.refusals import InvoiceError
+from invoices.status import STATUS_TEXTS, Decision, State
+
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
+OWN, OTHER = "own request", "another's"
+
+
+def a_status(
+    state: State,
+    decision: tuple[bool, str | None] | None = None,
+    worker_answers: bool | None = True,
+) -> InvoiceStatus:
+    """After a decision: whether the one that stands approves, and its request."""
+    standing = None
+    if decision:
+        standing = Decision(approved=decision[0], request=decision[1], at=NOON)
+    return InvoiceStatus(
+        invoice_id="INV-1",
+        workflow_id="invoice-INV-1",
+        state=state,
+        status=STATUS_TEXTS[state],
+        submitted_at=NOON,
+        decision=standing,
+        worker_answers=worker_answers,
+    )
+
+
+APPROVED_HERE, APPROVED_BEFORE, APPROVED_BARE = (True, OWN), (True, OTHER), (True, None)
+REJECTED_HERE, REJECTED_BEFORE = (False, OWN), (False, OTHER)
+
+
+@pytest.mark.parametrize(
+    ("status", "approve", "outcome"),
+    [
+        # Ours stands, whether or not it has taken effect yet.
+        (a_status("paying", APPROVED_HERE), True, "approved"),
+        (a_status("completed", APPROVED_HERE), True, "approved"),
+        (a_status("waiting", APPROVED_HERE), True, "approved"),
+        (a_status("failed", APPROVED_HERE), True, "approved"),
+        (a_status("rejected", REJECTED_HERE), False, "rejected"),
+        (a_status("waiting", REJECTED_HERE), False, "rejected"),
+        # The tutorial's worker doesn't tell whose decision it took.
+        (a_status("paying"), True, "approved"),
+        (a_status("completed"), True, "approved"),
+        (a_status("rejected"), False, "rejected"),
+        (a_status("rejected"), True, None),
+        (a_status("paying"), False, None),
+        # Another stands, to the same effect.
+        (a_status("paying", APPROVED_BEFORE), True, "already_approved"),
+        (a_status("completed", APPROVED_BARE), True, "already_approved"),
+        (a_status("waiting", APPROVED_BEFORE), True, "already_approved"),
+        (a_status("rejected", REJECTED_BEFORE), False, "already_rejected"),
+        (a_status("waiting", REJECTED_BEFORE), False, "already_rejected"),
+        # Another stands, to the other effect.
+        (a_status("paying", APPROVED_BEFORE), False, None),
+        (a_status("waiting", APPROVED_BEFORE), False, None),
+        (a_status("rejected", REJECTED_BEFORE), True, None),
+        # Nobody's has taken effect, and none will.
+        (a_status("timed_out"), True, None),
+        (a_status("cancelled"), False, None),
+        (a_status("terminated"), True, None),
+        (a_status("failed"), True, None),
+        # The Temporal Service keeps it until a worker runs.
+        (a_status("waiting", worker_answers=False), True, "decision_kept"),
+        (a_status("waiting", worker_answers=False), False, "decision_kept"),
+        (a_status("waiting", REJECTED_BEFORE, worker_answers=False), True, "decision_kept"),
+        (a_status("paying", APPROVED_BEFORE, worker_answers=False), True, "already_approved"),
+        # A worker that has it and doesn't act on it has another's, which isn't told.
+        (a_status("waiting"), True, None),
+        (a_status("waiting", worker_answers=None), True, None),
+    ],
+)
+def test_the_outcome_of_a_decision_that_was_sent(
+    status: InvoiceStatus, approve: bool, outcome: Outcome | None
+) -> None:
+    assert decision_outcome(status, approve=approve, request=OWN) == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "approve", "outcome"),
+    [
+        (a_status("paying", APPROVED_BARE), True, "already_approved"),
+        (a_status("paying"), True, "already_approved"),
+        (a_status("rejected"), False, "already_rejected"),
+        (a_status("waiting", APPROVED_BARE, worker_answers=False), True, "already_approved"),
+        (a_status("waiting", worker_answers=False), True, None),
+        (a_status("completed", APPROVED_BARE), False, None),
+        (a_status("timed_out"), False, None),
+    ],
+)
+def test_nothing_that_was_not_sent_is_approved_rejected_or_kept(
+    status: InvoiceStatus, approve: bool, outcome: Outcome | None
+) -> None:
+    assert decision_outcome(status, approve=approve) == outcome
+
+
+def test_the_outcome_is_in_a_new_status() -> None:
+    before = a_status("paying", APPROVED_HERE)
+    after = with_outcome(before, approve=True, request=OWN)
+    assert (before.outcome, after.outcome) == (None, "approved")
+    assert after == before.model_copy(update={"outcome": "approved"})
+
+
+def test_a_decision_to_the_other_effect_is_refused_with_the_one_that_stands() -> None:
+    with pytest.raises(InvoiceError, match=r"can't be rejected now.*Approved by another client"):
+        with_outcome(a_status("completed", APPROVED_BEFORE), approve=False, request=OWN)
