@@ -173,6 +173,21 @@ def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def configure(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, str]], None]:
+    """Gives this process these variables and no other of Temporal's; its server connects anew."""
+    import invoice_server
+
+    def configure(env: dict[str, str]) -> None:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(invoice_server, "shared_client", None)
+
+    return configure
+
+
+@pytest.fixture
 async def tools_here(address: str, worker: Worker) -> AsyncIterator[Tools]:
     """The tools in this process, where neither the server's process nor the era matters."""
     async with tools_in_memory(address) as tools:

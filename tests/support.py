@@ -387,7 +387,7 @@ async def tools_in_memory(
 
     invoices = InvoiceClient(await connect(address, identity=whoami()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(invoice_server, "_client", invoices)
+        patch.setattr(invoice_server, "shared_client", invoices)
         async with McpClient(invoice_server.mcp, mode=mode, **client) as host:
             yield Tools(host)
 
@@ -415,8 +415,7 @@ class Desk:
             "InvoiceWorkflow",
             content,
             id=workflow_id(id_of(invoice)),
-            task_queue=TASK_QUEUE,
-            **options,
+            **{"task_queue": TASK_QUEUE, **options},
         )
 
     async def approve(self, invoice: AnInvoice, **how: Any) -> InvoiceStatus:

@@ -19,16 +19,15 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
 import audit
-from invoice_client import InvoiceClient
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from startup import StartupError
 from support import (
     PROCESSES,
+    Desk,
     Namespace,
     Service,
     Worker,
-    an_invoice,
     connect,
     eventually,
     free_port,
@@ -91,11 +90,11 @@ async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
     embedded.kill()
 
 
-async def approved(embedded: Embedded, invoice: dict[str, object]) -> bool:
+async def approved(embedded: Embedded, invoice: Invoice) -> bool:
     """Whether the invoice, which waits, could be approved and has completed."""
     if not (client := await embedded.client()):
         return False
-    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
+    handle = Desk(client).handle(invoice)
     try:
         await handle.signal("approve_invoice")
         return bool(await handle.result() == "COMPLETED")
@@ -103,11 +102,8 @@ async def approved(embedded: Embedded, invoice: dict[str, object]) -> bool:
         return False
 
 
-async def submit(embedded: Embedded, **fields: object) -> dict[str, object]:
-    invoice = an_invoice(**fields)
-    client = InvoiceClient(await connect(embedded.address))
-    await client.submit(Invoice.model_validate(invoice))
-    return invoice
+async def submit(embedded: Embedded, **fields: object) -> Invoice:
+    return await Desk(await connect(embedded.address)).submit(**fields)
 
 
 @pytest.mark.slow
@@ -386,14 +382,14 @@ async def test_no_web_page_can_decide_on_or_start_an_invoice(running: Embedded) 
         await asyncio.to_thread(post, port, f"{workflows}/{path}", host)
         for port in ports
         for host in HOSTS
-        for path in (f"invoice-{invoice['id']}/signal/approve_invoice", "invoice-FORGED")
+        for path in (f"invoice-{invoice.id}/signal/approve_invoice", "invoice-FORGED")
     ]
     assert 403 in statuses  # the HTTP API was among them
     assert not [status for status in statuses if 200 <= status < 300]
 
     client = await connect(running.address)
     runs = [run async for run in client.list_workflows("WorkflowType='InvoiceWorkflow'")]
-    assert [run.id for run in runs] == [f"invoice-{invoice['id']}"]
+    assert [run.id for run in runs] == [f"invoice-{invoice.id}"]
     handle = client.get_workflow_handle(runs[0].id)
     assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
     assert await handle.query("get_status") == "Awaiting approval"
@@ -483,16 +479,10 @@ async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> 
 
 async def test_a_start_tells_of_the_open_invoices(namespace: Namespace, tmp_path: Path) -> None:
     (tmp_path / "gateway-down").touch()
-    client = InvoiceClient(await namespace.connect())
+    desk = Desk(await namespace.connect())
     async with Worker(namespace.address, tmp_path):
-        invoices = [Invoice.model_validate(an_invoice()) for _ in range(3)]
-        await asyncio.gather(*(client.submit(invoice) for invoice in invoices))
-        paying = invoices[0]
-        await client.decide(paying.id, approve=True)
-
-        async def is_paying() -> bool:
-            return (await client.get_status(paying.id)).state == "paying"
-
-        assert await eventually(is_paying)
+        paying, *_ = await asyncio.gather(*(desk.submit() for _ in range(3)))
+        await desk.approve(paying)
+        await desk.until(paying, "paying")
     async with Worker(namespace.address, tmp_path) as worker:
         await eventually(lambda: "2 waiting, 1 being paid" in worker.log.read_text())

@@ -66,17 +66,16 @@ async def test_kill_of_the_mcp_server_within_a_call_loses_nothing(
     address: str, worker: Worker, client: Client
 ) -> None:
     invoice = an_invoice()
-    server = RawClient(address)
-    await server.start()
-    call = asyncio.create_task(server.call("process_invoice", invoice_data=invoice))
+    async with RawClient(address) as server:
+        call = asyncio.create_task(server.call("process_invoice", invoice_data=invoice))
 
-    async def started() -> bool:
-        count = await client.count_workflows(f"WorkflowId='invoice-{invoice['id']}'")
-        return count.count == 1
+        async def started() -> bool:
+            count = await client.count_workflows(f"WorkflowId='invoice-{invoice['id']}'")
+            return count.count == 1
 
-    await eventually(started)
-    await server.kill()
-    await asyncio.gather(call, return_exceptions=True)
+        await eventually(started)
+        await server.kill()
+        await asyncio.gather(call, return_exceptions=True)
     async with tools_in_memory(address) as tools:
         assert "nothing was started" in await tools("process_invoice", invoice_data=invoice)
         await tools("approve_invoice", invoice_id=invoice["id"])

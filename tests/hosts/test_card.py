@@ -78,7 +78,7 @@ async def test_a_host_that_gets_no_cards_sees_nothing_of_them(
 ) -> None:
     async with McpClient(invoice_server.mcp, mode=era) as client:
         plain = await listed(client)
-    monkeypatch.setattr(invoice_server.cards, "_setting", setting)
+    monkeypatch.setattr(invoice_server.cards, "setting", setting)
     async with McpClient(invoice_server.mcp, mode=era, **capabilities) as client:
         tools = await listed(client)
         assert not await client.list_resources()
@@ -164,7 +164,9 @@ async def test_a_card_tells_what_was_paid_earlier(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Worker(namespace.address, tmp_path, INVOICE_DECLINE_OVER="4000"):
-        monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
+        monkeypatch.setattr(
+            invoice_server, "shared_client", InvoiceClient(await namespace.connect())
+        )
         async with McpClient(invoice_server.mcp, extensions=[SHOWS_CARDS]) as client:
             host = Tools(client)
             lines = [{"item": "Small", "amount": "10.00"}, {"item": "Large", "amount": "5000.00"}]
@@ -317,8 +319,8 @@ async def test_only_an_answer_with_a_card_starts_the_cards_clock(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("approval.card.monotonic", lambda: now)
-    monkeypatch.setattr(invoice_server.cards, "_first_shown", None)
-    monkeypatch.setattr(invoice_server.cards, "_has_loaded", False)
+    monkeypatch.setattr(invoice_server.cards, "first_shown", None)
+    monkeypatch.setattr(invoice_server.cards, "has_loaded", False)
     async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as host:
         rejected, invoice = await host.submit(), await host.submit()
         await host("reject_invoice", invoice_id=rejected["id"])
@@ -345,7 +347,7 @@ async def test_only_an_answer_with_a_card_starts_the_cards_clock(
 async def test_off_leaves_the_decision_to_the_hosts_dialog(
     address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invoice_server.cards, "_setting", "off")
+    monkeypatch.setattr(invoice_server.cards, "setting", "off")
     async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as host:
         assert not APP_TOOLS & set(await listed(host.client))
         invoice = await host.submit()
@@ -360,7 +362,7 @@ async def test_off_leaves_the_decision_to_the_hosts_dialog(
 async def test_a_setting_that_forbids_the_dialog_is_told(
     setting: str, told: str, tools_here: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invoice_server.cards, "_setting", setting)
+    monkeypatch.setattr(invoice_server.cards, "setting", setting)
     invoice = await tools_here.submit()
     with pytest.raises(Refused, match=told):
         await tools_here("approve_invoice", invoice_id=invoice["id"])

@@ -295,7 +295,7 @@ async def test_a_click_after_another_decision_is_told_that(page: Page, host: Too
 async def test_a_click_without_a_worker_is_kept(
     page: Page, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
+    monkeypatch.setattr(invoice_server, "shared_client", InvoiceClient(await namespace.connect()))
     async with McpClient(invoice_server.mcp, extensions=[SHOWS_CARDS]) as client:
         card = await opened(page, Tools(client))
         await card.sees("Approve and pay")

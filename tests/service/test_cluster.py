@@ -103,20 +103,6 @@ def profile(settings: Settings, folder: Path) -> dict[str, str]:
 Configured = Callable[[Settings, Path], dict[str, str]]
 
 
-@pytest.fixture
-def configure(
-    unconfigured: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[dict[str, str]], None]:
-    """Gives this process a configuration of Temporal, and no other."""
-
-    def configure(env: dict[str, str]) -> None:
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(invoice_server, "_client", None)
-
-    return configure
-
-
 Pay = Callable[[dict[str, str]], Awaitable[None]]
 
 

@@ -18,12 +18,13 @@ from temporalio.client import Client
 from approval import elicitation
 from invoice_client import InvoiceClient
 from invoice_runs import InvoiceRuns, RunStart
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import Invoice
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
 from support import (
     ERAS,
+    Desk,
     Namespace,
     Refused,
     Tools,
@@ -35,7 +36,6 @@ from support import (
     tools_in_memory,
 )
 from temporal_service.connection import MAX_NAME, whoami
-from workflow import TASK_QUEUE
 
 
 @pytest.fixture
@@ -105,12 +105,7 @@ async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client)
     invoices = InvoiceClient(client)
     invoices.runs = HeldUp(client)
 
-    await client.start_workflow(
-        "InvoiceWorkflow",
-        invoice.model_dump(mode="json"),
-        id=workflow_id(invoice.id),
-        task_queue="no worker's",
-    )
+    await Desk(client).start(invoice, task_queue="no worker's")
     again = await invoices.decide(invoice.id, approve=False)
     assert (again.state, again.outcome) == ("waiting", "already_rejected")
     with pytest.raises(InvoiceError, match=r"can't be approved now.*wrong hours"):
@@ -131,12 +126,10 @@ async def test_decision_after_the_end_is_told_what_happened(tools: Tools) -> Non
 async def test_approval_and_rejection_at_once_have_one_outcome(
     client: Client, worker: Worker
 ) -> None:
-    invoice = Invoice.model_validate(an_invoice())
-    await InvoiceClient(client).submit(invoice)
+    desk = Desk(client)
+    invoice = await desk.submit()
     approval, rejection = await asyncio.gather(
-        InvoiceClient(client).decide(invoice.id, approve=True),
-        InvoiceClient(client).decide(invoice.id, approve=False),
-        return_exceptions=True,
+        desk.approve(invoice), desk.reject(invoice), return_exceptions=True
     )
     lost = [one for one in (approval, rejection) if isinstance(one, InvoiceError)]
     assert len(lost) == 1
@@ -162,17 +155,11 @@ async def test_nonsense_with_a_signal_does_not_lose_the_decision(
 async def test_decision_before_the_first_worker_is_kept(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = InvoiceClient(await namespace.connect())
-    invoice = an_invoice()
-    name = invoice["id"]
-    await client.submit(Invoice.model_validate(invoice))
-    assert (await client.decide(name, approve=True)).outcome == "decision_kept"
+    desk = Desk(await namespace.connect())
+    invoice = await desk.submit()
+    assert (await desk.approve(invoice)).outcome == "decision_kept"
     async with Worker(namespace.address, tmp_path):
-
-        async def completed() -> bool:
-            return (await client.get_status(name)).state == "completed"
-
-        await eventually(completed)
+        await desk.until(invoice, "completed")
     assert len(paid(tmp_path, invoice)) == 2
 
 
@@ -243,9 +230,7 @@ async def test_an_id_that_looks_like_another_is_pointed_out(
     person.answer = {"approve": False}
     invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
     # As another client does.
-    await client.start_workflow(
-        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE
-    )
+    await Desk(client).start(invoice)
     with pytest.raises(Refused):
         await asking("approve_invoice", invoice_id=invoice["id"])
     caution = "Take care with its id: an id must not mix Cyrillic and Latin letters"
@@ -358,7 +343,7 @@ async def test_a_yes_to_one_content_does_not_pay_another(
     other = an_invoice(id=invoice["id"], lines=[{"item": "Other", "amount": "9000.00"}])
 
     async def replaced_while_asked() -> dict[str, bool]:
-        await InvoiceClient(client).decide(invoice["id"], approve=False)
+        await Desk(client).reject(invoice)
         assert (
             await InvoiceClient(client).submit(Invoice.model_validate(other))
         ).outcome == "started"

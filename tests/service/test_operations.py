@@ -11,9 +11,8 @@ from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
 from hooks import Hook, a_hook, accept, respond
-from invoice_client import InvoiceClient
-from invoices.invoice import Invoice, workflow_id
 from support import (
+    Desk,
     Namespace,
     Tools,
     Worker,
@@ -110,11 +109,9 @@ async def test_a_hook_that_is_gone_changes_nothing_and_is_not_named(
     gone = f"http://127.0.0.1:{free_port()}/secret-token"
     async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=gone) as worker:
         client = await namespace.connect()
-        invoice = Invoice.model_validate(an_invoice())
-        await InvoiceClient(client).submit(invoice)
-        await InvoiceClient(client).decide(invoice.id, approve=True)
-        handle = client.get_workflow_handle(workflow_id(invoice.id))
-        assert await handle.result() == "COMPLETED"
+        desk = Desk(client)
+        invoice = await desk.submit_and_approve()
+        assert await desk.handle(invoice).result() == "COMPLETED"
         assert await worker.end() == 0
         assert "secret-token" not in worker.log.read_text()
         async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
@@ -137,12 +134,7 @@ async def test_states_are_search_attributes(tools: Tools, client: Client) -> Non
 
 async def test_a_run_without_the_attribute_is_listed_too(tools: Tools, client: Client) -> None:
     invoice = an_invoice()
-    await client.start_workflow(
-        "InvoiceWorkflow",
-        invoice,
-        id=f"invoice-{invoice['id']}",
-        task_queue="invoice-task-queue",
-    )
+    await Desk(client).start(invoice)
 
     async def listed() -> bool:
         return invoice["id"] in await tools("list_invoices", status="waiting")

@@ -36,6 +36,7 @@ from invoices.invoice import Invoice, workflow_id
 from invoices.status import UNKNOWN_RESULT, RunProgress, State
 from support import (
     ROOT,
+    Desk,
     Namespace,
     Refused,
     Worker,
@@ -75,12 +76,6 @@ async def start(
     for key, value in (search_attributes or {}).items():
         request.search_attributes.indexed_fields[key].CopyFrom(value)
     return (await client.workflow_service.start_workflow_execution(request)).run_id
-
-
-async def start_invoice(client: Client, invoice: dict[str, Any], memo: dict[str, Any]) -> None:
-    await client.start_workflow(
-        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE, memo=memo
-    )
 
 
 # A forged memo.
@@ -136,7 +131,7 @@ async def test_the_person_is_asked_about_what_is_there_whatever_the_memo_says(
 
     invoice = an_invoice()
     client = await idle.connect()
-    await start_invoice(client, invoice, forged(invoice, **forgery))
+    await Desk(client).start(invoice, memo=forged(invoice, **forgery))
     async with tools_in_memory(idle.address, elicitation_handler=person) as tools:
         with pytest.raises(Refused, match="has not clearly said yes"):
             await tools("approve_invoice", invoice_id=invoice["id"])
@@ -160,7 +155,7 @@ async def test_a_forged_decision_is_no_decision_where_nobody_asks(
     name: str, idle: Namespace
 ) -> None:
     invoice = an_invoice()
-    await start_invoice(await idle.connect(), invoice, forged(invoice, **FORGERIES[name]))
+    await Desk(await idle.connect()).start(invoice, memo=forged(invoice, **FORGERIES[name]))
     async with tools_in_memory(idle.address) as tools:
         text = await tools("approve_invoice", invoice_id=invoice["id"], total="7000.00 USD")
     assert text.startswith("Sent approval signal")
@@ -170,8 +165,8 @@ async def test_a_forged_decision_is_no_decision_where_nobody_asks(
 async def test_a_forged_memo_is_not_listed(idle: Namespace) -> None:
     client = await idle.connect()
     one, other = an_invoice(), an_invoice()
-    await start_invoice(client, one, forged(one, **FORGERIES["completed"]))
-    await start_invoice(client, other, forged(other, **FORGERIES["paid-earlier"]))
+    await Desk(client).start(one, memo=forged(one, **FORGERIES["completed"]))
+    await Desk(client).start(other, memo=forged(other, **FORGERIES["paid-earlier"]))
     await client.get_workflow_handle(workflow_id(other["id"])).terminate()
     async with tools_in_memory(idle.address) as tools:
 
@@ -191,7 +186,7 @@ async def test_a_forged_memo_is_not_listed(idle: Namespace) -> None:
 async def test_a_forged_ledger_is_not_carried_on(idle: Namespace) -> None:
     client = await idle.connect()
     invoice = an_invoice()
-    await start_invoice(client, invoice, forged(invoice, ledger="evil"))
+    await Desk(client).start(invoice, memo=forged(invoice, ledger="evil"))
     handle = client.get_workflow_handle(workflow_id(invoice["id"]))
     await handle.terminate()
     await InvoiceClient(client).submit(Invoice.model_validate(invoice))
@@ -204,7 +199,7 @@ async def test_what_the_workflow_has_written_is_believed(
     """Also where many signals came before it."""
     client = await namespace.connect()
     invoice = an_invoice(payment_interval_seconds=60)
-    await start_invoice(client, invoice, forged(invoice, **FORGERIES["paid-earlier"]))
+    await Desk(client).start(invoice, memo=forged(invoice, **FORGERIES["paid-earlier"]))
     handle = client.get_workflow_handle(workflow_id(invoice["id"]))
     await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(40)))
     async with Worker(namespace.address, tmp_path):
@@ -216,7 +211,7 @@ async def test_what_the_workflow_has_written_is_believed(
 
         assert await eventually(noted)
         assert run.status.paid_lines == 0
-        approved = await InvoiceClient(client).decide(invoice["id"], approve=True)
+        approved = await Desk(client).approve(invoice)
         assert approved.outcome == "approved"
 
         async def paying() -> bool:

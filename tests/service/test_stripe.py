@@ -5,14 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from temporalio.client import Client
 
-from invoices.invoice import Invoice, workflow_id
-from stripe_stand_in import StripeStandIn
-from support import ROOT, Namespace, Worker, an_invoice
+from stripe_stand_in import TERMS, StripeStandIn
+from support import ROOT, Desk, Namespace, Worker
 
 
 @pytest.fixture
@@ -21,28 +18,14 @@ def stand_in() -> Iterator[StripeStandIn]:
         yield stand_in
 
 
-async def approved(client: Client, **fields: Any) -> dict[str, Any]:
-    """An invoice that is being paid."""
-    terms = {"customer": "cus_A", "payment_method": "pm_visa"}
-    invoice = Invoice.model_validate(an_invoice(**terms, **fields))
-    handle = await client.start_workflow(
-        "InvoiceWorkflow",
-        invoice.model_dump(mode="json"),
-        id=workflow_id(invoice.id),
-        task_queue="invoice-task-queue",
-    )
-    await handle.signal("approve_invoice")
-    return invoice.model_dump(mode="json")
-
-
 async def test_a_key_in_the_environment_moves_no_money(
     namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
-    client = await namespace.connect()
+    desk = Desk(await namespace.connect())
     settings = {**stand_in.settings, "PAYMENT_GATEWAY": ""}
     async with Worker(namespace.address, tmp_path, **settings):
-        invoice = await approved(client)
-        assert await client.get_workflow_handle(workflow_id(invoice["id"])).result() == "COMPLETED"
+        invoice = await desk.submit_and_approve(**TERMS)
+        assert await desk.handle(invoice).result() == "COMPLETED"
         assert not stand_in.intents
 
 

@@ -19,7 +19,7 @@ from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import RunProgress
-from support import Refused, Tools, Worker, an_invoice, eventually, paid, tools_in_memory
+from support import Desk, Refused, Tools, Worker, an_invoice, eventually, paid, tools_in_memory
 from workflow import TASK_QUEUE
 
 
@@ -73,9 +73,7 @@ async def test_an_invoice_whose_id_looks_like_another_goes_on(
 ) -> None:
     invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
     # As earlier versions did.
-    await client.start_workflow(
-        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE
-    )
+    await Desk(client).start(invoice)
     text = await tools("process_invoice", invoice_data=invoice)
     assert text.startswith("Already in process; nothing was started.")
     assert "must not mix Cyrillic and Latin letters" in text

@@ -112,7 +112,7 @@ async def test_our_tools_understand_what_the_tutorials_server_did(
 async def test_our_server_works_with_the_tutorials_worker(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
+    monkeypatch.setattr(invoice_server, "shared_client", InvoiceClient(await namespace.connect()))
     worker = Worker(namespace.address, tmp_path, PROCESSES / "tutorial_worker.py")
     async with worker, McpClient(invoice_server.mcp) as client:
         tools = Tools(client)

@@ -96,7 +96,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     async def no_download(directory: Path) -> str:
         return "no network"
 
-    monkeypatch.setattr(dev_server, "_download", no_download)
+    monkeypatch.setattr(dev_server, "download", no_download)
     return tmp_path
 
 
@@ -127,7 +127,7 @@ async def test_without_any_other_the_executable_is_downloaded_once(
         (directory / f"temporal-sdk-python-1.35.0{suffix}").touch()
         return ""
 
-    monkeypatch.setattr(dev_server, "_download", download)
+    monkeypatch.setattr(dev_server, "download", download)
     monkeypatch.setattr(temporalio.service, "__version__", "1.35.0")
     first = await dev_server.temporal_executable()
     assert first == await dev_server.temporal_executable()
