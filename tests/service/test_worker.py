@@ -135,8 +135,10 @@ sys.meta_path.insert(0, Interrupting())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["argparse", "temporalio.worker", "workflow"])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("argparse", "SIGINT"), ("temporalio.worker", "SIGTERM"), ("workflow", "SIGINT")],
+)
 def test_a_signal_during_the_imports_ends_it_without_a_traceback(
     module: str, name: str, tmp_path: Path
 ) -> None:

@@ -368,6 +368,23 @@ def test_json_gives_the_same_invoice_again(extra: Any, item: str) -> None:
     assert again.to_json() == first.to_json()
 
 
+@UNTIMED
+@given(
+    st.sampled_from(["id", "lines", "item", "amount", "currency", "approval_timeout_days"]),
+    JSON_VALUE | st.integers() | st.floats() | st.lists(JSON_VALUE | st.binary(), max_size=3),
+)
+def test_any_value_is_taken_as_it_is_or_refused_in_words(field: str, value: Any) -> None:
+    fields = {"lines": [line(**{field: value})]} if field in ("item", "amount") else {field: value}
+    try:
+        taken = invoice(**fields)
+    except ValidationError as error:
+        words = describe_validation_errors(error)
+        assert words.isprintable()
+        assert not re.search(r"pydantic|type=|Error|Decimal|Exceeds", words)
+    else:
+        assert Invoice.model_validate_json(taken.to_json()).digest == taken.digest
+
+
 def test_memo_of_progress_has_no_empty_keys() -> None:
     memo = RunProgress.of(invoice()).to_memo()
     assert memo["total"] == "1.00"
