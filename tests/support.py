@@ -230,6 +230,23 @@ class Worker:
         return await asyncio.to_thread(self.process.wait, 45)
 
 
+async def refused_start(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: str) -> str:
+    """The one line a worker says that ends at once with exit code 1."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(command or (str(ROOT / "worker.py"),)),
+        env=environment("", PYTHONPATH=str(ROOT)) | env,
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        output, errors = await process.communicate()
+    assert process.returncode == 1
+    assert not output
+    [line] = [line for line in errors.decode().splitlines() if " INFO " not in line]
+    return line
+
+
 @asynccontextmanager
 async def workflows_only(client: Client) -> AsyncIterator[None]:
     """A worker in this process that takes invoices as far as their next payment.

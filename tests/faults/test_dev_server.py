@@ -106,7 +106,6 @@ async def submit(embedded: Embedded, **fields: object) -> Invoice:
     return await Desk(await connect(embedded.address)).submit(**fields)
 
 
-@pytest.mark.slow
 async def test_waiting_invoices_survive_the_service_with_its_worker(embedded: Embedded) -> None:
     worker = await embedded.worker().start()
     invoice = await submit(embedded, id="INV-002")
@@ -316,7 +315,6 @@ async def test_of_two_directories_at_once_one_gets_the_port(
     assert len(embedded.servers()) == 1
 
 
-@pytest.mark.slow
 async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
     embedded: Embedded, service: Service
 ) -> None:
@@ -406,7 +404,6 @@ async def test_a_service_left_behind_by_a_killed_worker_is_used(
     assert embedded.servers() == [server]
 
 
-@pytest.mark.slow
 async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> None:
     worker = await embedded.worker().start()
     invoice = await submit(embedded)
@@ -423,7 +420,6 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
     assert log.read_text().startswith(log_before)
 
 
-@pytest.mark.slow
 async def test_workers_started_at_once_share_a_service_also_when_the_one_that_has_it_ends(
     embedded: Embedded,
 ) -> None:

@@ -25,7 +25,6 @@ from support import (
 )
 
 
-@pytest.mark.slow  # the payment is repeated after its 30 s
 async def test_kill_between_commit_and_completion_pays_once(
     namespace: Namespace, tmp_path: Path
 ) -> None:
@@ -41,7 +40,6 @@ async def test_kill_between_commit_and_completion_pays_once(
             assert len(paid(tmp_path, invoice)) == 2
 
 
-@pytest.mark.slow
 async def test_kill_of_the_service_between_payments_loses_none(
     service: Service, tmp_path: Path
 ) -> None:
@@ -89,7 +87,6 @@ def stand_in() -> Iterator[StripeStandIn]:
         yield stand_in
 
 
-@pytest.mark.slow  # a killed payment is repeated after its 30 s
 async def test_kill_of_the_worker_within_a_call_charges_once(
     namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:

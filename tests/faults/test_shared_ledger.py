@@ -1,4 +1,4 @@
-"""Workers that share a ledger, workers that don't, and workers whose database comes and goes."""
+"""Workers that share a database, which comes and goes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,97 +10,8 @@ import pytest
 from invoices.invoice import Invoice
 from payments.ledger import PostgreSQLLedger
 from postgres import PASSWORD, PostgreSQL
-from starting import refused
 from stripe_stand_in import TERMS, Fault, FaultKind, StripeStandIn
-from support import Desk, Namespace, Worker, an_invoice, connect, paid
-
-
-@pytest.mark.slow  # retried with growing pauses
-async def test_an_invoice_waits_for_the_worker_with_its_ledger(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path / "own"):
-        invoice = await desk.submit()
-        await desk.until(invoice, "waiting")
-    async with Worker(namespace.address, tmp_path / "other"):
-        await desk.approve(invoice)
-        text = (await desk.once(invoice, lambda status: status.retry)).to_text()
-        assert "the invoice belongs to the payment ledger " in text
-        assert "start a worker with the data directory" in text
-    async with Worker(namespace.address, tmp_path / "own"):
-        await desk.until(invoice, "completed")
-        assert not paid(tmp_path / "other", invoice)
-        assert len(paid(tmp_path / "own", invoice)) == 2
-
-
-async def test_an_invoice_waits_for_the_worker_with_its_gateway(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    """The worker is started again without the setting that names the gateway."""
-    desk = Desk(await namespace.connect())
-    with StripeStandIn() as stand_in:
-        settings = stand_in.settings
-        async with Worker(namespace.address, tmp_path, **settings) as stripe:
-            invoice = await desk.submit(**TERMS)
-            await desk.until(invoice, "waiting")
-            await stripe.end()
-            async with Worker(namespace.address, tmp_path) as simulated:
-                await desk.approve(invoice)
-                text = (await desk.once(invoice, lambda status: status.retry)).to_text()
-                assert "Line 1 is being retried" in text
-                assert (
-                    "the invoice is paid through stripe test, and this worker pays through sim"
-                    in text
-                )
-                assert "start a worker with the PAYMENT_GATEWAY" in text
-                assert not paid(tmp_path, invoice)
-                await simulated.end()
-                async with Worker(namespace.address, tmp_path, **settings) as stripe:
-                    await desk.until(invoice, "completed")
-                    assert len(stand_in.charged(invoice.id)) == 2
-
-
-async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(
-    own_worker: Worker,
-) -> None:
-    desk, data = Desk(await connect(own_worker.address)), own_worker.data
-    (data / "payments.db").rename(data / "away.db")
-    invoice = await desk.submit()
-    text = (await desk.until(invoice, "waiting")).to_text()
-    assert "whether any of it was paid isn't known" in text
-    await desk.approve(invoice)
-    (data / "away.db").rename(data / "payments.db")
-    await desk.until(invoice, "completed")
-    assert len(paid(data, invoice)) == 2
-
-
-async def test_a_ledger_removed_while_the_worker_runs_is_told_and_waited_for(
-    own_worker: Worker, tmp_path: Path
-) -> None:
-    desk, data, away = Desk(await connect(own_worker.address)), own_worker.data, tmp_path / "away"
-    invoice = await desk.submit()
-    await desk.until(invoice, "waiting")
-    away.mkdir()
-    for file in data.glob("payments.db*"):
-        file.rename(away / file.name)
-    await desk.approve(invoice)
-    text = (await desk.once(invoice, lambda status: status.retry)).to_text()
-    assert "the payment ledger is unavailable: payments.db is missing" in text
-    for file in away.iterdir():
-        file.rename(data / file.name)
-    await desk.until(invoice, "completed")
-    assert len(paid(data, invoice)) == 2
-    assert "Traceback" not in own_worker.log.read_text()
-
-
-async def test_a_database_that_is_not_there_ends_the_worker_with_one_sentence(
-    tmp_path: Path,
-) -> None:
-    url = f"postgresql://invoices:{PASSWORD}@127.0.0.1:1/there"
-    line = await refused(INVOICE_DATA_DIR=str(tmp_path), PAYMENT_LEDGER_URL=url)
-    assert "The payment ledger there on 127.0.0.1 can't be used: " in line
-    assert PASSWORD not in line
+from support import Desk, Namespace, Worker
 
 
 @pytest.fixture
@@ -137,7 +48,6 @@ def ledger_states(url: str, invoice: Invoice) -> list[str]:
     return [state for [state] in rows]
 
 
-@pytest.mark.slow  # killed payments are repeated after their 30 s
 async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_killed(
     namespace: Namespace, postgresql: PostgreSQL, tmp_path: Path
 ) -> None:
@@ -173,22 +83,3 @@ async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_
                 }
             assert max(attempts) > 1
             assert "Traceback" not in steady.log.read_text()
-
-
-async def test_an_invoice_without_a_customer_fails_at_its_start_where_stripe_pays(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    desk = Desk(await namespace.connect())
-    settings = {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": "sk_test_ok"}
-    async with Worker(namespace.address, tmp_path, **settings, STRIPE_API_BASE="http://x.invalid"):
-        for fields, problem in (
-            ({}, "customer: is required, since Stripe pays"),
-            (
-                {**TERMS, "currency": "JPY", "lines": [{"item": "A", "amount": "5.50"}]},
-                "lines(0).amount: must be whole in JPY",
-            ),
-        ):
-            invoice = an_invoice(**fields)
-            await desk.start(invoice)
-            text = (await desk.until(invoice, "failed")).to_text()
-            assert f"Invalid invoice: {problem}" in text

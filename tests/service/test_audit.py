@@ -418,7 +418,6 @@ def content(folder: Path) -> bytes:
     return file.read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no wait4")
 async def test_memory_does_not_grow_with_the_invoices(books: Office, copy: Path) -> None:
     async def peak() -> int:

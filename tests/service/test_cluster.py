@@ -191,7 +191,6 @@ async def test_address_that_refuses_is_named(said: Said) -> None:
         assert f"The Temporal Service at {address} can't be reached" in sentence
 
 
-@pytest.mark.slow
 async def test_address_that_never_answers_is_named(said: Said) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -1,42 +1,28 @@
-"""Notices to a web hook: whose they are, and that a hook that misbehaves holds up nothing.
+"""Which worker posts a notice, and whose notices it posts.
 
-What they say is tested in `test_operations.py`.
+What they say is tested in `test_operations.py`, hooks that misbehave in `tests/faults`.
 """
 
 import asyncio
-import gzip
-import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psutil
 import pytest
 import temporalio.worker
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
-from temporalio.api.workflowservice.v1 import (
-    SetWorkerDeploymentCurrentVersionRequest,
-)
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
-from temporalio.service import RPCError
 
-from hooks import Answer, Hook, a_hook, accept, fail, hang, never_end
+from hooks import Hook, a_hook, accept, fail
 from invoices.invoice import Invoice, workflow_id
 from notices import NOTICE_TASK_QUEUE
-from support import PROCESSES, Desk, Namespace, Service, Worker, eventually
+from support import Desk, Namespace, Worker, eventually
 from workflow import TASK_QUEUE
-
-BOMB = gzip.compress(bytes(2**29))
-
-
-async def send_a_bomb(writer: asyncio.StreamWriter) -> None:
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n\r\n"
-    writer.write(head.encode() + BOMB)
 
 
 def a_worker(namespace: Namespace, data: Path, hook: Hook) -> Worker:
@@ -46,77 +32,6 @@ def a_worker(namespace: Namespace, data: Path, hook: Hook) -> Worker:
 async def pay(desk: Desk, invoice: Invoice) -> None:
     await desk.approve(invoice)
     assert await desk.handle(invoice).result() == "COMPLETED"
-
-
-# What is posted, and what of the answer is read.
-
-
-# A hook that misbehaves.
-
-
-@pytest.mark.slow
-async def test_payments_and_the_workers_end_wait_for_no_hook(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    desk = Desk(await namespace.connect())
-    async with a_hook(hang) as hook:
-        async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url) as worker:
-            invoice, *_ = await asyncio.gather(*(desk.submit() for _ in range(25)))
-
-            await eventually(lambda: len(hook.posts) >= 10)
-            await pay(desk, invoice)
-            assert hook.ended == 0, "a post had to be given up first"
-            start = time.monotonic()
-            assert await worker.end() == 0
-            assert time.monotonic() - start < 35
-            assert "Traceback" not in worker.log.read_text()
-        # What was cut off is posted by the next worker.
-        hook.answer = accept
-        hook.posts.clear()
-        async with a_worker(namespace, tmp_path, hook):
-            await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)), 40)
-
-
-@pytest.mark.parametrize("answer", [never_end, send_a_bomb])
-async def test_an_answer_without_end_takes_no_memory(
-    answer: Answer, namespace: Namespace, tmp_path: Path
-) -> None:
-    desk = Desk(await namespace.connect())
-    async with (
-        a_hook(answer) as hook,
-        a_worker(namespace, tmp_path, hook) as worker,
-    ):
-        assert worker.process
-        memory = psutil.Process(worker.process.pid).memory_info
-
-        async def delivered() -> bool:
-            query = "WorkflowType='NoticeWorkflow' AND ExecutionStatus='Completed'"
-            return (await desk.temporal.count_workflows(query)).count >= expected
-
-        expected = 1
-        await desk.submit()
-        await eventually(delivered)
-        before = memory().rss
-        expected = 11
-        await asyncio.gather(*(desk.submit() for _ in range(10)))
-        await eventually(delivered)
-        assert memory().rss - before < 50_000_000
-
-
-async def test_a_name_that_is_looked_up_for_ever_holds_up_nothing(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    desk = Desk(await namespace.connect())
-    script = PROCESSES / "nameless_worker.py"
-    nameless = Worker(
-        namespace.address, tmp_path, script, INVOICE_NOTIFY_URL="http://hook.invalid/hook"
-    )
-    async with nameless as worker:
-        invoice = await desk.submit()
-
-        await eventually((tmp_path / "looking-up").exists)
-        await pay(desk, invoice)
-        assert await worker.end() == 0
 
 
 # Where a hook's worker is, or isn't.
@@ -138,43 +53,6 @@ async def test_a_notice_waits_for_a_worker_with_the_hook(
         hook.answer = accept
         async with a_worker(namespace, tmp_path, hook):
             await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)[1:]), 30)
-
-
-async def test_a_versioned_worker_posts_and_the_version_before_can_be_made_current(
-    service: Service, tmp_path: Path
-) -> None:
-    desk = Desk(await service.start())  # of its own: the one that is shared keeps no versions
-
-    async def make_current(build_id: str) -> None:
-        async def accepted() -> bool:
-            request = SetWorkerDeploymentCurrentVersionRequest(
-                namespace=desk.temporal.namespace, deployment_name="invoices", build_id=build_id
-            )
-            try:
-                await desk.temporal.workflow_service.set_worker_deployment_current_version(request)
-            except RPCError:
-                return False
-            return True
-
-        await eventually(accepted)  # once the service knows the version
-
-    def a_version(build_id: str, hook_url: str = "") -> Worker:
-        return Worker(
-            service.address,
-            tmp_path,
-            INVOICE_NOTIFY_URL=hook_url,
-            TEMPORAL_DEPLOYMENT_NAME="invoices",
-            TEMPORAL_WORKER_BUILD_ID=build_id,
-        )
-
-    async with a_hook(accept) as hook, a_version("2", hook.url):
-        await make_current("2")
-        invoice = await desk.submit()
-
-        await eventually(lambda: hook.events(invoice) == ["waiting"])
-        async with a_version("1"):  # as before notices had a task queue of their own
-            await make_current("1")
-            await pay(desk, invoice)
 
 
 # Whose notice it is.

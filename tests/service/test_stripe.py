@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stripe_stand_in import TERMS, StripeStandIn
-from support import ROOT, Desk, Namespace, Worker
+from support import ROOT, Desk, Namespace, Worker, an_invoice
 
 
 @pytest.fixture
@@ -62,3 +62,22 @@ def test_a_missing_extra_is_named_at_the_start(
     assert f"uv run --extra {extra} worker.py" in line
     assert "secret" not in line
     assert process.returncode == 1
+
+
+async def test_an_invoice_without_a_customer_fails_at_its_start_where_stripe_pays(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    settings = {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": "sk_test_ok"}
+    async with Worker(namespace.address, tmp_path, **settings, STRIPE_API_BASE="http://x.invalid"):
+        for fields, problem in (
+            ({}, "customer: is required, since Stripe pays"),
+            (
+                {**TERMS, "currency": "JPY", "lines": [{"item": "A", "amount": "5.50"}]},
+                "lines(0).amount: must be whole in JPY",
+            ),
+        ):
+            invoice = an_invoice(**fields)
+            await desk.start(invoice)
+            text = (await desk.until(invoice, "failed")).to_text()
+            assert f"Invalid invoice: {problem}" in text
