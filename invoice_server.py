@@ -414,7 +414,7 @@ def _answer(text: str, status: InvoiceStatus) -> ToolResult:
     return ToolResult(content=text, structured_content=status.to_structured())
 
 
-_client: "InvoiceClient | None" = None
+shared_client: "InvoiceClient | None" = None
 
 
 @asynccontextmanager
@@ -427,7 +427,7 @@ async def invoices(*, read_only: bool = False) -> AsyncIterator["InvoiceClient"]
     Raises:
         ToolError: one or two sentences for a person; nothing else gets out but bugs.
     """
-    global _client
+    global shared_client
     from temporalio.service import RPCError
 
     from invoice_client import InvoiceClient
@@ -435,16 +435,16 @@ async def invoices(*, read_only: bool = False) -> AsyncIterator["InvoiceClient"]
     from temporal_service.connection import connect, connect_config, describe_rpc_error, whoami
 
     try:
-        if _client is None:
+        if shared_client is None:
             temporal_client = await connect(connect_config(), identity=whoami(), lazy=True)
-            _client = InvoiceClient(temporal_client)
+            shared_client = InvoiceClient(temporal_client)
         async with asyncio.timeout(TOOL_SECONDS):
-            yield _client
+            yield shared_client
     except (InvoiceError, StartupError) as error:
         raise ToolError(str(error), log_level=logging.INFO) from error
     except (RPCError, RuntimeError, TimeoutError) as error:
-        if not _client or not (
-            reason := describe_rpc_error(_client.temporal, error, read_only=read_only)
+        if not shared_client or not (
+            reason := describe_rpc_error(shared_client.temporal, error, read_only=read_only)
         ):
             raise
         raise ToolError(reason, log_level=logging.WARNING) from error

@@ -124,11 +124,11 @@ class ApprovalCards(Middleware):
     """
 
     def __init__(self) -> None:
-        self._setting = read_setting("INVOICE_APPROVAL_CARD")
+        self.setting = read_setting("INVOICE_APPROVAL_CARD")
         self._key = secrets.token_bytes(32)
-        self._first_shown: float | None = None
+        self.first_shown: float | None = None
         """When the first card was to be shown, by the monotonic clock."""
-        self._has_loaded = False
+        self.has_loaded = False
         """Whether any card has asked for its data."""
 
     def ask_on_card(self, ctx: Context) -> bool:
@@ -141,22 +141,22 @@ class ApprovalCards(Middleware):
         Raises:
             ToolError: a card is required and this host shows none, or the setting is unknown.
         """
-        if self._setting not in ("auto", "required", "off"):
+        if self.setting not in ("auto", "required", "off"):
             raise _refusal(
-                f"INVOICE_APPROVAL_CARD is {sanitized(self._setting)!r}, but must be auto, required"
+                f"INVOICE_APPROVAL_CARD is {sanitized(self.setting)!r}, but must be auto, required"
                 " or off. Nothing was approved; correct it and restart the server."
             )
         if not self._offered_to(ctx):
-            if self._setting == "required":
+            if self.setting == "required":
                 raise _refusal(
                     "Nothing was approved: INVOICE_APPROVAL_CARD is required, and this host neither"
                     " shows cards nor asks the person. Decide in a host that does, or in Temporal's"
                     " Web UI."
                 )
             return False
-        if self._setting == "required" or self._has_loaded or self._first_shown is None:
+        if self.setting == "required" or self.has_loaded or self.first_shown is None:
             return True
-        if monotonic() - self._first_shown < LOADING_SECONDS:
+        if monotonic() - self.first_shown < LOADING_SECONDS:
             return True
         log.warning("This host shows no card; its permission dialog decides")
         return False
@@ -167,8 +167,8 @@ class ApprovalCards(Middleware):
         Only such an answer starts the clock: a call that fails shows none, so a host that does show
         cards couldn't load one in time.
         """
-        if self._first_shown is None:
-            self._first_shown = monotonic()
+        if self.first_shown is None:
+            self.first_shown = monotonic()
 
     def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus) -> ToolResult:
         """The data of a card, with the seal for a click on it while the invoice waits."""
@@ -202,7 +202,7 @@ class ApprovalCards(Middleware):
 
     def _offered_with(self, capabilities: ClientCapabilities | None) -> bool:
         """Whether a host gets cards: not where it asks the person itself, which goes first."""
-        if self._setting == "off":
+        if self.setting == "off":
             return False
         return can_show_cards(capabilities) and not can_ask(capabilities)
 
@@ -213,7 +213,7 @@ class ApprovalCards(Middleware):
     ) -> InitializeResult | None:
         result = await call_next(context)
         # The SDK leaves extensions out of this era's answer, and some hosts then show no cards.
-        if result and self._setting != "off":
+        if result and self.setting != "off":
             result.capabilities.extensions = {UI_EXTENSION_ID: {}}
         # The session has the host's capabilities only after this.
         if result and not self._offered_with(context.message.params.capabilities):
@@ -255,7 +255,7 @@ class ApprovalCards(Middleware):
         if context.message.name in APP_TOOLS:
             if not self._offered_to(context.fastmcp_context):
                 raise NotFoundError(f"Unknown tool: {context.message.name!r}")
-            self._has_loaded = True
+            self.has_loaded = True
         return await call_next(context)
 
 

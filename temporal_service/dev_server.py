@@ -397,7 +397,7 @@ async def _downloaded_executable() -> Path:
         log.info("Downloading the Temporal CLI, once, into %s", directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            problem = await _download(directory)
+            problem = await download(directory)
         except OSError as error:
             problem = str(error) or f"not done after {DOWNLOAD_SECONDS} s"
         if problem:
@@ -409,7 +409,7 @@ async def _downloaded_executable() -> Path:
     return executable
 
 
-async def _download(directory: Path) -> str:
+async def download(directory: Path) -> str:
     """Returns the last line of what went wrong; empty if nothing did."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -143,11 +143,8 @@ async def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     base = tmp_path_factory.getbasetemp()
     data = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
     data.mkdir(exist_ok=True)
-    worker = Worker(address, data)
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
+    async with Worker(address, data) as worker:
+        yield worker
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +152,8 @@ async def own_worker(
     new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Worker]:
     """In a namespace of a file's own, whose tests may take its ledger or gateway away."""
-    worker = Worker(new_namespace(), tmp_path_factory.mktemp("data"))
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
+    async with Worker(new_namespace(), tmp_path_factory.mktemp("data")) as worker:
+        yield worker
 
 
 @pytest.fixture(scope="session", params=ERAS)
@@ -176,6 +170,21 @@ def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable of this process names a Temporal Service."""
     for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def configure(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, str]], None]:
+    """Gives this process these variables and no other of Temporal's; its server connects anew."""
+    import invoice_server
+
+    def configure(env: dict[str, str]) -> None:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(invoice_server, "shared_client", None)
+
+    return configure
 
 
 @pytest.fixture
@@ -221,6 +230,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files with the most tests that wait long come first, so that the others fill the time."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """What waits comes first, the longest files at the front, so that the rest fills the time."""
+    order = {"faults": 0, "hosts": 1, "service": 2, "unit": 3}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (order.get(item.path.parent.name, 0), -tests[item.path]))

@@ -4,13 +4,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from invoices.invoice import Invoice
-from support import (
-    eventually,
-)
+from support import AnInvoice, eventually, id_of
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
@@ -20,6 +16,21 @@ Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 async def accept(writer: asyncio.StreamWriter) -> None:
     writer.write(OK)
+
+
+async def fail(writer: asyncio.StreamWriter) -> None:
+    writer.write(OK.replace(b"200 OK", b"503 Unavailable"))
+
+
+def respond(*statuses: int) -> Answer:
+    """With these in turn, and with 200 after that."""
+    left = list(statuses)
+
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        status = left.pop(0) if left else 200
+        writer.write(OK.replace(b"200 OK", f"{status} As told".encode()))
+
+    return answer
 
 
 async def hang(writer: asyncio.StreamWriter) -> None:
@@ -74,54 +85,24 @@ class Hook:
             await writer.drain()
         writer.close()
 
-    def events(self, invoice: Invoice) -> list[str]:
-        return [post["event"] for post in self.posts if post["invoice_id"] == invoice.id]
+    def of(self, invoice: AnInvoice) -> list[dict[str, Any]]:
+        return [post for post in self.posts if post["invoice_id"] == id_of(invoice)]
+
+    def events(self, invoice: AnInvoice) -> list[str]:
+        return [post["event"] for post in self.of(invoice)]
+
+    async def until(self, invoice: AnInvoice, *events: str) -> list[dict[str, Any]]:
+        """The posts about an invoice, once they are about these events, in this order."""
+        await eventually(lambda: self.events(invoice) == list(events))
+        return self.of(invoice)
 
 
 @asynccontextmanager
 async def a_hook(answer: Answer) -> AsyncIterator[Hook]:
     hook = Hook(answer)
     server = await asyncio.start_server(hook.serve, "127.0.0.1", 0)
-    hook.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+    hook.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/secret-token"
     try:
         yield hook
     finally:
         server.close()
-
-
-async def fail(writer: asyncio.StreamWriter) -> None:
-    writer.write(OK.replace(b"200 OK", b"503 Unavailable"))
-
-
-class ThreadedHook:
-    """A web hook that answers with `statuses` in turn, and with 200 after that."""
-
-    def __init__(self) -> None:
-        self.posts: list[dict[str, Any]] = []
-        self.statuses: list[int] = []
-        hook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                hook.posts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(hook.statuses.pop(0) if hook.statuses else 200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/secret-token"
-
-    def of(self, invoice: dict[str, Any]) -> list[dict[str, Any]]:
-        return [post for post in self.posts if post["invoice_id"] == invoice["id"]]
-
-    async def until(self, invoice: dict[str, Any], *events: str) -> list[dict[str, Any]]:
-        """The posts about an invoice, once they are about these events, in this order."""
-
-        async def posts() -> list[dict[str, Any]] | None:
-            found = self.of(invoice)
-            return found if [post["event"] for post in found] == list(events) else None
-
-        return await eventually(posts)

@@ -42,23 +42,18 @@ def _npx(package: str, *arguments: str | Path) -> subprocess.CompletedProcess[st
     )
 
 
-PLAYWRIGHT = "playwright-core@1"
-
-
-def chromium() -> str:
-    """The path of a Chromium; skips the test where there is none."""
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if path := shutil.which(name):
-            return path
-    pytest.skip("no Chromium on PATH")
-
-
-def npm_exec(*packages: str) -> list[str]:
-    """The start of a command line that has these packages' commands on its PATH."""
-    for package in packages:
-        if reason := _missing(package):
-            pytest.skip(reason)
+def npm_exec(package: str) -> list[str]:
+    """The start of a command line that has this package's commands on its PATH."""
+    if reason := _missing(package):
+        pytest.skip(reason)
     npm = shutil.which("npm")
     assert npm
-    options = ["--yes", "--prefer-offline", "--fetch-retries=0"]
-    return [npm, "exec", *options, *(f"--package={package}" for package in packages), "--"]
+    return [
+        npm,
+        "exec",
+        "--yes",
+        "--prefer-offline",
+        "--fetch-retries=0",
+        f"--package={package}",
+        "--",
+    ]

@@ -30,7 +30,7 @@ from invoices.refusals import InvoiceError
 from invoices.status import AWAITING_APPROVAL
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
-from support import Service, Worker, an_invoice, cancelled_with_the_outcome, eventually
+from support import Desk, Service, Worker, an_invoice, cancelled_with_the_outcome, eventually
 from workflow import TASK_QUEUE
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -199,8 +199,7 @@ def cancelled_as_line_1_was_paid(**fields: Any) -> Course:
             closing(SQLiteLedger(do.data / "payments.db")) as ledger,
             patch("activities.open_payments", return_value=(gateway, ledger)),
         ):
-            invoice = Invoice.model_validate(an_invoice(id=name, **fields))
-            await cancelled_with_the_outcome(do.client, invoice)
+            await cancelled_with_the_outcome(Desk(do.client), id=name, **fields)
 
     return course
 

@@ -58,6 +58,10 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # of five, some of twenty payers at once wait longer than they may
 
 
+TERMS = {"customer": "cus_A", "payment_method": "pm_visa"}
+"""Of an invoice whose customer has a card."""
+
+
 class StripeStandIn(AbstractContextManager["StripeStandIn"]):
     def __init__(self) -> None:
         self.intents: dict[str, dict[str, Any]] = {}
@@ -69,6 +73,15 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Of a worker that pays through it."""
+        return {
+            "PAYMENT_GATEWAY": "stripe",
+            "STRIPE_API_KEY": "sk_test_ok",
+            "STRIPE_API_BASE": self.url,
+        }
 
     def __enter__(self) -> "StripeStandIn":
         # Shutting down takes up to one interval, and each test has its own.

@@ -10,22 +10,27 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from inspect import isawaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from uuid import uuid4
 
 import pytest
 import temporalio.worker
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 
+from invoice_client import InvoiceClient
+from invoices.answers import InvoiceStatus
+from invoices.invoice import Invoice, workflow_id
 from payments.ledger import SQLiteLedger
 from startup import StartupError
 from temporal_service import connection, dev_server
+from temporal_service.connection import whoami
+from temporal_service.payloads import json_payload
+from workflow import TASK_QUEUE, InvoiceWorkflow
 
 if TYPE_CHECKING:  # its import takes a second, and the unit tests need none
     from fastmcp import Client as McpClient
-
-    from invoices.invoice import Invoice
 
 ROOT = Path(__file__).parent.parent
 PROCESSES = ROOT / "tests" / "processes"
@@ -51,6 +56,13 @@ def free_port() -> int:
             return port
 
 
+AnInvoice = Invoice | dict[str, Any]
+
+
+def id_of(invoice: AnInvoice) -> str:
+    return invoice.id if isinstance(invoice, Invoice) else str(invoice["id"])
+
+
 def an_invoice(**fields: Any) -> dict[str, Any]:
     """The tutorial's invoice under an id of its own, paid without pacing."""
     return {
@@ -64,15 +76,26 @@ def an_invoice(**fields: Any) -> dict[str, Any]:
     }
 
 
-async def eventually(look: Callable[[], Awaitable[T | None]], bound: float = 20) -> T:
-    """What `look` gives once that is true; fails after `bound` seconds."""
+@overload
+async def eventually(look: Callable[[], Awaitable[T | None]], bound: float = 20) -> T: ...
+@overload
+async def eventually(look: Callable[[], bool], bound: float = 20) -> bool: ...
+async def eventually(look: Callable[[], Any], bound: float = 20) -> Any:
+    """What `look` gives, or what can be awaited of it, once that is true.
+
+    Fails after `bound` seconds.
+    """
     pause = 0.02
     async with asyncio.timeout(bound):
-        while not (found := await look()):
+        while True:
+            found = look()
+            if isawaitable(found):
+                found = await found
+            if found:
+                return found
             await asyncio.sleep(pause)
             # Each look may be a call: many of them slow down what they wait for.
             pause = min(pause * 1.25, 0.5)
-        return found
 
 
 def environment(address: str, **more: str) -> dict[str, str]:
@@ -148,16 +171,20 @@ async def connect(address: str, identity: str | None = None) -> Client:
 
 
 class Worker:
-    """A worker process: `worker.py`, or a script of the tests in its place."""
+    """A worker process: `worker.py`, or a script of the tests in its place.
+
+    `async with Worker(address, data) as worker` starts it, and ends it whatever happens.
+    """
 
     def __init__(
         self,
         address: str,
         data: Path,
-        script: Path = ROOT / "worker.py",
+        script: str | Path = ROOT / "worker.py",
         arguments: Sequence[str] = (),
         **env: str,
     ) -> None:
+        data.mkdir(exist_ok=True)
         self.address = address
         self.data = data
         self.log = data / f"worker-{uuid4().hex[:6]}.log"
@@ -167,7 +194,14 @@ class Worker:
         )
         self.process: subprocess.Popen[bytes] | None = None
 
-    async def start(self) -> "Worker":
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.kill()
+
+    async def start(self) -> Self:
+        """Also again; a start that fails leaves no process."""
         output = self.log.with_suffix(".out")
         with self.log.open("a") as log, output.open("w") as out:
             process = subprocess.Popen(self.command, env=self.environment, stdout=out, stderr=log)
@@ -176,8 +210,12 @@ class Worker:
         async def started_or_ended() -> bool:
             return output.read_text().endswith("\n") or process.poll() is not None
 
-        await eventually(started_or_ended, 60)
-        assert output.read_text().strip() == STARTED, self.log.read_text()
+        try:
+            await eventually(started_or_ended, 60)
+            assert output.read_text().strip() == STARTED, self.log.read_text()
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def kill(self) -> None:
@@ -192,6 +230,23 @@ class Worker:
         return await asyncio.to_thread(self.process.wait, 45)
 
 
+async def refused_start(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: str) -> str:
+    """The one line a worker says that ends at once with exit code 1."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(command or (str(ROOT / "worker.py"),)),
+        env=environment("", PYTHONPATH=str(ROOT)) | env,
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        output, errors = await process.communicate()
+    assert process.returncode == 1
+    assert not output
+    [line] = [line for line in errors.decode().splitlines() if " INFO " not in line]
+    return line
+
+
 @asynccontextmanager
 async def workflows_only(client: Client) -> AsyncIterator[None]:
     """A worker in this process that takes invoices as far as their next payment.
@@ -199,7 +254,6 @@ async def workflows_only(client: Client) -> AsyncIterator[None]:
     Its ledger, and that of `payments_only`, is what `activities.open_payments` gives.
     """
     import activities
-    from workflow import TASK_QUEUE, InvoiceWorkflow
 
     async with temporalio.worker.Worker(
         client,
@@ -216,7 +270,6 @@ async def workflows_only(client: Client) -> AsyncIterator[None]:
 async def payments_only(client: Client) -> AsyncIterator[None]:
     """A worker in this process that makes payments and takes no invoice any further."""
     import activities
-    from workflow import TASK_QUEUE
 
     async with temporalio.worker.Worker(
         client, task_queue=TASK_QUEUE, activities=[activities.process_payment]
@@ -225,15 +278,11 @@ async def payments_only(client: Client) -> AsyncIterator[None]:
 
 
 async def cancelled_with_the_outcome(
-    client: Client, invoice: "Invoice", *, cancel_first: bool = False
-) -> None:
+    desk: "Desk", *, cancel_first: bool = False, **fields: Any
+) -> Invoice:
     """Leaves an approved invoice whose next workflow task has the outcome of line 1 and a
     cancellation. No other worker may run; those here take their ledger as `workflows_only` says.
     """
-    from invoice_client import InvoiceClient
-    from invoices.invoice import workflow_id
-
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
 
     async def payment_pending() -> bool:
         return len((await handle.describe()).raw_description.pending_activities) == 1
@@ -241,16 +290,17 @@ async def cancelled_with_the_outcome(
     async def payment_ended() -> bool:
         return not await payment_pending()
 
-    async with workflows_only(client):
-        await InvoiceClient(client).submit(invoice)
-        await InvoiceClient(client).decide(invoice.id, approve=True)
+    async with workflows_only(desk.temporal):
+        invoice = await desk.submit_and_approve(**fields)
+        handle = desk.handle(invoice)
         await eventually(payment_pending)
     if cancel_first:
         await handle.cancel()
-    async with payments_only(client):
+    async with payments_only(desk.temporal):
         await eventually(payment_ended)
     if not cancel_first:
         await handle.cancel()
+    return invoice
 
 
 def payments(data: Path) -> dict[str, tuple[str, str, str]]:
@@ -268,9 +318,9 @@ def states(ledger: SQLiteLedger) -> list[str]:
     return [state for [state] in rows]
 
 
-def paid(data: Path, invoice: dict[str, Any]) -> list[str]:
+def paid(data: Path, invoice: AnInvoice) -> list[str]:
     """The keys of an invoice's payments."""
-    return sorted(key for key in payments(data) if key.startswith(f"invoice-{invoice['id']}/"))
+    return sorted(key for key in payments(data) if key.startswith(f"invoice-{id_of(invoice)}/"))
 
 
 def mcp(
@@ -317,6 +367,12 @@ class Tools:
             raise Refused(text)
         return text
 
+    async def submit(self, **fields: Any) -> dict[str, Any]:
+        """An invoice of `an_invoice`, after the tool has taken it."""
+        invoice = an_invoice(**fields)
+        await self("process_invoice", invoice_data=invoice)
+        return invoice
+
     async def status(self, invoice: dict[str, Any]) -> dict[str, Any]:
         """The structured content of `get_invoice_status`."""
         result = await self.client.call_tool("get_invoice_status", {"invoice_id": invoice["id"]})
@@ -345,18 +401,68 @@ async def tools_in_memory(
     from fastmcp import Client as McpClient
 
     import invoice_server
-    from invoice_client import InvoiceClient
-    from temporal_service.connection import whoami
 
     invoices = InvoiceClient(await connect(address, identity=whoami()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(invoice_server, "_client", invoices)
+        patch.setattr(invoice_server, "shared_client", invoices)
         async with McpClient(invoice_server.mcp, mode=mode, **client) as host:
             yield Tools(host)
 
 
-async def submitted(tools: Tools, **fields: Any) -> dict[str, Any]:
-    """An invoice of `an_invoice`, after the tool has taken it."""
-    invoice = an_invoice(**fields)
-    await tools("process_invoice", invoice_data=invoice)
-    return invoice
+class Desk:
+    """Submits, decides and waits by `InvoiceClient`, as the MCP server does.
+
+    `Tools` does the same by calling tools.
+    """
+
+    def __init__(self, temporal: Client) -> None:
+        self.temporal = temporal
+        self.client = InvoiceClient(temporal)
+
+    async def submit(self, **fields: Any) -> Invoice:
+        """An invoice of `an_invoice`."""
+        invoice = Invoice.model_validate(an_invoice(**fields))
+        await self.client.submit(invoice)
+        return invoice
+
+    async def start(self, invoice: AnInvoice, **options: Any) -> WorkflowHandle[Any, Any]:
+        """As another client does, such as the tutorial's."""
+        content = json_payload(invoice.to_json()) if isinstance(invoice, Invoice) else invoice
+        return await self.temporal.start_workflow(
+            "InvoiceWorkflow",
+            content,
+            id=workflow_id(id_of(invoice)),
+            **{"task_queue": TASK_QUEUE, **options},
+        )
+
+    async def approve(self, invoice: AnInvoice, **how: Any) -> InvoiceStatus:
+        return await self.client.decide(id_of(invoice), approve=True, **how)
+
+    async def reject(self, invoice: AnInvoice, **how: Any) -> InvoiceStatus:
+        return await self.client.decide(id_of(invoice), approve=False, **how)
+
+    async def submit_and_approve(self, **fields: Any) -> Invoice:
+        invoice = await self.submit(**fields)
+        await self.approve(invoice)
+        return invoice
+
+    async def status(self, invoice: AnInvoice) -> InvoiceStatus:
+        return await self.client.get_status(id_of(invoice))
+
+    async def until(self, invoice: AnInvoice, *states: str, bound: float = 20) -> InvoiceStatus:
+        """The status, once it is in one of `states`."""
+        return await self.once(invoice, lambda status: status.state in states, bound)
+
+    async def once(
+        self, invoice: AnInvoice, is_so: Callable[[InvoiceStatus], object], bound: float = 20
+    ) -> InvoiceStatus:
+        """The status, once `is_so` is true of it."""
+
+        async def look() -> InvoiceStatus | None:
+            status = await self.status(invoice)
+            return status if is_so(status) else None
+
+        return await eventually(look, bound)
+
+    def handle(self, invoice: AnInvoice) -> WorkflowHandle[Any, Any]:
+        return self.temporal.get_workflow_handle(workflow_id(id_of(invoice)))

@@ -11,7 +11,6 @@ KILLED = {"MCP server", "service", "worker"}
 # Each seed has six invoices of six courses, and three users who are busy while all is killed.
 
 
-@pytest.mark.slow
 async def test_every_invoice_ends_as_asked_for_while_everything_is_killed(tmp_path: Path) -> None:
     ended = await campaign.run(tmp_path, invoices=6, seed=40, users=3, hosts=2)
     assert not ended.problems, campaign.table(ended)
@@ -19,7 +18,6 @@ async def test_every_invoice_ends_as_asked_for_while_everything_is_killed(tmp_pa
     assert sum(ended.outcomes.values()) == 6
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(
     programs() is None, reason="no PostgreSQL server here: apt-get install postgresql"
 )

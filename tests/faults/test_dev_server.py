@@ -19,16 +19,15 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
 import audit
-from invoice_client import InvoiceClient
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from startup import StartupError
 from support import (
     PROCESSES,
+    Desk,
     Namespace,
     Service,
     Worker,
-    an_invoice,
     connect,
     eventually,
     free_port,
@@ -91,11 +90,11 @@ async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
     embedded.kill()
 
 
-async def approved(embedded: Embedded, invoice: dict[str, object]) -> bool:
+async def approved(embedded: Embedded, invoice: Invoice) -> bool:
     """Whether the invoice, which waits, could be approved and has completed."""
     if not (client := await embedded.client()):
         return False
-    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
+    handle = Desk(client).handle(invoice)
     try:
         await handle.signal("approve_invoice")
         return bool(await handle.result() == "COMPLETED")
@@ -103,14 +102,10 @@ async def approved(embedded: Embedded, invoice: dict[str, object]) -> bool:
         return False
 
 
-async def submit(embedded: Embedded, **fields: object) -> dict[str, object]:
-    invoice = an_invoice(**fields)
-    client = InvoiceClient(await connect(embedded.address))
-    await client.submit(Invoice.model_validate(invoice))
-    return invoice
+async def submit(embedded: Embedded, **fields: object) -> Invoice:
+    return await Desk(await connect(embedded.address)).submit(**fields)
 
 
-@pytest.mark.slow
 async def test_waiting_invoices_survive_the_service_with_its_worker(embedded: Embedded) -> None:
     worker = await embedded.worker().start()
     invoice = await submit(embedded, id="INV-002")
@@ -320,7 +315,6 @@ async def test_of_two_directories_at_once_one_gets_the_port(
     assert len(embedded.servers()) == 1
 
 
-@pytest.mark.slow
 async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
     embedded: Embedded, service: Service
 ) -> None:
@@ -334,10 +328,9 @@ async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
     invoice = await submit(embedded)
     service.kill()
 
-    async def waits() -> bool:
-        return f"not started for {data}, so this worker waits for it" in worker.log.read_text()
-
-    assert await eventually(waits)
+    await eventually(
+        lambda: f"not started for {data}, so this worker waits for it" in worker.log.read_text()
+    )
     assert await embedded.has_no_server()
     await service.start()
     assert await approved(embedded, invoice)
@@ -387,14 +380,14 @@ async def test_no_web_page_can_decide_on_or_start_an_invoice(running: Embedded) 
         await asyncio.to_thread(post, port, f"{workflows}/{path}", host)
         for port in ports
         for host in HOSTS
-        for path in (f"invoice-{invoice['id']}/signal/approve_invoice", "invoice-FORGED")
+        for path in (f"invoice-{invoice.id}/signal/approve_invoice", "invoice-FORGED")
     ]
     assert 403 in statuses  # the HTTP API was among them
     assert not [status for status in statuses if 200 <= status < 300]
 
     client = await connect(running.address)
     runs = [run async for run in client.list_workflows("WorkflowType='InvoiceWorkflow'")]
-    assert [run.id for run in runs] == [f"invoice-{invoice['id']}"]
+    assert [run.id for run in runs] == [f"invoice-{invoice.id}"]
     handle = client.get_workflow_handle(runs[0].id)
     assert (await handle.describe()).status == WorkflowExecutionStatus.RUNNING
     assert await handle.query("get_status") == "Awaiting approval"
@@ -411,7 +404,6 @@ async def test_a_service_left_behind_by_a_killed_worker_is_used(
     assert embedded.servers() == [server]
 
 
-@pytest.mark.slow
 async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> None:
     worker = await embedded.worker().start()
     invoice = await submit(embedded)
@@ -423,12 +415,11 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
 
     log_before = await eventually(logged)
     server.kill()
-    assert await eventually(lambda: approved(embedded, invoice), 40)
+    await eventually(lambda: approved(embedded, invoice), 40)
     assert "ended; starting it" in worker.log.read_text()
     assert log.read_text().startswith(log_before)
 
 
-@pytest.mark.slow
 async def test_workers_started_at_once_share_a_service_also_when_the_one_that_has_it_ends(
     embedded: Embedded,
 ) -> None:
@@ -438,7 +429,7 @@ async def test_workers_started_at_once_share_a_service_also_when_the_one_that_ha
     workers.remove(first)
     invoice = await submit(embedded)
     assert await first.end() == 0
-    assert await eventually(lambda: approved(embedded, invoice), 40)
+    await eventually(lambda: approved(embedded, invoice), 40)
     assert await approved(embedded, await submit(embedded))
     [successor] = embedded.servers()
     assert successor != server
@@ -483,25 +474,11 @@ async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> 
 
 
 async def test_a_start_tells_of_the_open_invoices(namespace: Namespace, tmp_path: Path) -> None:
-    worker = await Worker(namespace.address, tmp_path).start()
     (tmp_path / "gateway-down").touch()
-    client = InvoiceClient(await namespace.connect())
-    invoices = [Invoice.model_validate(an_invoice()) for _ in range(3)]
-    await asyncio.gather(*(client.submit(invoice) for invoice in invoices))
-    paying = invoices[0]
-    await client.decide(paying.id, approve=True)
-
-    async def is_paying() -> bool:
-        return (await client.get_status(paying.id)).state == "paying"
-
-    assert await eventually(is_paying)
-    assert await worker.end() == 0
-    worker = await Worker(namespace.address, tmp_path).start()
-
-    async def told() -> bool:
-        return "2 waiting, 1 being paid" in worker.log.read_text()
-
-    try:
-        assert await eventually(told)
-    finally:
-        worker.kill()
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path):
+        paying, *_ = await asyncio.gather(*(desk.submit() for _ in range(3)))
+        await desk.approve(paying)
+        await desk.until(paying, "paying")
+    async with Worker(namespace.address, tmp_path) as worker:
+        await eventually(lambda: "2 waiting, 1 being paid" in worker.log.read_text())

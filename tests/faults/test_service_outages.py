@@ -35,7 +35,6 @@ async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
         return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
 
 
-@pytest.mark.slow  # the client tries for some seconds before each call is given up
 async def test_the_server_recovers_when_the_service_comes_back(service: Service) -> None:
     async with mcp(service.address) as host:
         tools = Tools(host)

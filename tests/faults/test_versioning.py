@@ -4,11 +4,16 @@ import asyncio
 import shlex
 from pathlib import Path
 
-import pytest
+from temporalio.api.workflowservice.v1 import (
+    SetWorkerDeploymentCurrentVersionRequest,
+)
+from temporalio.service import RPCError
 
+from hooks import a_hook, accept
 from invoice_client import InvoiceClient
 from invoices.invoice import Invoice, workflow_id
 from support import (
+    Desk,
     Service,
     Worker,
     an_invoice,
@@ -18,7 +23,6 @@ from support import (
 from temporal_service import dev_server
 
 
-@pytest.mark.slow
 async def test_a_worker_that_versioning_gives_no_work_says_so_with_the_command(
     service: Service, tmp_path: Path
 ) -> None:
@@ -38,15 +42,8 @@ async def test_a_worker_that_versioning_gives_no_work_says_so_with_the_command(
         )
         return await process.wait() == 0
 
-    versioned = Worker(
-        service.address,
-        tmp_path,
-        TEMPORAL_DEPLOYMENT_NAME="in voices",
-        TEMPORAL_WORKER_BUILD_ID="2.0",
-    )
-    unversioned = Worker(service.address, tmp_path)
-    try:
-        await versioned.start()
+    version = {"TEMPORAL_DEPLOYMENT_NAME": "in voices", "TEMPORAL_WORKER_BUILD_ID": "2.0"}
+    async with Worker(service.address, tmp_path, **version) as versioned:
         await eventually(lambda: do_as_told(versioned))
         invoice = Invoice.model_validate(an_invoice())
         invoices = InvoiceClient(client)
@@ -55,10 +52,49 @@ async def test_a_worker_that_versioning_gives_no_work_says_so_with_the_command(
         assert await handle.query("get_status") == "Awaiting approval"
         assert await versioned.end() == 0
 
-        await unversioned.start()
+    async with Worker(service.address, tmp_path) as unversioned:
         await eventually(lambda: do_as_told(unversioned))
         await invoices.decide(invoice.id, approve=True)
         assert await handle.result() == "COMPLETED"
-    finally:
-        versioned.kill()
-        unversioned.kill()
+
+
+async def pay(desk: Desk, invoice: Invoice) -> None:
+    await desk.approve(invoice)
+    assert await desk.handle(invoice).result() == "COMPLETED"
+
+
+async def test_a_versioned_worker_posts_and_the_version_before_can_be_made_current(
+    service: Service, tmp_path: Path
+) -> None:
+    desk = Desk(await service.start())  # of its own: the one that is shared keeps no versions
+
+    async def make_current(build_id: str) -> None:
+        async def accepted() -> bool:
+            request = SetWorkerDeploymentCurrentVersionRequest(
+                namespace=desk.temporal.namespace, deployment_name="invoices", build_id=build_id
+            )
+            try:
+                await desk.temporal.workflow_service.set_worker_deployment_current_version(request)
+            except RPCError:
+                return False
+            return True
+
+        await eventually(accepted)  # once the service knows the version
+
+    def a_version(build_id: str, hook_url: str = "") -> Worker:
+        return Worker(
+            service.address,
+            tmp_path,
+            INVOICE_NOTIFY_URL=hook_url,
+            TEMPORAL_DEPLOYMENT_NAME="invoices",
+            TEMPORAL_WORKER_BUILD_ID=build_id,
+        )
+
+    async with a_hook(accept) as hook, a_version("2", hook.url):
+        await make_current("2")
+        invoice = await desk.submit()
+
+        await eventually(lambda: hook.events(invoice) == ["waiting"])
+        async with a_version("1"):  # as before notices had a task queue of their own
+            await make_current("1")
+            await pay(desk, invoice)

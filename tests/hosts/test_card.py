@@ -25,7 +25,6 @@ from support import (
     eventually,
     mcp,
     paid,
-    submitted,
     tools_in_memory,
 )
 
@@ -79,7 +78,7 @@ async def test_a_host_that_gets_no_cards_sees_nothing_of_them(
 ) -> None:
     async with McpClient(invoice_server.mcp, mode=era) as client:
         plain = await listed(client)
-    monkeypatch.setattr(invoice_server.cards, "_setting", setting)
+    monkeypatch.setattr(invoice_server.cards, "setting", setting)
     async with McpClient(invoice_server.mcp, mode=era, **capabilities) as client:
         tools = await listed(client)
         assert not await client.list_resources()
@@ -113,14 +112,14 @@ async def test_other_hosts_know_nothing_of_the_card(era: str, address: str, work
     async with tools_in_memory(address, era) as tools:
         assert '"ui' not in json.dumps(await listed(tools.client))
         assert not await tools.client.list_resources()
-        invoice = await submitted(tools)
+        invoice = await tools.submit()
         for name in APP_TOOLS:
             with pytest.raises(Refused, match=f"Unknown tool: '{name}'"):
                 await tools(name, invoice_id=invoice["id"], approve=True, seal="")
 
 
 async def test_approving_shows_a_card_and_pays_nothing(host: Tools, worker: Worker) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     arguments = {"invoice_id": invoice["id"], "total": "7000.00", "reason": "the person said so"}
     result = await host.client.call_tool("approve_invoice", arguments)
     assert "Nothing is approved or paid yet" in result.content[0].text  # type: ignore[union-attr]
@@ -131,7 +130,7 @@ async def test_approving_shows_a_card_and_pays_nothing(host: Tools, worker: Work
 
 
 async def test_a_card_shows_what_is_paid(host: Tools) -> None:
-    invoice = await submitted(host, customer="Acme", payment_method="4242", currency="EUR")
+    invoice = await host.submit(customer="Acme", payment_method="4242", currency="EUR")
     card, seal = await load_card(host, invoice)
     assert seal
     assert card["deadline"]
@@ -164,28 +163,27 @@ async def test_a_card_shows_what_is_paid(host: Tools) -> None:
 async def test_a_card_tells_what_was_paid_earlier(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = await Worker(namespace.address, tmp_path, INVOICE_DECLINE_OVER="4000").start()
-    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
-    try:
+    async with Worker(namespace.address, tmp_path, INVOICE_DECLINE_OVER="4000"):
+        monkeypatch.setattr(
+            invoice_server, "shared_client", InvoiceClient(await namespace.connect())
+        )
         async with McpClient(invoice_server.mcp, extensions=[SHOWS_CARDS]) as client:
             host = Tools(client)
             lines = [{"item": "Small", "amount": "10.00"}, {"item": "Large", "amount": "5000.00"}]
-            invoice = await submitted(host, lines=lines)
+            invoice = await host.submit(lines=lines)
             _, seal = await load_card(host, invoice)
             await host("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
             await host.until(invoice, "failed")
             assert "declined" in (await load_card(host, invoice))[0]["details"]
             await host("process_invoice", invoice_data=invoice)
             card, _ = await load_card(host, invoice)
-    finally:
-        worker.kill()
     assert card["paid_earlier"] == "1 line, $10.00"
     assert card["to_pay"] == "$5,000.00"
     assert card["total"] == "$5,010.00"
 
 
 async def test_a_click_pays(host: Tools, worker: Worker) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     _, seal = await load_card(host, invoice)
     await host("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
     await host.until(invoice, "completed")
@@ -196,7 +194,7 @@ async def test_a_click_pays(host: Tools, worker: Worker) -> None:
 
 
 async def test_a_click_rejects_with_a_reason(host: Tools, worker: Worker) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     _, seal = await load_card(host, invoice)
     await host(
         "decide_on_card", invoice_id=invoice["id"], approve=False, seal=seal, reason="wrong hours"
@@ -207,7 +205,7 @@ async def test_a_click_rejects_with_a_reason(host: Tools, worker: Worker) -> Non
 
 @pytest.mark.parametrize("seal", ["", "0" * 64, "ä" * 64, "x" * 101])
 async def test_a_made_up_seal_decides_nothing(seal: str, host: Tools) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     await load_card(host, invoice)
     for approve in (True, False):
         with pytest.raises(Refused, match="Nothing was"):
@@ -216,7 +214,7 @@ async def test_a_made_up_seal_decides_nothing(seal: str, host: Tools) -> None:
 
 
 async def test_the_seal_of_another_invoice_decides_nothing(host: Tools) -> None:
-    invoice, other = await submitted(host), await submitted(host)
+    invoice, other = await host.submit(), await host.submit()
     _, seal = await load_card(host, other)
     with pytest.raises(Refused, match="out of date"):
         await host("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
@@ -227,7 +225,7 @@ async def test_the_seal_of_another_invoice_decides_nothing(host: Tools) -> None:
 async def test_a_click_does_not_decide_a_later_submission(
     lines: list[dict[str, str]] | None, host: Tools
 ) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     _, seal = await load_card(host, invoice)
     await host("reject_invoice", invoice_id=invoice["id"])
     await host.until(invoice, "rejected")
@@ -238,7 +236,7 @@ async def test_a_click_does_not_decide_a_later_submission(
 
 
 async def test_another_process_has_other_seals(host: Tools, address: str) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     _, seal = await load_card(host, invoice)
     async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as second:
         with pytest.raises(Refused, match="server was restarted"):
@@ -247,7 +245,7 @@ async def test_another_process_has_other_seals(host: Tools, address: str) -> Non
 
 
 async def test_the_second_of_two_cards_is_told_the_first_decision(host: Tools) -> None:
-    invoice = await submitted(host, payment_interval_seconds=60)
+    invoice = await host.submit(payment_interval_seconds=60)
     (_, first), (_, second) = await load_card(host, invoice), await load_card(host, invoice)
     await host("decide_on_card", invoice_id=invoice["id"], approve=True, seal=first)
     with pytest.raises(Refused, match=r"can't be rejected now.*Approved by"):
@@ -257,7 +255,7 @@ async def test_the_second_of_two_cards_is_told_the_first_decision(host: Tools) -
 
 
 async def test_approving_what_is_decided_shows_no_card_to_click_on(host: Tools) -> None:
-    invoice = await submitted(host)
+    invoice = await host.submit()
     await host("reject_invoice", invoice_id=invoice["id"])
     await host.until(invoice, "rejected")
     with pytest.raises(Refused, match="can't be approved now"):
@@ -279,7 +277,7 @@ async def test_a_host_that_asks_and_shows_cards_asks(
 
     asks = {"elicitation_handler": person}
     async with tools_in_memory(address, era, extensions=[SHOWS_CARDS], **asks) as tools:
-        invoice = await submitted(tools)
+        invoice = await tools.submit()
         await tools("approve_invoice", invoice_id=invoice["id"])
         assert len(asked) == 1
         await tools.until(invoice, "completed")
@@ -295,7 +293,7 @@ async def test_only_a_host_that_loads_no_card_falls_back(address: str, worker: W
         mcp(address, era, extensions=[SHOWS_CARDS]) as never_loading,
     ):
         hosts = [Tools(client) for client in (loading, requiring, never_loading)]
-        invoices = await asyncio.gather(*(submitted(host) for host in hosts))
+        invoices = await asyncio.gather(*(host.submit() for host in hosts))
 
         async def approve(number: int) -> str:
             return await hosts[number]("approve_invoice", invoice_id=invoices[number]["id"])
@@ -321,10 +319,10 @@ async def test_only_an_answer_with_a_card_starts_the_cards_clock(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("approval.card.monotonic", lambda: now)
-    monkeypatch.setattr(invoice_server.cards, "_first_shown", None)
-    monkeypatch.setattr(invoice_server.cards, "_has_loaded", False)
+    monkeypatch.setattr(invoice_server.cards, "first_shown", None)
+    monkeypatch.setattr(invoice_server.cards, "has_loaded", False)
     async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as host:
-        rejected, invoice = await submitted(host), await submitted(host)
+        rejected, invoice = await host.submit(), await host.submit()
         await host("reject_invoice", invoice_id=rejected["id"])
         await host.until(rejected, "rejected")
 
@@ -349,10 +347,10 @@ async def test_only_an_answer_with_a_card_starts_the_cards_clock(
 async def test_off_leaves_the_decision_to_the_hosts_dialog(
     address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invoice_server.cards, "_setting", "off")
+    monkeypatch.setattr(invoice_server.cards, "setting", "off")
     async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as host:
         assert not APP_TOOLS & set(await listed(host.client))
-        invoice = await submitted(host)
+        invoice = await host.submit()
         await host("approve_invoice", invoice_id=invoice["id"])
         await host.until(invoice, "completed")
 
@@ -364,8 +362,8 @@ async def test_off_leaves_the_decision_to_the_hosts_dialog(
 async def test_a_setting_that_forbids_the_dialog_is_told(
     setting: str, told: str, tools_here: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invoice_server.cards, "_setting", setting)
-    invoice = await submitted(tools_here)
+    monkeypatch.setattr(invoice_server.cards, "setting", setting)
+    invoice = await tools_here.submit()
     with pytest.raises(Refused, match=told):
         await tools_here("approve_invoice", invoice_id=invoice["id"])
     assert (await tools_here.status(invoice))["state"] == "waiting"

@@ -1,9 +1,26 @@
-"""The MCP Inspector's strict check: schemas that every host can use."""
+"""The MCP Inspector: its strict check of the schemas, and the card in its page."""
 
+import asyncio
 import json
+import os
+import signal
 import sys
+from collections.abc import AsyncIterator
+from typing import Any
 
-from node_tools import INSPECTOR, npx
+import pytest
+from playwright.async_api import Page, expect
+
+from node_tools import INSPECTOR, npm_exec, npx
+from support import (
+    ROOT,
+    Tools,
+    Worker,
+    environment,
+    eventually,
+    free_port,
+    paid,
+)
 
 
 def test_tools_pass_the_strict_check() -> None:
@@ -12,3 +29,102 @@ def test_tools_pass_the_strict_check() -> None:
     checked = npx(INSPECTOR, "--cli", *arguments, "--strict")
     assert checked.returncode == 0, checked.stderr
     assert len(json.loads(checked.stdout)["tools"]) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_in_the_inspector_only_the_persons_click_pays(
+    era: str, page: Page, inspector: str, tools_here: Tools, worker: Worker
+) -> None:
+    invoice = await tools_here.submit()
+    await page.goto(inspector)
+    await page.get_by_role("switch", name=era).press(" ")
+    await page.get_by_text("Tools", exact=True).first.click()
+    # This tab has every tool, as if a model could call them all.
+    approved = await call_in_inspector(page, "approve_invoice", invoice_id=invoice["id"])
+    assert "Nothing is approved or paid yet" in approved
+    assert "$7,000.00" in await call_in_inspector(page, "invoice_card", invoice_id=invoice["id"])
+    forged = {"invoice_id": invoice["id"], "approve": True, "seal": "0" * 64}
+    assert "out of date" in await call_in_inspector(page, "decide_on_card", **forged)
+
+    await page.get_by_text("Apps", exact=True).first.click()
+    app = page.get_by_role("button").filter(
+        has_text="Approve and pay an invoice", has_not_text="approve_invoice"
+    )
+    await app.click()
+    field = page.get_by_role("textbox", name="invoice_id", exact=True)
+    await field.filter(visible=True).last.fill(invoice["id"])
+    await page.get_by_role("button", name="Open App").click()
+    card = page.frame_locator("iframe").frame_locator("iframe")
+    approve = card.get_by_role("button", name="Approve and pay $7,000.00")
+    await expect(approve).to_be_enabled(timeout=30_000)
+    await card.locator("#approve").evaluate("button => button.click()")
+    assert (await tools_here.status(invoice))["state"] == "waiting"
+
+    await approve.click()
+    await card.get_by_text("Paid: 2 of 2 lines").wait_for()
+    assert len(paid(worker.data, invoice)) == 2
+
+
+@pytest.fixture(scope="module")
+async def inspector(
+    address: str, worker: Worker, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    """The address of an MCP Inspector's page, with the server to be connected in either era.
+
+    The Inspector can ask as well, and then no card is offered: so that is taken out on the way.
+    """
+    folder, port = tmp_path_factory.mktemp("inspector"), free_port()
+    server = {
+        "command": sys.executable,
+        "args": [str(ROOT / "tests" / "processes" / "without_elicitation.py")],
+        "env": {name: value for name, value in environment(address).items() if "TEMPORAL" in name},
+    }
+    servers = {era: {**server, "protocolEra": era} for era in ("legacy", "modern")}
+    (folder / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
+    settings = {
+        "HOST": "127.0.0.1",
+        "CLIENT_PORT": str(port),
+        "MCP_SANDBOX_PORT": str(free_port()),
+        "MCP_AUTO_OPEN_ENABLED": "false",
+        "MCP_INSPECTOR_API_TOKEN": "token",
+        "MCP_INSPECTOR_SECRET_STORE": "memory",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *npm_exec(INSPECTOR),
+        *("mcp-inspector", "--web", "--config", str(folder / "mcp.json")),
+        env={**os.environ, **settings},
+        cwd=folder,
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    async def listening() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    try:
+        await eventually(listening, 60)
+        yield f"http://127.0.0.1:{port}/?MCP_INSPECTOR_API_TOKEN=token"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        await process.wait()
+
+
+async def call_in_inspector(page: Page, tool: str, **arguments: Any) -> str:
+    """Calls a tool by name in the Inspector's own tab; the text of the answer."""
+    await page.get_by_text("Tools", exact=True).first.click()
+    screen = page.get_by_test_id("tools-screen")
+    await screen.get_by_role("button", name=tool).click()
+    for name, value in arguments.items():
+        if value is True:
+            await screen.get_by_role("checkbox", name=name).check()
+        else:
+            await screen.get_by_role("textbox", name=name, exact=True).fill(value)
+    await screen.get_by_role("button", name="Execute Tool").click()
+    await screen.get_by_text("Results", exact=True).wait_for()
+    return await screen.inner_text()

@@ -42,38 +42,26 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 async def test_standard_output_is_json_rpc_from_the_first_byte(namespace: Namespace) -> None:
-    server = RawClient(namespace.address, TEMPORAL_LOG_LEVEL="debug", FASTMCP_LOG_LEVEL="DEBUG")
-    assert (await server.start())["result"]["serverInfo"]["name"] == "invoice-processor"
-    invoice = an_invoice()
-    taken = await server.call("process_invoice", invoice_data=invoice)
-    assert taken["isError"] is False
-    assert taken["structuredContent"]["worker_answers"] is False
-    assert await server.call("approve_invoice", invoice_id=invoice["id"])
-    assert await server.end() == 0
-    assert server.unclaimed.empty()
+    async with RawClient(
+        namespace.address, TEMPORAL_LOG_LEVEL="debug", FASTMCP_LOG_LEVEL="DEBUG"
+    ) as server:
+        invoice = an_invoice()
+        taken = await server.call("process_invoice", invoice_data=invoice)
+        assert taken["isError"] is False
+        assert taken["structuredContent"]["worker_answers"] is False
+        assert await server.call("approve_invoice", invoice_id=invoice["id"])
+        assert await server.end() == 0
+        assert server.unclaimed.empty()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_a_signal_ends_the_server_cleanly(number: int, address: str, tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    server = RawClient(address, log=log)
-    await server.start()
-    server.process.send_signal(number)
-    assert await server.wait() == 0
+    async with RawClient(address, log=log) as server:
+        server.process.send_signal(number)
+        assert await server.wait() == 0
     assert "Traceback" not in log.read_text()
-
-
-@pytest.fixture
-def configured(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Has the server in this process connect anew, to this address."""
-
-    def configure(address: str) -> None:
-        for name, value in environment(address).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(invoice_server, "_client", None)
-
-    return configure
 
 
 async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
@@ -89,10 +77,10 @@ async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
 
 
 async def test_each_tool_says_that_the_service_is_not_there(
-    configured: Callable[[str], None],
+    configure: Callable[[dict[str, str]], None],
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
-    configured(address)
+    configure(environment(address))
     async with McpClient(invoice_server.mcp) as host:
         answers = await answers_of_all_tools(Tools(host))
     for text in answers.values():
@@ -108,9 +96,9 @@ async def test_an_unknown_invoice_is_named(address: str) -> None:
 
 
 async def test_an_unknown_namespace_is_named(
-    address: str, configured: Callable[[str], None]
+    address: str, configure: Callable[[dict[str, str]], None]
 ) -> None:
-    configured(f"{address.partition('/')[0]}/elsewhere")
+    configure(environment(f"{address.partition('/')[0]}/elsewhere"))
     async with McpClient(invoice_server.mcp) as host:
         for text in (await answers_of_all_tools(Tools(host))).values():
             assert "no namespace 'elsewhere'" in text
@@ -169,9 +157,8 @@ def test_a_host_that_closes_its_side_ends_the_server(
 async def test_a_worker_that_fails_is_not_told_as_none(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    worker = await Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py").start()
-    invoice = an_invoice()
-    try:
+    async with Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py"):
+        invoice = an_invoice()
         async with tools_in_memory(namespace.address) as tools:
             await tools("process_invoice", invoice_data=invoice)
 
@@ -185,16 +172,14 @@ async def test_a_worker_that_fails_is_not_told_as_none(
             assert "A worker took this invoice up and failed" in text
             assert "the decision is kept" in text
             assert "No worker" not in text
-    finally:
-        worker.kill()
 
 
 async def test_a_look_that_is_not_answered_says_nothing_of_effects(
-    configured: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+    configure: Callable[[dict[str, str]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invoice_server, "TOOL_SECONDS", 0.5)
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        configured(f"127.0.0.1:{silent.getsockname()[1]}")
+        configure(environment(f"127.0.0.1:{silent.getsockname()[1]}"))
         async with McpClient(invoice_server.mcp) as host:
             answers = await answers_of_all_tools(Tools(host))
     for tool, text in answers.items():

@@ -9,31 +9,30 @@ import shutil
 import sqlite3
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import temporalio.worker
 from temporalio import activity, workflow
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import WorkflowFailureError
 
 import activities
 import audit
-from invoice_client import InvoiceClient
 from invoice_runs import InvoiceRuns
-from invoices.invoice import Invoice
 from payments.gateway import Payment
 from payments.ledger import SQLiteLedger
 from payments.pay_once import pay_once
 from payments.simulated import SimulatedGateway
 from postgres import PostgreSQL
 from support import (
+    PROCESSES,
     ROOT,
+    Desk,
     Namespace,
     Worker,
     an_invoice,
@@ -43,9 +42,7 @@ from support import (
     payments,
 )
 from temporal_service.connection import whoami
-from workflow import TASK_QUEUE
 
-PROCESSES = ROOT / "tests" / "processes"
 AGREE, DISAGREE, UNREADABLE = 0, 1, 2
 
 
@@ -77,26 +74,6 @@ async def audited(address: str, data: Path, *arguments: str, **env: str) -> Book
     return Books(process.returncode, out.decode(), err.decode().splitlines()[:-1] or [err.decode()])
 
 
-class Desk:
-    """Submits and decides, as the MCP server does."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = InvoiceClient(client)
-
-    async def submit(self, invoice_id: str, **fields: Any) -> None:
-        await self.client.submit(Invoice.model_validate(an_invoice(id=invoice_id, **fields)))
-
-    async def decide(self, invoice_id: str, *states: str, approve: bool = True) -> None:
-        await self.client.decide(invoice_id, approve=approve, reason="Hours checked")
-        await self.until(invoice_id, *states)
-
-    async def until(self, invoice_id: str, *states: str) -> None:
-        async def reached() -> bool:
-            return (await self.client.get_status(invoice_id)).state in states
-
-        await eventually(reached)
-
-
 @dataclass
 class Office:
     """Where invoices were paid."""
@@ -109,55 +86,48 @@ class Office:
 @pytest.fixture(scope="module")
 async def books(
     new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Office]:
+) -> Office:
     """Has an invoice of every kind. No worker runs."""
     office = Office(new_namespace(), tmp_path_factory.mktemp("books"))
     folder = office.directory
     desk = Desk(await connect(office.address))
-    worker = Worker(office.address, folder, INVOICE_DECLINE_OVER="6000")
-    try:
-        await worker.start()
-        lines = [{"item": "Domain", "amount": "9.90"}, {"item": "=1+1", "amount": "6000.01"}]
-        await asyncio.gather(
-            desk.submit("PAID", customer="=cmd|calc"),
-            desk.submit("REJECTED"),
-            desk.submit("TIMED-OUT", approval_timeout_days=1 / 24 / 3600),
-            desk.submit("DECLINED", lines=lines),
+    lines = [{"item": "Domain", "amount": "9.90"}, {"item": "=1+1", "amount": "6000.01"}]
+    async with Worker(office.address, folder, INVOICE_DECLINE_OVER="6000"):
+        paid, rejected, timed_out, declined = await asyncio.gather(
+            desk.submit(id="PAID", customer="=cmd|calc"),
+            desk.submit(id="REJECTED"),
+            desk.submit(id="TIMED-OUT", approval_timeout_days=1 / 24 / 3600),
+            desk.submit(id="DECLINED", lines=lines),
         )
         await asyncio.gather(
-            desk.decide("PAID", "completed"),
-            desk.decide("REJECTED", "rejected", approve=False),
-            desk.until("TIMED-OUT", "timed_out"),
-            desk.decide("DECLINED", "failed"),
+            desk.approve(paid, reason="Hours checked"),
+            desk.reject(rejected),
+            desk.approve(declined),
         )
-        worker.kill()
-
-        worker = Worker(office.address, folder, PROCESSES / "slow_worker.py")
-        await worker.start()
+        for invoice, state in (
+            (paid, "completed"),
+            (rejected, "rejected"),
+            (timed_out, "timed_out"),
+            (declined, "failed"),
+        ):
+            await desk.until(invoice, state)
+    async with Worker(office.address, folder, PROCESSES / "slow_worker.py"):
         (folder / "go-on").touch()
-        await desk.submit("DECLINED", lines=lines)
-        await desk.decide("DECLINED", "completed")
+        await desk.submit_and_approve(id="DECLINED", lines=lines)
+        await desk.until(declined, "completed")
         (folder / "go-on").unlink()
         (folder / "paying").unlink()
-        await desk.submit("UNDER-WAY")
-        await desk.decide("UNDER-WAY", "paying")
-
-        async def paying() -> bool:
-            return (folder / "paying").exists()
-
-        await eventually(paying)
-        worker.kill()
-        await desk.submit("WAITING")
-        # Retention takes its time: an invoice that Temporal has never known stands in for one.
-        with closing(sqlite3.connect(folder / "payments.db")) as ledger, ledger:
-            ledger.execute(
-                "INSERT INTO payments SELECT replace(idempotency_key, 'PAID', 'FORGOTTEN'),"
-                " attempt, 'FORGOTTEN', item, amount, currency, customer, payment_method, provider,"
-                " reference, state, at FROM payments WHERE invoice_id = 'PAID'"
-            )
-        yield office
-    finally:
-        worker.kill()
+        await desk.submit_and_approve(id="UNDER-WAY")
+        await eventually((folder / "paying").exists)
+    await desk.submit(id="WAITING")
+    # Retention takes its time: an invoice that Temporal has never known stands in for one.
+    with closing(sqlite3.connect(folder / "payments.db")) as ledger, ledger:
+        ledger.execute(
+            "INSERT INTO payments SELECT replace(idempotency_key, 'PAID', 'FORGOTTEN'),"
+            " attempt, 'FORGOTTEN', item, amount, currency, customer, payment_method, provider,"
+            " reference, state, at FROM payments WHERE invoice_id = 'PAID'"
+        )
+    return office
 
 
 @pytest.fixture(scope="module")
@@ -305,16 +275,14 @@ async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
     namespace: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     desk = Desk(await namespace.connect())
-    worker = await Worker(namespace.address, tmp_path, PROCESSES / "crashing_worker.py").start()
-    await desk.submit("CRASHED")
-    await desk.client.decide("CRASHED", approve=True)
-    assert worker.process
-    await asyncio.to_thread(worker.process.wait, 20)
-    worker.kill()
+    async with Worker(namespace.address, tmp_path, PROCESSES / "crashing_worker.py") as worker:
+        invoice = await desk.submit_and_approve(id="CRASHED")
+        assert worker.process
+        await asyncio.to_thread(worker.process.wait, 20)
     assert len(payments(tmp_path)) == 1
     assert not await problems(namespace.address, tmp_path, capsys)  # it is tried again
 
-    await desk.client.temporal.get_workflow_handle("invoice-CRASHED").terminate()
+    await desk.handle(invoice).terminate()
     found = await audited(namespace.address, tmp_path)
     assert found.code == DISAGREE
     [text] = found.problems
@@ -326,18 +294,14 @@ async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
 async def test_runs_on_two_ledgers_that_both_paid_disagree(
     namespace: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    client = await namespace.connect()
-    desk = Desk(client)
+    desk = Desk(await namespace.connect())
+    invoice = an_invoice(id="TWICE")
     for name in ("one", "other"):
-        (tmp_path / name).mkdir()
-        worker = await Worker(namespace.address, tmp_path / name).start()
-        # By the tutorial's client, which doesn't say which ledger the invoice belongs to.
-        await client.start_workflow(
-            "InvoiceWorkflow", an_invoice(id="TWICE"), id="invoice-TWICE", task_queue=TASK_QUEUE
-        )
-        await client.get_workflow_handle("invoice-TWICE").signal("approve_invoice")
-        await desk.until("TWICE", "completed")
-        worker.kill()
+        async with Worker(namespace.address, tmp_path / name):
+            # The tutorial's client doesn't say which ledger the invoice belongs to.
+            handle = await desk.start(invoice)
+            await handle.signal("approve_invoice")
+            await desk.until(invoice, "completed")
     found = await problems(namespace.address, tmp_path / "one", capsys)
     assert [text.split(": ")[1] for text in found] == [
         "more than one ledger",
@@ -351,11 +315,10 @@ async def test_the_books_of_a_shared_ledger_agree(
     namespace: Namespace, postgresql: PostgreSQL, tmp_path: Path
 ) -> None:
     url = postgresql.create_database()
-    worker = await Worker(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url).start()
     desk = Desk(await namespace.connect())
-    await desk.submit("SHARED")
-    await desk.decide("SHARED", "completed")
-    worker.kill()
+    async with Worker(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url):
+        invoice = await desk.submit_and_approve(id="SHARED")
+        await desk.until(invoice, "completed")
     found = await audited(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url)
     assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements\n"])
     assert [row["payment"] for row in found.of("SHARED")] == ["paid", "paid"]
@@ -455,7 +418,6 @@ def content(folder: Path) -> bytes:
     return file.read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no wait4")
 async def test_memory_does_not_grow_with_the_invoices(books: Office, copy: Path) -> None:
     async def peak() -> int:

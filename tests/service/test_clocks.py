@@ -10,16 +10,15 @@ from temporalio.client import Client
 
 import invoice_client
 import invoice_runs
-from invoice_client import InvoiceClient
 from invoices import answers
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import workflow_id
 from support import (
     ERAS,
+    Desk,
     Namespace,
     Refused,
     Worker,
     an_invoice,
-    eventually,
     tools_in_memory,
 )
 
@@ -96,12 +95,11 @@ async def test_a_right_clock_is_not_mentioned(idle: Namespace) -> None:
 async def test_a_deadline_by_an_uncompared_clock_is_told_as_such(
     idle: Namespace, set_clock: SetClock
 ) -> None:
-    invoice = an_invoice()
-    await InvoiceClient(await idle.connect()).submit(Invoice.model_validate(invoice))
+    invoice = await Desk(await idle.connect()).submit()
     set_clock(timedelta(days=6))
     async with tools_in_memory(idle.address) as tools:
         with pytest.raises(Refused, match="has passed by this computer's clock"):
-            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools("approve_invoice", invoice_id=invoice.id)
 
 
 async def test_a_fast_clock_that_was_compared_decides_in_time(
@@ -122,32 +120,27 @@ async def test_a_decision_that_the_service_got_late_is_told_as_late(
     async def person(*_: Any) -> dict[str, bool]:
         return {"approve": True}
 
-    invoice = an_invoice(approval_timeout_days=1 / 86400)
-    client = InvoiceClient(await idle.connect())
-    await client.submit(Invoice.model_validate(invoice))
-
-    async def passed() -> bool:
-        return (await client.get_status(invoice["id"])).is_past_deadline
-
-    assert await eventually(passed)
+    desk = Desk(await idle.connect())
+    invoice = await desk.submit(approval_timeout_days=1 / 86400)
+    await desk.once(invoice, lambda status: status.is_past_deadline)
     set_clock(timedelta(hours=-1))
     host: dict[str, Any] = {}
     if era != "no question":
         host = {"mode": era, "elicitation_handler": person}
     async with tools_in_memory(idle.address, **host) as tools:
         with pytest.raises(Refused, match=r"got the decision on 20.*, after the approval deadline"):
-            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools("approve_invoice", invoice_id=invoice.id)
         with pytest.raises(Refused, match=r"has passed\. .*clock is 1 h behind"):  # compared now
-            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools("approve_invoice", invoice_id=invoice.id)
 
 
 async def test_a_worker_that_answers_changes_nothing_about_the_clock(
     address: str, client: Client, worker: Worker, set_clock: SetClock
 ) -> None:
-    invoice = an_invoice(payment_interval_seconds=60)
-    await InvoiceClient(client).submit(Invoice.model_validate(invoice))
+    desk = Desk(client)
+    invoice = await desk.submit(payment_interval_seconds=60)
     set_clock(timedelta(minutes=-10))
     async with tools_in_memory(address) as tools:
-        text = await tools("approve_invoice", invoice_id=invoice["id"], total="7000.00 USD")
+        text = await tools("approve_invoice", invoice_id=invoice.id, total="7000.00 USD")
         assert "This computer's clock is 10 min behind the Temporal Service's" in text
-    await client.get_workflow_handle(workflow_id(invoice["id"])).terminate()
+    await desk.handle(invoice).terminate()

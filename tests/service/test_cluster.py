@@ -103,20 +103,6 @@ def profile(settings: Settings, folder: Path) -> dict[str, str]:
 Configured = Callable[[Settings, Path], dict[str, str]]
 
 
-@pytest.fixture
-def configure(
-    unconfigured: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[dict[str, str]], None]:
-    """Gives this process a configuration of Temporal, and no other."""
-
-    def configure(env: dict[str, str]) -> None:
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(invoice_server, "_client", None)
-
-    return configure
-
-
 Pay = Callable[[dict[str, str]], Awaitable[None]]
 
 
@@ -130,15 +116,11 @@ def pay(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Pay:
         worker.environment |= env
         configure(env)
         invoice = an_invoice()
-        try:
-            await worker.start()
-            async with McpClient(invoice_server.mcp) as client:
-                tools = Tools(client)
-                await tools("process_invoice", invoice_data=invoice)
-                await tools("approve_invoice", invoice_id=invoice["id"])
-                await tools.until(invoice, "completed")
-        finally:
-            worker.kill()
+        async with worker, McpClient(invoice_server.mcp) as client:
+            tools = Tools(client)
+            await tools("process_invoice", invoice_data=invoice)
+            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools.until(invoice, "completed")
         assert len(paid(tmp_path, invoice)) == 2
 
     return pay
@@ -209,7 +191,6 @@ async def test_address_that_refuses_is_named(said: Said) -> None:
         assert f"The Temporal Service at {address} can't be reached" in sentence
 
 
-@pytest.mark.slow
 async def test_address_that_never_answers_is_named(said: Said) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

@@ -18,12 +18,13 @@ from temporalio.client import Client
 from approval import elicitation
 from invoice_client import InvoiceClient
 from invoice_runs import InvoiceRuns, RunStart
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import Invoice
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import PROCESSING, Decision, RunProgress
 from raw_client import RawClient
 from support import (
     ERAS,
+    Desk,
     Namespace,
     Refused,
     Tools,
@@ -32,11 +33,9 @@ from support import (
     eventually,
     mcp,
     paid,
-    submitted,
     tools_in_memory,
 )
 from temporal_service.connection import MAX_NAME, whoami
-from workflow import TASK_QUEUE
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def tools(tools_here: Tools) -> Tools:
 
 
 async def test_a_decision_is_told_with_who_and_why(tools: Tools) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     text = await tools("reject_invoice", invoice_id=invoice["id"], reason="wrong hours")
     assert f"Rejected by {whoami()}" in text
     assert "reason: “wrong hours”" in text
@@ -57,7 +56,7 @@ async def test_a_decision_is_told_with_who_and_why(tools: Tools) -> None:
 
 
 async def test_a_decision_is_in_the_list(tools: Tools) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     await tools("reject_invoice", invoice_id=invoice["id"], reason="wrong hours")
 
     async def listed() -> str | None:
@@ -70,7 +69,7 @@ async def test_a_decision_is_in_the_list(tools: Tools) -> None:
 
 
 async def test_a_decision_is_in_the_history_with_its_sender(asking: Tools, client: Client) -> None:
-    invoice = await submitted(asking)
+    invoice = await asking.submit()
     await asking("reject_invoice", invoice_id=invoice["id"])
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     history = (await handle.fetch_history()).events
@@ -83,7 +82,7 @@ async def test_a_decision_is_in_the_history_with_its_sender(asking: Tools, clien
 
 
 async def test_second_decision_is_told_the_first(tools: Tools) -> None:
-    invoice = await submitted(tools, payment_interval_seconds=60)
+    invoice = await tools.submit(payment_interval_seconds=60)
     await tools("approve_invoice", invoice_id=invoice["id"], reason="as agreed")
     with pytest.raises(Refused, match=r"can't be rejected now.*Approved by .*as agreed"):
         await tools("reject_invoice", invoice_id=invoice["id"])
@@ -106,12 +105,7 @@ async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client)
     invoices = InvoiceClient(client)
     invoices.runs = HeldUp(client)
 
-    await client.start_workflow(
-        "InvoiceWorkflow",
-        invoice.model_dump(mode="json"),
-        id=workflow_id(invoice.id),
-        task_queue="no worker's",
-    )
+    await Desk(client).start(invoice, task_queue="no worker's")
     again = await invoices.decide(invoice.id, approve=False)
     assert (again.state, again.outcome) == ("waiting", "already_rejected")
     with pytest.raises(InvoiceError, match=r"can't be approved now.*wrong hours"):
@@ -119,7 +113,7 @@ async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client)
 
 
 async def test_decision_after_the_end_is_told_what_happened(tools: Tools) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     await tools("approve_invoice", invoice_id=invoice["id"])
     await tools.until(invoice, "completed")
     with pytest.raises(Refused, match=r"can't be rejected now.*status: Completed"):
@@ -132,12 +126,10 @@ async def test_decision_after_the_end_is_told_what_happened(tools: Tools) -> Non
 async def test_approval_and_rejection_at_once_have_one_outcome(
     client: Client, worker: Worker
 ) -> None:
-    invoice = Invoice.model_validate(an_invoice())
-    await InvoiceClient(client).submit(invoice)
+    desk = Desk(client)
+    invoice = await desk.submit()
     approval, rejection = await asyncio.gather(
-        InvoiceClient(client).decide(invoice.id, approve=True),
-        InvoiceClient(client).decide(invoice.id, approve=False),
-        return_exceptions=True,
+        desk.approve(invoice), desk.reject(invoice), return_exceptions=True
     )
     lost = [one for one in (approval, rejection) if isinstance(one, InvoiceError)]
     assert len(lost) == 1
@@ -151,7 +143,7 @@ async def test_nonsense_with_a_signal_does_not_lose_the_decision(
     tools: Tools, client: Client
 ) -> None:
     for nonsense in (["by"], [{"by": 5, "reason": "x" * 5000}], [b"\x00\xff"], ["a", "b", "c"]):
-        invoice = await submitted(tools)
+        invoice = await tools.submit()
         handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
         await handle.signal("reject_invoice", args=nonsense)
         decision = (await tools.until(invoice, "rejected"))["decision"]
@@ -163,20 +155,11 @@ async def test_nonsense_with_a_signal_does_not_lose_the_decision(
 async def test_decision_before_the_first_worker_is_kept(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = InvoiceClient(await namespace.connect())
-    invoice = an_invoice()
-    name = invoice["id"]
-    await client.submit(Invoice.model_validate(invoice))
-    assert (await client.decide(name, approve=True)).outcome == "decision_kept"
-    worker = await Worker(namespace.address, tmp_path).start()
-
-    async def completed() -> bool:
-        return (await client.get_status(name)).state == "completed"
-
-    try:
-        await eventually(completed)
-    finally:
-        worker.kill()
+    desk = Desk(await namespace.connect())
+    invoice = await desk.submit()
+    assert (await desk.approve(invoice)).outcome == "decision_kept"
+    async with Worker(namespace.address, tmp_path):
+        await desk.until(invoice, "completed")
     assert len(paid(tmp_path, invoice)) == 2
 
 
@@ -217,7 +200,7 @@ def person(host: tuple[Tools, Person]) -> Person:
 
 async def test_a_person_who_says_yes_approves(asking: Tools, person: Person) -> None:
     person.answer = {"approve": True}
-    invoice = await submitted(asking)
+    invoice = await asking.submit()
     await asking("approve_invoice", invoice_id=invoice["id"])
     await asking.until(invoice, "completed")
     assert person.asked == [
@@ -229,7 +212,7 @@ async def test_a_person_who_says_yes_approves(asking: Tools, person: Person) -> 
 
 async def test_the_person_is_shown_the_reason_that_is_kept(asking: Tools, person: Person) -> None:
     person.answer = {"approve": True}
-    invoice = await submitted(asking, customer="Acme")
+    invoice = await asking.submit(customer="Acme")
     reason = "as agreed” " + "on Monday " * 98
     await asking("approve_invoice", invoice_id=invoice["id"], reason=reason)
     status = await asking.until(invoice, "completed")
@@ -247,9 +230,7 @@ async def test_an_id_that_looks_like_another_is_pointed_out(
     person.answer = {"approve": False}
     invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
     # As another client does.
-    await client.start_workflow(
-        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE
-    )
+    await Desk(client).start(invoice)
     with pytest.raises(Refused):
         await asking("approve_invoice", invoice_id=invoice["id"])
     caution = "Take care with its id: an id must not mix Cyrillic and Latin letters"
@@ -338,7 +319,7 @@ async def test_a_yes_to_one_reason_keeps_no_other(raw_host: RawClient) -> None:
 
 async def test_a_host_that_fails_to_ask_approves_nothing(asking: Tools, person: Person) -> None:
     person.answer = OSError("no screen")
-    invoice = await submitted(asking)
+    invoice = await asking.submit()
     with pytest.raises((Refused, MCPError)):  # the later era's host gives up the call itself
         await asking("approve_invoice", invoice_id=invoice["id"])
     assert person.asked
@@ -347,7 +328,7 @@ async def test_a_host_that_fails_to_ask_approves_nothing(asking: Tools, person: 
 
 async def test_a_decided_invoice_is_not_asked_about(asking: Tools, person: Person) -> None:
     person.answer = {"approve": True}
-    invoice = await submitted(asking)
+    invoice = await asking.submit()
     await asking("reject_invoice", invoice_id=invoice["id"])
     await asking.until(invoice, "rejected")
     with pytest.raises(Refused, match="can't be approved now"):
@@ -362,7 +343,7 @@ async def test_a_yes_to_one_content_does_not_pay_another(
     other = an_invoice(id=invoice["id"], lines=[{"item": "Other", "amount": "9000.00"}])
 
     async def replaced_while_asked() -> dict[str, bool]:
-        await InvoiceClient(client).decide(invoice["id"], approve=False)
+        await Desk(client).reject(invoice)
         assert (
             await InvoiceClient(client).submit(Invoice.model_validate(other))
         ).outcome == "started"
@@ -382,8 +363,7 @@ async def test_hostile_text_does_not_change_what_the_person_sees(
     asking: Tools, person: Person
 ) -> None:
     person.answer = {"approve": False}
-    invoice = await submitted(
-        asking,
+    invoice = await asking.submit(
         lines=[
             {"item": HOSTILE[:200], "amount": "70.00", "description": HOSTILE},
             {"item": "Hosting", "amount": "7.00"},
@@ -405,7 +385,7 @@ async def test_the_largest_lines_are_shown_wherever_they_stand(
     person.answer = {"approve": False}
     lines = [{"item": f"Pen {number}", "amount": "1.00"} for number in range(1, 61)]
     lines[57] = {"item": "Yacht", "amount": "900000.00"}
-    invoice = await submitted(asking, lines=lines)
+    invoice = await asking.submit(lines=lines)
     with pytest.raises(Refused):
         await asking("approve_invoice", invoice_id=invoice["id"])
     question = person.asked[0].splitlines()
@@ -416,7 +396,7 @@ async def test_the_largest_lines_are_shown_wherever_they_stand(
 async def test_another_total_than_the_invoices_is_not_asked_about(
     asking: Tools, person: Person
 ) -> None:
-    invoice = await submitted(asking)
+    invoice = await asking.submit()
     with pytest.raises(Refused, match=r"is for \$7,000\.00, not \$70\.00\. Nothing was approved"):
         await asking("approve_invoice", invoice_id=invoice["id"], total="70.00")
     assert not person.asked
@@ -426,7 +406,7 @@ async def test_another_total_than_the_invoices_is_not_asked_about(
     "total", ["7000.00 USD", "USD 7000.00", "7000.0 usd", "7000.00", "7000", 7000, 7000.0]
 )
 async def test_the_exact_total_approves(total: Any, tools: Tools) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     text = await tools("approve_invoice", invoice_id=invoice["id"], total=total)
     assert text.startswith("Sent approval signal")
 
@@ -439,7 +419,7 @@ async def test_the_exact_total_approves(total: Any, tools: Tools) -> None:
     ],
 )
 async def test_any_other_total_approves_nothing(total: Any, tools: Tools) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     with pytest.raises(Refused, match=r"is for \$7,000\.00, not|^Nothing was done\. total: must"):
         await tools("approve_invoice", invoice_id=invoice["id"], total=total)
     assert (await tools.status(invoice))["state"] == "waiting"
@@ -482,7 +462,7 @@ async def test_a_yes_that_comes_too_late_is_told_as_late(
         return {"approve": True}
 
     async with tools_in_memory(address, elicitation_handler=slow_person) as tools:
-        invoice = await submitted(tools)
+        invoice = await tools.submit()
         with pytest.raises(Refused, match=r"no answer came within .* seconds.*ask once more"):
             await tools("approve_invoice", invoice_id=invoice["id"])
         assert (await tools.status(invoice))["state"] == "waiting"
@@ -496,14 +476,14 @@ async def test_the_name_of_who_decides_is_not_the_environments(
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):  # which `getpass` goes by
         monkeypatch.setenv(variable, "boss")
     async with tools_in_memory(address) as tools:
-        invoice = await submitted(tools)
+        invoice = await tools.submit()
         text = await tools("reject_invoice", invoice_id=invoice["id"])
     assert f"Rejected by {name} on" in text
     assert len(name) <= MAX_NAME
 
 
 async def test_the_deadline_is_the_same_after_a_reset(tools: Tools, client: Client) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     await tools.until(invoice, "waiting")
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     run_id = (await handle.describe()).run_id

@@ -1,8 +1,6 @@
 """Decisions that are first read after the deadline: the time of the Temporal Service counts."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,15 +14,12 @@ from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
 
 import activities
-from invoice_client import InvoiceClient
-from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice, workflow_id
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
-from support import Namespace, Worker, an_invoice, eventually, paid, workflows_only
-from temporal_service.payloads import json_payload
-from workflow import TASK_QUEUE
+from support import Desk, Namespace, Worker, an_invoice, eventually, paid, workflows_only
 
+ENDS = ("completed", "rejected", "timed_out", "cancelled")
 TIMEOUT = timedelta(seconds=5)
 HOUR = timedelta(hours=1)
 
@@ -75,14 +70,13 @@ CASES = {
 async def test_a_decision_read_late_counts_if_the_service_received_it_in_time(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    temporal = await namespace.connect()
-    client = InvoiceClient(temporal)
-    invoices = {name: await submitted(temporal) for name in CASES}
-    deadlines = {name: await deadline_of(client, invoices[name]) for name in CASES}
+    desk = Desk(await namespace.connect())
+    invoices = {name: await submitted(desk) for name in CASES}
+    deadlines = {name: await deadline_of(desk, invoices[name]) for name in CASES}
 
     async def send(part: str) -> None:
         for name, case in CASES.items():
-            handle = temporal.get_workflow_handle(workflow_id(invoices[name].id))
+            handle = desk.handle(invoices[name])
             for signal in getattr(case, part):
                 await signal.to(handle, deadlines[name])
 
@@ -90,34 +84,29 @@ async def test_a_decision_read_late_counts_if_the_service_received_it_in_time(
     assert datetime.now(UTC) < min(deadlines.values())
     await until(max(deadlines.values()))
     await send("late")
-    async with running(Worker(namespace.address, tmp_path)):
-        statuses = {name: await ended(client, invoices[name]) for name in CASES}
+    async with Worker(namespace.address, tmp_path):
+        statuses = {name: await desk.until(invoices[name], *ENDS, bound=30) for name in CASES}
     assert {name: status.state for name, status in statuses.items()} == {
         name: case.state for name, case in CASES.items()
     }
     for name, status in statuses.items():
-        lines = paid(tmp_path, invoices[name].model_dump())
+        lines = paid(tmp_path, invoices[name])
         assert len(lines) == (2 if status.state == "completed" else 0)
         if status.state in ("completed", "rejected"):
             assert status.decision
             assert deadlines[name] - TIMEOUT < status.decision.at < deadlines[name]
 
 
-async def submitted(client: Client) -> Invoice:
+async def submitted(desk: Desk) -> Invoice:
     """Without waiting for a worker's word, as `InvoiceClient` does."""
     days = TIMEOUT / timedelta(days=1)
     invoice = Invoice.model_validate(an_invoice(approval_timeout_days=days))
-    await client.start_workflow(
-        "InvoiceWorkflow",
-        json_payload(invoice.to_json()),
-        id=workflow_id(invoice.id),
-        task_queue=TASK_QUEUE,
-    )
+    await desk.start(invoice)
     return invoice
 
 
-async def deadline_of(client: InvoiceClient, invoice: Invoice) -> datetime:
-    deadline = (await client.runs.get_run(invoice.id)).status.deadline
+async def deadline_of(desk: Desk, invoice: Invoice) -> datetime:
+    deadline = (await desk.client.runs.get_run(invoice.id)).status.deadline
     assert deadline
     return deadline
 
@@ -126,38 +115,20 @@ async def until(moment: datetime) -> None:
     await asyncio.sleep(max(0, (moment - datetime.now(UTC)).total_seconds()) + 0.01)
 
 
-async def ended(client: InvoiceClient, invoice: Invoice) -> InvoiceStatus:
-    async def look() -> InvoiceStatus | None:
-        run = await client.runs.get_run(invoice.id)
-        return None if run.is_open else run.status
-
-    return await eventually(look, 30)
-
-
-@asynccontextmanager
-async def running(worker: Worker) -> AsyncIterator[None]:
-    try:
-        await worker.start()
-        yield
-    finally:
-        worker.kill()
-
-
 async def test_after_a_reset_a_decision_counts_by_when_it_was_first_received(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    temporal = await namespace.connect()
-    client = InvoiceClient(temporal)
-    async with running(Worker(namespace.address, tmp_path)):
-        invoice = await submitted(temporal)
-        deadline = await deadline_of(client, invoice)
-        await client.decide(invoice.id, approve=False)
-        before = await ended(client, invoice)
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path):
+        invoice = await submitted(desk)
+        deadline = await deadline_of(desk, invoice)
+        await desk.reject(invoice)
+        before = await desk.until(invoice, *ENDS)
         assert before.decision
         await until(deadline)
         for _ in range(2):  # the second one is a reset of a reset
-            await reset(temporal, invoice)
-            status = await ended(client, invoice)
+            await reset(desk.temporal, invoice)
+            status = await desk.until(invoice, *ENDS)
             assert status.state == "rejected"
             assert status.decision
             assert status.decision.request == before.decision.request
@@ -188,17 +159,16 @@ async def test_a_cancellation_counts_while_the_service_is_asked(
     namespace: Namespace, tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(activities, "open_payments", lambda: (SimulatedGateway(tmp_path), ledger))
-    temporal = await namespace.connect()
-    client = InvoiceClient(temporal)
-    invoice = await submitted(temporal)
-    handle = temporal.get_workflow_handle(workflow_id(invoice.id))
+    desk = Desk(await namespace.connect())
+    invoice = await submitted(desk)
+    handle = desk.handle(invoice)
     await handle.signal("approve_invoice")
-    await until(await deadline_of(client, invoice))
+    await until(await deadline_of(desk, invoice))
 
     async def asked() -> int:
         return len((await handle.describe()).raw_description.pending_activities)
 
-    async with workflows_only(temporal):  # which doesn't run that activity
+    async with workflows_only(desk.temporal):  # which doesn't run that activity
         await eventually(asked)
         await handle.cancel()
-        assert (await ended(client, invoice)).state == "cancelled"
+        assert (await desk.until(invoice, *ENDS)).state == "cancelled"

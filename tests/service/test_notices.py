@@ -1,151 +1,37 @@
-"""Notices to a web hook: whose they are, and that a hook that misbehaves holds up nothing.
+"""Which worker posts a notice, and whose notices it posts.
 
-What they say is tested in `test_operations.py`.
+What they say is tested in `test_operations.py`, hooks that misbehave in `tests/faults`.
 """
 
 import asyncio
-import gzip
-import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psutil
 import pytest
 import temporalio.worker
 from temporalio import workflow
 from temporalio.api.common.v1 import Payload
-from temporalio.api.workflowservice.v1 import (
-    SetWorkerDeploymentCurrentVersionRequest,
-)
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
-from temporalio.service import RPCError
 
-from hooks import Answer, Hook, a_hook, accept, fail, hang, never_end
-from invoice_client import InvoiceClient
+from hooks import Hook, a_hook, accept, fail
 from invoices.invoice import Invoice, workflow_id
 from notices import NOTICE_TASK_QUEUE
-from support import PROCESSES, Namespace, Service, Worker, an_invoice, eventually
+from support import Desk, Namespace, Worker, eventually
 from workflow import TASK_QUEUE
-
-BOMB = gzip.compress(bytes(2**29))
-
-
-async def send_a_bomb(writer: asyncio.StreamWriter) -> None:
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n\r\n"
-    writer.write(head.encode() + BOMB)
 
 
 def a_worker(namespace: Namespace, data: Path, hook: Hook) -> Worker:
     return Worker(namespace.address, data, INVOICE_NOTIFY_URL=hook.url)
 
 
-@asynccontextmanager
-async def running(worker: Worker) -> AsyncIterator[Worker]:
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
-
-
-async def submit(client: Client) -> Invoice:
-    invoice = Invoice.model_validate(an_invoice())
-    await InvoiceClient(client).submit(invoice)
-    return invoice
-
-
-async def pay(client: Client, invoice: Invoice) -> None:
-    await InvoiceClient(client).decide(invoice.id, approve=True)
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
-    assert await handle.result() == "COMPLETED"
-
-
-# What is posted, and what of the answer is read.
-
-
-# A hook that misbehaves.
-
-
-@pytest.mark.slow
-async def test_payments_and_the_workers_end_wait_for_no_hook(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    client = await namespace.connect()
-    async with a_hook(hang) as hook:
-        async with running(
-            Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url)
-        ) as worker:
-            invoice, *_ = await asyncio.gather(*(submit(client) for _ in range(25)))
-
-            async def all_slots_are_taken() -> bool:
-                return len(hook.posts) >= 10
-
-            await eventually(all_slots_are_taken)
-            await pay(client, invoice)
-            assert hook.ended == 0, "a post had to be given up first"
-            start = time.monotonic()
-            assert await worker.end() == 0
-            assert time.monotonic() - start < 35
-            assert "Traceback" not in worker.log.read_text()
-        # What was cut off is posted by the next worker.
-        hook.answer = accept
-        hook.posts.clear()
-        async with running(a_worker(namespace, tmp_path, hook)):
-
-            async def delivered() -> bool:
-                return {"waiting", "completed"} <= set(hook.events(invoice))
-
-            await eventually(delivered, 40)
-
-
-@pytest.mark.parametrize("answer", [never_end, send_a_bomb])
-async def test_an_answer_without_end_takes_no_memory(
-    answer: Answer, namespace: Namespace, tmp_path: Path
-) -> None:
-    client = await namespace.connect()
-    async with (
-        a_hook(answer) as hook,
-        running(a_worker(namespace, tmp_path, hook)) as worker,
-    ):
-        assert worker.process
-        memory = psutil.Process(worker.process.pid).memory_info
-
-        async def delivered() -> bool:
-            query = "WorkflowType='NoticeWorkflow' AND ExecutionStatus='Completed'"
-            return (await client.count_workflows(query)).count >= expected
-
-        expected = 1
-        await submit(client)
-        await eventually(delivered)
-        before = memory().rss
-        expected = 11
-        await asyncio.gather(*(submit(client) for _ in range(10)))
-        await eventually(delivered)
-        assert memory().rss - before < 50_000_000
-
-
-async def test_a_name_that_is_looked_up_for_ever_holds_up_nothing(
-    namespace: Namespace, tmp_path: Path
-) -> None:
-    client = await namespace.connect()
-    script = PROCESSES / "nameless_worker.py"
-    nameless = Worker(
-        namespace.address, tmp_path, script, INVOICE_NOTIFY_URL="http://hook.invalid/hook"
-    )
-    async with running(nameless) as worker:
-        invoice = await submit(client)
-
-        async def looking_up() -> bool:
-            return (tmp_path / "looking-up").exists()
-
-        await eventually(looking_up)
-        await pay(client, invoice)
-        assert await worker.end() == 0
+async def pay(desk: Desk, invoice: Invoice) -> None:
+    await desk.approve(invoice)
+    assert await desk.handle(invoice).result() == "COMPLETED"
 
 
 # Where a hook's worker is, or isn't.
@@ -154,70 +40,19 @@ async def test_a_name_that_is_looked_up_for_ever_holds_up_nothing(
 async def test_a_notice_waits_for_a_worker_with_the_hook(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    client = await namespace.connect()
+    desk = Desk(await namespace.connect())
     async with a_hook(fail) as hook:
-        async with running(
-            Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url)
-        ) as worker:
-            invoice = await submit(client)
+        async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url) as worker:
+            invoice = await desk.submit()
 
-            async def posted() -> bool:
-                return hook.events(invoice) == ["waiting"]
-
-            await eventually(posted)
+            await eventually(lambda: hook.events(invoice) == ["waiting"])
             assert await worker.end() == 0
-        async with running(
-            Worker(namespace.address, tmp_path)
-        ) as worker:  # which was started without it
-            await pay(client, invoice)
+        async with Worker(namespace.address, tmp_path) as worker:  # which was started without it
+            await pay(desk, invoice)
             assert await worker.end() == 0
         hook.answer = accept
-        async with running(a_worker(namespace, tmp_path, hook)):
-
-            async def delivered() -> bool:
-                return {"waiting", "completed"} <= set(hook.events(invoice)[1:])
-
-            await eventually(delivered, 30)
-
-
-async def test_a_versioned_worker_posts_and_the_version_before_can_be_made_current(
-    service: Service, tmp_path: Path
-) -> None:
-    client = await service.start()  # of its own: the one that is shared keeps no versions
-
-    async def make_current(build_id: str) -> None:
-        async def accepted() -> bool:
-            request = SetWorkerDeploymentCurrentVersionRequest(
-                namespace=client.namespace, deployment_name="invoices", build_id=build_id
-            )
-            try:
-                await client.workflow_service.set_worker_deployment_current_version(request)
-            except RPCError:
-                return False
-            return True
-
-        await eventually(accepted)  # once the service knows the version
-
-    def a_version(build_id: str, hook_url: str = "") -> Worker:
-        return Worker(
-            service.address,
-            tmp_path,
-            INVOICE_NOTIFY_URL=hook_url,
-            TEMPORAL_DEPLOYMENT_NAME="invoices",
-            TEMPORAL_WORKER_BUILD_ID=build_id,
-        )
-
-    async with a_hook(accept) as hook, running(a_version("2", hook.url)):
-        await make_current("2")
-        invoice = await submit(client)
-
-        async def posted() -> bool:
-            return hook.events(invoice) == ["waiting"]
-
-        await eventually(posted)
-        async with running(a_version("1")):  # as before notices had a task queue of their own
-            await make_current("1")
-            await pay(client, invoice)
+        async with a_worker(namespace, tmp_path, hook):
+            await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)[1:]), 30)
 
 
 # Whose notice it is.
@@ -235,9 +70,7 @@ async def client(
 ) -> AsyncIterator[Client]:
     """Of another program than ours, in a namespace with a worker that has the hook."""
     address = new_namespace()
-    async with running(
-        Worker(address, tmp_path_factory.mktemp("data"), INVOICE_NOTIFY_URL=hook.url)
-    ):
+    async with Worker(address, tmp_path_factory.mktemp("data"), INVOICE_NOTIFY_URL=hook.url):
         yield await Namespace(address).connect()
 
 
@@ -285,7 +118,7 @@ async def test_odd_arguments_end_a_notice(arguments: list[Any], client: Client) 
 
 
 async def test_a_notice_without_an_invoice_is_not_posted(client: Client, hook: Hook) -> None:
-    invoice = await submit(client)
+    invoice = await Desk(client).submit()
     run_id = (await client.get_workflow_handle(workflow_id(invoice.id)).describe()).run_id
     handle = await start_notice(client, a_notice(invoice.id, run_id))
     assert await handle.result() == "UNDELIVERED"

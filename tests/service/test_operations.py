@@ -1,8 +1,7 @@
 """What an operator adds to a worker: the search attribute, notices to a web hook, metrics."""
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -11,28 +10,23 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
-from hooks import ThreadedHook
-from invoice_client import InvoiceClient
-from invoices.invoice import Invoice, workflow_id
+from hooks import Hook, a_hook, accept, respond
 from support import (
+    Desk,
     Namespace,
     Tools,
     Worker,
     an_invoice,
     eventually,
     free_port,
-    submitted,
     tools_in_memory,
 )
 
 
 @pytest.fixture(scope="module")
-def hook() -> Iterator[ThreadedHook]:
-    hook = ThreadedHook()
-    threading.Thread(target=hook.server.serve_forever, daemon=True).start()
-    yield hook
-    hook.server.shutdown()
-    hook.server.server_close()
+async def hook() -> AsyncIterator[Hook]:
+    async with a_hook(accept) as hook:
+        yield hook
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +56,17 @@ async def metrics_address() -> str:
 @pytest.fixture(scope="module")
 async def worker(
     equipped: Namespace,
-    hook: ThreadedHook,
+    hook: Hook,
     metrics_address: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Worker]:
-    worker = Worker(
+    async with Worker(
         equipped.address,
         tmp_path_factory.mktemp("data"),
         INVOICE_NOTIFY_URL=hook.url,
         INVOICE_METRICS_ADDRESS=metrics_address,
-    )
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
+    ) as worker:
+        yield worker
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +75,8 @@ async def tools(equipped: Namespace, worker: Worker) -> AsyncIterator[Tools]:
         yield tools
 
 
-async def test_waiting_and_the_end_are_noticed(tools: Tools, hook: ThreadedHook) -> None:
-    invoice = await submitted(tools)
+async def test_waiting_and_the_end_are_noticed(tools: Tools, hook: Hook) -> None:
+    invoice = await tools.submit()
     [waiting] = await hook.until(invoice, "waiting")
     assert waiting["text"].startswith(f"Invoice {invoice['id']} waits for approval until 20")
     assert waiting["text"].endswith(": 2 lines, $7,000.00.")
@@ -96,19 +87,15 @@ async def test_waiting_and_the_end_are_noticed(tools: Tools, hook: ThreadedHook)
     assert (completed["paid"], completed["currency"]) == ("7000.00", "USD")
 
 
-async def test_a_reminder_comes_at_four_fifths_of_the_time(
-    tools: Tools, hook: ThreadedHook
-) -> None:
-    invoice = await submitted(tools, approval_timeout_days=5 / 86400)
+async def test_a_reminder_comes_at_four_fifths_of_the_time(tools: Tools, hook: Hook) -> None:
+    invoice = await tools.submit(approval_timeout_days=5 / 86400)
     posts = await hook.until(invoice, "waiting", "reminder", "timed_out")
     assert "still waits for approval until" in posts[1]["text"]
 
 
-async def test_a_notice_that_fails_is_posted_again_with_its_id(
-    tools: Tools, hook: ThreadedHook
-) -> None:
-    hook.statuses[:] = [503]
-    invoice = await submitted(tools)
+async def test_a_notice_that_fails_is_posted_again_with_its_id(tools: Tools, hook: Hook) -> None:
+    hook.answer = respond(503)
+    invoice = await tools.submit()
     first, second = await hook.until(invoice, "waiting", "waiting")
     assert first == second
     await tools("reject_invoice", invoice_id=invoice["id"])
@@ -120,22 +107,20 @@ async def test_a_hook_that_is_gone_changes_nothing_and_is_not_named(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     gone = f"http://127.0.0.1:{free_port()}/secret-token"
-    worker = await Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=gone).start()
-    client = await namespace.connect()
-    invoice = Invoice.model_validate(an_invoice())
-    await InvoiceClient(client).submit(invoice)
-    await InvoiceClient(client).decide(invoice.id, approve=True)
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
-    assert await handle.result() == "COMPLETED"
-    assert await worker.end() == 0
-    assert "secret-token" not in worker.log.read_text()
-    async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
-        history = (await client.get_workflow_handle(run.id).fetch_history()).to_json()
-        assert "secret-token" not in history
+    async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=gone) as worker:
+        client = await namespace.connect()
+        desk = Desk(client)
+        invoice = await desk.submit_and_approve()
+        assert await desk.handle(invoice).result() == "COMPLETED"
+        assert await worker.end() == 0
+        assert "secret-token" not in worker.log.read_text()
+        async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
+            history = (await client.get_workflow_handle(run.id).fetch_history()).to_json()
+            assert "secret-token" not in history
 
 
 async def test_states_are_search_attributes(tools: Tools, client: Client) -> None:
-    waiting, rejected, paid = [await submitted(tools) for _ in range(3)]
+    waiting, rejected, paid = [await tools.submit() for _ in range(3)]
     await tools("reject_invoice", invoice_id=rejected["id"])
     await tools("approve_invoice", invoice_id=paid["id"])
     for invoice, state in ((waiting, "waiting"), (rejected, "rejected"), (paid, "completed")):
@@ -149,12 +134,7 @@ async def test_states_are_search_attributes(tools: Tools, client: Client) -> Non
 
 async def test_a_run_without_the_attribute_is_listed_too(tools: Tools, client: Client) -> None:
     invoice = an_invoice()
-    await client.start_workflow(
-        "InvoiceWorkflow",
-        invoice,
-        id=f"invoice-{invoice['id']}",
-        task_queue="invoice-task-queue",
-    )
+    await Desk(client).start(invoice)
 
     async def listed() -> bool:
         return invoice["id"] in await tools("list_invoices", status="waiting")
@@ -167,7 +147,7 @@ async def test_a_run_without_the_attribute_is_listed_too(tools: Tools, client: C
 async def test_metrics_tell_how_invoices_ended(
     tools: Tools, worker: Worker, metrics_address: str
 ) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     await tools("reject_invoice", invoice_id=invoice["id"])
     await tools.until(invoice, "rejected")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from support import Refused, Tools, Worker, eventually, paid, submitted, tools_in_memory
+from support import Refused, Tools, Worker, eventually, paid, tools_in_memory
 
 LINES = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
 EARLIER = "2 lines, $510.00: 1 of 2 lines paid earlier, $10.00; $500.00 to pay."
@@ -21,12 +21,8 @@ async def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def limited(data: Path, new_namespace: Callable[[], str]) -> AsyncIterator[str]:
     """The address of a worker that can't pay more than $50 for a line."""
     address = new_namespace()
-    worker = Worker(address, data, INVOICE_DECLINE_OVER="50")
-    try:
-        await worker.start()
+    async with Worker(address, data, INVOICE_DECLINE_OVER="50"):
         yield address
-    finally:
-        worker.kill()
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +34,7 @@ async def host(limited: str) -> AsyncIterator[Tools]:
 @pytest.fixture
 async def half_paid(host: Tools) -> dict[str, Any]:
     """An invoice whose first line is paid and whose second was declined."""
-    invoice = await submitted(host, lines=LINES)
+    invoice = await host.submit(lines=LINES)
     await host("approve_invoice", invoice_id=invoice["id"])
     await host.until(invoice, "failed")
     return invoice

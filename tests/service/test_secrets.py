@@ -8,32 +8,26 @@ answer, and the history of every workflow.
 import asyncio
 import ssl
 import sys
-import threading
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
 import trustme
 from temporalio.client import Client
 
-from hooks import ThreadedHook
-from invoice_client import InvoiceClient
-from invoices.answers import InvoiceStatus
-from invoices.invoice import Invoice
+from hooks import Hook, a_hook, accept, respond
 from postgres import PASSWORD, PostgreSQL, programs
-from stripe_stand_in import StripeStandIn
+from stripe_stand_in import TERMS, StripeStandIn
 from support import (
     PROCESSES,
     ROOT,
+    Desk,
     Namespace,
     Refused,
     Tools,
     Worker,
-    an_invoice,
     eventually,
     free_port,
     mcp,
@@ -65,7 +59,7 @@ class Configured:
         self.secrets = [*SECRETS, *(line for line in key.splitlines() if "-----" not in line)]
 
     def worker(self, **env: str) -> Worker:
-        return Worker("", self.data, **{**self.env, **env})  # type: ignore[arg-type]
+        return Worker("", self.data, **{**self.env, **env})
 
     async def use_tools(self, invoice_id: str | None = None) -> None:
         """Lists the invoices, and tells the status of one, by the MCP server's process."""
@@ -107,12 +101,9 @@ class Configured:
 
 
 @pytest.fixture
-def hook() -> Iterator[ThreadedHook]:
-    hook = ThreadedHook()
-    threading.Thread(target=hook.server.serve_forever, args=[0.02], daemon=True).start()
-    yield hook
-    hook.server.shutdown()
-    hook.server.server_close()
+async def hook() -> AsyncIterator[Hook]:
+    async with a_hook(accept) as hook:
+        yield hook
 
 
 @pytest.fixture
@@ -133,7 +124,7 @@ def database(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 async def configured(
     namespace: Namespace,
-    hook: ThreadedHook,
+    hook: Hook,
     stand_in: StripeStandIn,
     database: str,
     tmp_path: Path,
@@ -164,33 +155,6 @@ async def configured(
         yield Configured(namespace, tmp_path, **env)
 
 
-@asynccontextmanager
-async def running(worker: Worker) -> AsyncIterator[Worker]:
-    try:
-        yield await worker.start()
-    finally:
-        worker.kill()
-
-
-async def approved(client: Client, reached: Callable[[InvoiceStatus], Any]) -> str:
-    """The id of an invoice, once its status is as wanted."""
-    terms = {"customer": "cus_A", "payment_method": "pm_visa"}
-    invoice = Invoice.model_validate(an_invoice(**terms))
-    invoices = InvoiceClient(client)
-    await invoices.submit(invoice)
-    await invoices.decide(invoice.id, approve=True)
-
-    async def look() -> bool:
-        return bool(reached(await invoices.get_status(invoice.id)))
-
-    await eventually(look)
-    return invoice.id
-
-
-def is_completed(status: InvoiceStatus) -> bool:
-    return status.state == "completed"
-
-
 async def attempted_notice(client: Client, failure: str) -> None:
     """Waits until a notice's attempt has failed with these words, or a notice was given up."""
 
@@ -214,28 +178,30 @@ async def attempted_notice(client: Client, failure: str) -> None:
     ],
 )
 async def test_no_secret_is_told_when_an_invoice_is_paid(
-    answers: list[int] | None, failure: str, configured: Configured, hook: ThreadedHook
+    answers: list[int] | None, failure: str, configured: Configured, hook: Hook
 ) -> None:
-    client = await configured.namespace.connect()
-    hook.statuses[:] = answers or []
+    desk = Desk(await configured.namespace.connect())
+    hook.answer = respond(*(answers or []))
     url = hook.url if answers is not None else f"http://127.0.0.1:{free_port()}/{HOOK}"
-    async with running(configured.worker(INVOICE_NOTIFY_URL=url)) as worker:
-        invoice_id = await approved(client, is_completed)
-        await attempted_notice(client, failure)
-        await configured.use_tools(invoice_id)
+    async with configured.worker(INVOICE_NOTIFY_URL=url) as worker:
+        invoice = await desk.submit_and_approve(**TERMS)
+        await desk.until(invoice, "completed")
+        await attempted_notice(desk.temporal, failure)
+        await configured.use_tools(invoice.id)
         await configured.read_books()
         assert await worker.end() == 0
-    assert any(invoice_id in text for text in configured.written)
-    await configured.assert_no_secret(client)
+    assert any(invoice.id in text for text in configured.written)
+    await configured.assert_no_secret(desk.temporal)
 
 
 async def test_no_secret_is_told_when_stripe_refuses_the_key(configured: Configured) -> None:
-    client = await configured.namespace.connect()
-    async with running(configured.worker(STRIPE_API_KEY=REFUSED_STRIPE_KEY)):
-        invoice_id = await approved(client, lambda status: "Invalid API Key" in status.to_text())
-        await configured.use_tools(invoice_id)
+    desk = Desk(await configured.namespace.connect())
+    async with configured.worker(STRIPE_API_KEY=REFUSED_STRIPE_KEY):
+        invoice = await desk.submit_and_approve(**TERMS)
+        await desk.once(invoice, lambda status: "Invalid API Key" in status.to_text())
+        await configured.use_tools(invoice.id)
         await configured.read_books()
-    await configured.assert_no_secret(client)
+    await configured.assert_no_secret(desk.temporal)
 
 
 async def test_no_secret_is_told_when_the_database_refuses_the_password(
@@ -243,27 +209,29 @@ async def test_no_secret_is_told_when_the_database_refuses_the_password(
 ) -> None:
     if "PAYMENT_LEDGER_URL" not in configured.env:
         pytest.skip("no PostgreSQL server here: apt-get install postgresql")
-    client = await configured.namespace.connect()
+    desk = Desk(await configured.namespace.connect())
     url = configured.env["PAYMENT_LEDGER_URL"]
     database = url.rpartition("/")[2]
     # A login of its own, since other tests use the one of the server.
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE \"{database}\" LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
         own = url.replace("invoices:", f"{database}:")
-        async with running(configured.worker(PAYMENT_LEDGER_URL=own)):
-            await approved(client, is_completed)
+        async with configured.worker(PAYMENT_LEDGER_URL=own):
+            invoice = await desk.submit_and_approve(**TERMS)
+            await desk.until(invoice, "completed")
             connection.execute(f"ALTER ROLE \"{database}\" PASSWORD '{NEW_PASSWORD}'")
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s",
                 [database],
             )
-            await approved(client, lambda status: "ledger is unavailable" in status.to_text())
+            invoice = await desk.submit_and_approve(**TERMS)
+            await desk.once(invoice, lambda status: "ledger is unavailable" in status.to_text())
             configured.env["PAYMENT_LEDGER_URL"] = own
             await configured.read_books()
             assert "password authentication failed" in configured.written[-1]
         with pytest.raises(AssertionError, match="password authentication failed"):
             await configured.worker().start()
-    await configured.assert_no_secret(client)
+    await configured.assert_no_secret(desk.temporal)
 
 
 async def test_no_secret_is_told_when_the_service_refuses_the_key(configured: Configured) -> None:
@@ -299,9 +267,7 @@ async def test_no_secret_is_told_when_it_is_not_well_formed(
     await configured.assert_no_secret(await configured.namespace.connect())
 
 
-async def test_no_secret_is_in_the_embedded_services_log(
-    hook: ThreadedHook, tmp_path: Path
-) -> None:
+async def test_no_secret_is_in_the_embedded_services_log(hook: Hook, tmp_path: Path) -> None:
     port, ui_port = free_port(), free_port()
     worker = Worker(
         "",
@@ -310,11 +276,12 @@ async def test_no_secret_is_in_the_embedded_services_log(
         [str(port), str(ui_port)],
         INVOICE_NOTIFY_URL=hook.url,
     )
-    hook.statuses[:] = [500] * 9
-    async with running(worker):
-        client = await connection.connect({"target_host": f"localhost:{port}"})
-        await approved(client, is_completed)
-        await attempted_notice(client, "the hook answered with status 500")
+    hook.answer = respond(*[500] * 9)
+    async with worker:
+        desk = Desk(await connection.connect({"target_host": f"localhost:{port}"}))
+        invoice = await desk.submit_and_approve(**TERMS)
+        await desk.until(invoice, "completed")
+        await attempted_notice(desk.temporal, "the hook answered with status 500")
         assert await worker.end() == 0
     written = [file.read_text() for file in tmp_path.glob("*.log")]
     assert len(written) == 2

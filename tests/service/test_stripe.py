@@ -5,14 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from temporalio.client import Client
 
-from invoices.invoice import Invoice, workflow_id
-from stripe_stand_in import StripeStandIn
-from support import ROOT, Namespace, Worker, an_invoice
+from stripe_stand_in import TERMS, StripeStandIn
+from support import ROOT, Desk, Namespace, Worker, an_invoice
 
 
 @pytest.fixture
@@ -21,38 +18,15 @@ def stand_in() -> Iterator[StripeStandIn]:
         yield stand_in
 
 
-def stripe_worker(namespace: Namespace, data: Path, stand_in: StripeStandIn, **env: str) -> Worker:
-    settings = {
-        "PAYMENT_GATEWAY": "stripe",
-        "STRIPE_API_KEY": "sk_test_ok",
-        "STRIPE_API_BASE": stand_in.url,
-    }
-    return Worker(namespace.address, data, ROOT / "worker.py", (), **{**settings, **env})
-
-
-async def approved(client: Client, **fields: Any) -> dict[str, Any]:
-    """An invoice that is being paid."""
-    terms = {"customer": "cus_A", "payment_method": "pm_visa"}
-    invoice = Invoice.model_validate(an_invoice(**terms, **fields))
-    handle = await client.start_workflow(
-        "InvoiceWorkflow",
-        invoice.model_dump(mode="json"),
-        id=workflow_id(invoice.id),
-        task_queue="invoice-task-queue",
-    )
-    await handle.signal("approve_invoice")
-    return invoice.model_dump(mode="json")
-
-
 async def test_a_key_in_the_environment_moves_no_money(
     namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
-    client = await namespace.connect()
-    worker = await stripe_worker(namespace, tmp_path, stand_in, PAYMENT_GATEWAY="").start()
-    invoice = await approved(client)
-    assert await client.get_workflow_handle(workflow_id(invoice["id"])).result() == "COMPLETED"
-    assert not stand_in.intents
-    worker.kill()
+    desk = Desk(await namespace.connect())
+    settings = {**stand_in.settings, "PAYMENT_GATEWAY": ""}
+    async with Worker(namespace.address, tmp_path, **settings):
+        invoice = await desk.submit_and_approve(**TERMS)
+        assert await desk.handle(invoice).result() == "COMPLETED"
+        assert not stand_in.intents
 
 
 WITHOUT = """
@@ -88,3 +62,22 @@ def test_a_missing_extra_is_named_at_the_start(
     assert f"uv run --extra {extra} worker.py" in line
     assert "secret" not in line
     assert process.returncode == 1
+
+
+async def test_an_invoice_without_a_customer_fails_at_its_start_where_stripe_pays(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    settings = {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": "sk_test_ok"}
+    async with Worker(namespace.address, tmp_path, **settings, STRIPE_API_BASE="http://x.invalid"):
+        for fields, problem in (
+            ({}, "customer: is required, since Stripe pays"),
+            (
+                {**TERMS, "currency": "JPY", "lines": [{"item": "A", "amount": "5.50"}]},
+                "lines(0).amount: must be whole in JPY",
+            ),
+        ):
+            invoice = an_invoice(**fields)
+            await desk.start(invoice)
+            text = (await desk.until(invoice, "failed")).to_text()
+            assert f"Invalid invoice: {problem}" in text

@@ -5,7 +5,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import RunProgress
-from support import Refused, Tools, Worker, an_invoice, eventually, paid, tools_in_memory
+from support import Desk, Refused, Tools, Worker, an_invoice, eventually, paid, tools_in_memory
 from workflow import TASK_QUEUE
 
 
@@ -73,9 +73,7 @@ async def test_an_invoice_whose_id_looks_like_another_goes_on(
 ) -> None:
     invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
     # As earlier versions did.
-    await client.start_workflow(
-        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE
-    )
+    await Desk(client).start(invoice)
     text = await tools("process_invoice", invoice_data=invoice)
     assert text.startswith("Already in process; nothing was started.")
     assert "must not mix Cyrillic and Latin letters" in text
@@ -136,9 +134,9 @@ async def test_no_content_is_paid_again_after_the_service_has_forgotten_all(
     other = an_invoice(id=invoice["id"], lines=[{"item": "Something else", "amount": "1.00"}])
     # A namespace without any workflow is what a service is that has lost its database.
     addresses = [new_namespace() for _ in range(3)]
-    workers = [Worker(address, tmp_path) for address in addresses]
-    try:
-        await asyncio.gather(*(worker.start() for worker in workers))
+    async with AsyncExitStack() as stack:
+        workers = [Worker(address, tmp_path) for address in addresses]
+        await asyncio.gather(*map(stack.enter_async_context, workers))
         rows = []
         for address in addresses[:2]:
             async with tools_in_memory(address) as tools:
@@ -153,9 +151,6 @@ async def test_no_content_is_paid_again_after_the_service_has_forgotten_all(
             with pytest.raises(Refused, match=r"line 1 was paid earlier as “Web Development”"):
                 await tools("process_invoice", invoice_data=other)
         assert ledger_rows(tmp_path, invoice["id"]) == rows[0]
-    finally:
-        for worker in workers:
-            worker.kill()
 
 
 def ledger_rows(data: Path, name: str) -> list[tuple[str, ...]]:

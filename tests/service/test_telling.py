@@ -11,9 +11,7 @@ import pytest
 import temporalio.api.sdk.v1
 from temporalio.client import Client
 
-from invoice_client import InvoiceClient
-from invoices.invoice import Invoice
-from support import Refused, Tools, Worker, an_invoice, eventually, submitted
+from support import Desk, Refused, Tools, Worker, an_invoice, eventually
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ async def details(client: Client, invoice: dict[str, Any]) -> str:
 
 
 async def test_a_waiting_invoice_tells_its_amounts_and_deadline(tools: Tools) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     text = await tools("get_invoice_status", invoice_id=invoice["id"])
     assert "2 lines, $7,000.00; nothing of it is paid." in text
     assert "Approval deadline: 20" in text
@@ -50,7 +48,7 @@ async def test_a_waiting_invoice_tells_its_amounts_and_deadline(tools: Tools) ->
 
 
 async def test_a_paying_invoice_tells_its_progress_and_who_approved(tools: Tools) -> None:
-    invoice = await submitted(tools, payment_interval_seconds=1.5)
+    invoice = await tools.submit(payment_interval_seconds=1.5)
     await tools("approve_invoice", invoice_id=invoice["id"], reason="as agreed")
 
     async def half_paid() -> str | None:
@@ -64,13 +62,13 @@ async def test_a_paying_invoice_tells_its_progress_and_who_approved(tools: Tools
 
 
 async def test_other_currencies_are_told_by_code(tools: Tools) -> None:
-    invoice = await submitted(tools, currency="EUR")
+    invoice = await tools.submit(currency="EUR")
     assert "2 lines, EUR 7,000.00" in await tools("get_invoice_status", invoice_id=invoice["id"])
 
 
 async def test_the_list_tells_which_invoices_wait(tools: Tools, client: Client) -> None:
-    older, newer = await submitted(tools), await submitted(tools)
-    rejected = await submitted(tools)
+    older, newer = await tools.submit(), await tools.submit()
+    rejected = await tools.submit()
     await tools("reject_invoice", invoice_id=rejected["id"])
 
     async def both_listed() -> list[str] | None:
@@ -83,7 +81,7 @@ async def test_the_list_tells_which_invoices_wait(tools: Tools, client: Client) 
 
 
 async def test_the_list_is_typed_and_adds_up(tools: Tools) -> None:
-    invoice = await submitted(tools, currency="XTS")
+    invoice = await tools.submit(currency="XTS")
 
     async def listed() -> dict[str, Any] | None:
         result = await tools.client.call_tool("list_invoices", {"status": "waiting"})
@@ -97,8 +95,8 @@ async def test_the_list_is_typed_and_adds_up(tools: Tools) -> None:
 
 
 async def test_a_list_that_leaves_something_out_says_so(tools: Tools, client: Client) -> None:
-    invoices = [Invoice.model_validate(an_invoice()) for _ in range(51)]
-    await asyncio.gather(*(InvoiceClient(client).submit(invoice) for invoice in invoices))
+    desk = Desk(client)
+    await asyncio.gather(*(desk.submit() for _ in range(51)))
 
     async def all_visible() -> bool:
         query = "WorkflowType='InvoiceWorkflow' AND ExecutionStatus='Running'"
@@ -137,7 +135,7 @@ async def test_bad_input_names_the_field_and_the_rule(
 
 
 async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -> None:
-    invoice = await submitted(tools)
+    invoice = await tools.submit()
     text = await details(client, invoice)
     assert text.startswith("### Awaiting approval until 20")
     assert "2 lines, \\$7,000.00; nothing of it is paid." in text
@@ -149,7 +147,7 @@ async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -
 async def test_the_web_ui_tells_nothing_to_do_about_a_paid_invoice(
     tools: Tools, client: Client
 ) -> None:
-    invoice = await submitted(tools, payment_interval_seconds=0)
+    invoice = await tools.submit(payment_interval_seconds=0)
     await tools("approve_invoice", invoice_id=invoice["id"])
     await tools.until(invoice, "completed")
     text = await details(client, invoice)
@@ -159,7 +157,7 @@ async def test_the_web_ui_tells_nothing_to_do_about_a_paid_invoice(
 
 async def test_hostile_text_does_not_break_out_of_the_table(tools: Tools, client: Client) -> None:
     item = "x | <script> `a` \u202e\n\n# Completed\n[a](b) $1$ \\"
-    invoice = await submitted(tools, lines=[{"item": item, "amount": "1.00"}])
+    invoice = await tools.submit(lines=[{"item": item, "amount": "1.00"}])
     table = (await details(client, invoice)).split("|--:|--:|:--|:--|\n")[1].strip()
     assert len(table.splitlines()) == 1
     assert table.count("|") == 5
@@ -169,7 +167,7 @@ async def test_hostile_text_does_not_break_out_of_the_table(tools: Tools, client
 async def test_workflow_timer_and_activities_have_summaries(
     tools: Tools, client: Client, worker: Worker
 ) -> None:
-    invoice = await submitted(tools, payment_interval_seconds=0.1)
+    invoice = await tools.submit(payment_interval_seconds=0.1)
     await tools.until(invoice, "waiting")  # so that the deadline's timer runs
     await tools("approve_invoice", invoice_id=invoice["id"])
     await tools.until(invoice, "completed")

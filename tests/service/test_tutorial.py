@@ -1,6 +1,5 @@
 """The walk that a reader of the tutorial makes, with our parts, the tutorial's, and both mixed."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -64,23 +63,15 @@ async def test_a_waiting_invoice_survives_the_end_of_every_process(
     service: Service, tmp_path: Path
 ) -> None:
     await service.start()
-    worker = Worker(service.address, tmp_path)
     invoice = an_invoice(id="INV-002")
-    try:
-        async with mcp(service.address) as client:
-            await asyncio.gather(
-                worker.start(), Tools(client)("process_invoice", invoice_data=invoice)
-            )
-            await Tools(client).until(invoice, "waiting")
-        worker.kill()
-        service.kill()
-        await service.start()
-        async with mcp(service.address) as client:
-            tools = Tools(client)
-            await asyncio.gather(worker.start(), tools("approve_invoice", invoice_id=invoice["id"]))
-            await tools.until(invoice, "completed")
-    finally:
-        worker.kill()
+    async with Worker(service.address, tmp_path), mcp(service.address) as client:
+        await Tools(client)("process_invoice", invoice_data=invoice)
+        await Tools(client).until(invoice, "waiting")
+    service.kill()
+    await service.start()
+    async with Worker(service.address, tmp_path), mcp(service.address) as client:
+        await Tools(client)("approve_invoice", invoice_id=invoice["id"])
+        await Tools(client).until(invoice, "completed")
     assert len(paid(tmp_path, invoice)) == 2
 
 
@@ -121,10 +112,9 @@ async def test_our_tools_understand_what_the_tutorials_server_did(
 async def test_our_server_works_with_the_tutorials_worker(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invoice_server, "_client", InvoiceClient(await namespace.connect()))
+    monkeypatch.setattr(invoice_server, "shared_client", InvoiceClient(await namespace.connect()))
     worker = Worker(namespace.address, tmp_path, PROCESSES / "tutorial_worker.py")
-    await worker.start()
-    async with McpClient(invoice_server.mcp) as client:
+    async with worker, McpClient(invoice_server.mcp) as client:
         tools = Tools(client)
         paid, rejected = an_invoice(), an_invoice()
         for invoice in (paid, rejected):
@@ -138,4 +128,3 @@ async def test_our_server_works_with_the_tutorials_worker(
         assert (await tools.until(rejected, "rejected"))["status"] == "Rejected by approver"
         with pytest.raises(Refused, match="already paid"):
             await tools("process_invoice", invoice_data=paid)
-    worker.kill()

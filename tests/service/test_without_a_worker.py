@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 import invoice_runs
-from invoice_client import InvoiceClient
 from invoice_runs import InvoiceRuns, WorkerAnswer
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import workflow_id
 from invoices.refusals import InvoiceError
 from invoices.status import DecisionDetails
 from support import (
+    Desk,
     Namespace,
     Refused,
     Tools,
@@ -24,7 +24,6 @@ from support import (
     paid,
     tools_in_memory,
 )
-from workflow import TASK_QUEUE
 
 
 @pytest.fixture(scope="module")
@@ -126,77 +125,56 @@ async def test_a_decision_after_the_deadline_is_refused(verb: str, idle_tools: T
         await idle_tools(f"{verb}_invoice", invoice_id=invoice["id"])
 
 
+CHEAP = [{"item": "Pen", "amount": "1.00"}]
+
+
 async def test_a_total_is_checked_against_the_content_and_not_the_memo(
     idle: Namespace, idle_tools: Tools
 ) -> None:
-    invoice, cheap = an_invoice(), an_invoice(lines=[{"item": "Pen", "amount": "1.00"}])
-    client = await idle.connect()
-    other = await InvoiceClient(client).submit(Invoice.model_validate(cheap))
-    memo = await (await client.get_workflow_handle(other.workflow_id).describe()).memo()
-    await client.start_workflow(
-        "InvoiceWorkflow", invoice, id=workflow_id(invoice["id"]), task_queue=TASK_QUEUE, memo=memo
-    )
+    invoice = an_invoice()
+    desk = Desk(await idle.connect())
+    memo = await (await desk.handle(await desk.submit(lines=CHEAP)).describe()).memo()
+    await desk.start(invoice, memo=memo)
     with pytest.raises(Refused, match=r"is for \$7,000\.00, not \$1\.00\. Nothing was approved"):
         await idle_tools("approve_invoice", invoice_id=invoice["id"], total="1.00")
-
-
-async def past_deadline(client: InvoiceClient, invoice: Invoice) -> None:
-    async def look() -> bool:
-        return (await client.get_status(invoice.id)).is_past_deadline
-
-    await eventually(look, 40)
 
 
 async def test_only_what_the_service_received_before_the_deadline_counts_after_it(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    temporal = await namespace.connect()
-    client = InvoiceClient(temporal)
+    desk = Desk(await namespace.connect())
     seconds = timedelta(seconds=10) / timedelta(days=1)
-    in_time, bare, late, forged = (
-        Invoice.model_validate(an_invoice(approval_timeout_days=seconds)) for _ in range(4)
+    invoices = await asyncio.gather(*(desk.submit(approval_timeout_days=seconds) for _ in range(4)))
+    in_time, bare, late, forged = invoices
+    assert (await desk.approve(in_time)).outcome == "decision_kept"
+    await asyncio.gather(
+        *(desk.once(one, lambda status: status.is_past_deadline, 40) for one in invoices)
     )
-    submitted = await asyncio.gather(
-        *(client.submit(invoice) for invoice in (in_time, bare, late, forged))
-    )
-    kept = await client.decide(in_time.id, approve=True)
-    assert kept.outcome == "decision_kept"
-    await asyncio.gather(*(past_deadline(client, one) for one in (in_time, bare, late, forged)))
     with pytest.raises(InvoiceError, match="Unless somebody decided before"):
-        await client.decide(in_time.id, approve=True)
-    await temporal.get_workflow_handle(workflow_id(bare.id)).signal("approve_invoice")
-    for invoice, sent_at in (
-        (late, datetime.now(UTC)),
-        (forged, submitted[3].submitted_at - timedelta(days=1)),
-    ):
+        await desk.approve(in_time)
+    await desk.handle(bare).signal("approve_invoice")
+    for invoice, sent_at in ((late, now := datetime.now(UTC)), (forged, now - timedelta(days=1))):
         details = DecisionDetails(sent_at=sent_at).model_dump(mode="json")
-        handle = temporal.get_workflow_handle(workflow_id(invoice.id))
-        await handle.signal("approve_invoice", details)
+        await desk.handle(invoice).signal("approve_invoice", details)
 
-    worker = await Worker(namespace.address, tmp_path).start()
-    results = [
-        await temporal.get_workflow_handle(workflow_id(invoice.id)).result()
-        for invoice in (in_time, bare, late, forged)
-    ]
-    assert results == ["COMPLETED", "REJECTED", "REJECTED", "REJECTED"]
-    assert (await client.get_status(bare.id)).state == "timed_out"
-    assert [len(paid(tmp_path, one.model_dump())) for one in (in_time, bare, late, forged)] == [
-        *(2, 0, 0, 0)
-    ]
-    worker.kill()
+    async with Worker(namespace.address, tmp_path):
+        results = [await desk.handle(invoice).result() for invoice in invoices]
+        assert results == ["COMPLETED", "REJECTED", "REJECTED", "REJECTED"]
+        assert (await desk.status(bare)).state == "timed_out"
+        assert [len(paid(tmp_path, one)) for one in invoices] == [2, 0, 0, 0]
 
 
 async def test_a_decision_on_an_invoice_being_paid_is_told_what_was_noted(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    worker = await Worker(namespace.address, tmp_path).start()
-    invoice = an_invoice(payment_interval_seconds=60)
-    async with tools_in_memory(namespace.address) as tools:
-        await tools("process_invoice", invoice_data=invoice)
-        await tools("approve_invoice", invoice_id=invoice["id"])
-        await tools.until(invoice, "paying")
-        worker.kill()
-        text = await tools("approve_invoice", invoice_id=invoice["id"])
-        assert text.startswith("Already approved; nothing was changed")
-        with pytest.raises(Refused, match="can't be rejected now, status: Processing payments"):
-            await tools("reject_invoice", invoice_id=invoice["id"])
+    async with Worker(namespace.address, tmp_path) as worker:
+        invoice = an_invoice(payment_interval_seconds=60)
+        async with tools_in_memory(namespace.address) as tools:
+            await tools("process_invoice", invoice_data=invoice)
+            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools.until(invoice, "paying")
+            worker.kill()
+            text = await tools("approve_invoice", invoice_id=invoice["id"])
+            assert text.startswith("Already approved; nothing was changed")
+            with pytest.raises(Refused, match="can't be rejected now, status: Processing payments"):
+                await tools("reject_invoice", invoice_id=invoice["id"])

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from starting import refused
+from postgres import PASSWORD
 from startup import StartupError
 from support import (
     ROOT,
     Worker,
     environment,
     free_port,
+    refused_start,
 )
 from temporal_service import connection, dev_server
 
@@ -66,20 +67,20 @@ async def test_metrics_that_cannot_be_served_are_not_blamed_on_the_service(
 
 async def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
-    line = await refused(INVOICE_DATA_DIR=str(tmp_path), TEMPORAL_ADDRESS=address)
+    line = await refused_start(INVOICE_DATA_DIR=str(tmp_path), TEMPORAL_ADDRESS=address)
     assert f"The Temporal Service at {address} can't be reached" in line
 
 
 async def test_a_broken_data_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    line = await refused(INVOICE_DATA_DIR=str(tmp_path / "file"))
+    line = await refused_start(INVOICE_DATA_DIR=str(tmp_path / "file"))
     assert "The data directory can't be used" in line
     assert str(tmp_path / "file") in line
 
 
 async def test_a_broken_ledger_is_named(tmp_path: Path) -> None:
     (tmp_path / "payments.db").write_text("no database, but as long as the header of one is " * 3)
-    line = await refused(INVOICE_DATA_DIR=str(tmp_path))
+    line = await refused_start(INVOICE_DATA_DIR=str(tmp_path))
     assert f"The payment ledger {tmp_path / 'payments.db'} can't be used" in line
 
 
@@ -101,25 +102,27 @@ async def test_a_closed_standard_output_is_named(address: str, tmp_path: Path) -
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        line = await refused(stdout=writer, **environment(address, INVOICE_DATA_DIR=str(tmp_path)))
+        line = await refused_start(
+            stdout=writer, **environment(address, INVOICE_DATA_DIR=str(tmp_path))
+        )
     finally:
         os.close(writer)
     assert "Standard output can't be written to" in line
 
 
 async def test_a_limit_that_is_no_amount_is_named(tmp_path: Path) -> None:
-    line = await refused(INVOICE_DATA_DIR=str(tmp_path), INVOICE_DECLINE_OVER="much")
+    line = await refused_start(INVOICE_DATA_DIR=str(tmp_path), INVOICE_DECLINE_OVER="much")
     assert "INVOICE_DECLINE_OVER must be an amount" in line
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_idle_worker_ends_cleanly(number: int, address: str, tmp_path: Path) -> None:
-    worker = await Worker(address, tmp_path).start()
-    assert await worker.end(number) == 0
-    assert "Traceback" not in worker.log.read_text()
-    assert "Fatal Python error" not in worker.log.read_text()
-    assert "gets no work" not in worker.log.read_text()
+    async with Worker(address, tmp_path) as worker:
+        assert await worker.end(number) == 0
+        assert "Traceback" not in worker.log.read_text()
+        assert "Fatal Python error" not in worker.log.read_text()
+        assert "gets no work" not in worker.log.read_text()
 
 
 INTERRUPTING = """
@@ -135,8 +138,10 @@ sys.meta_path.insert(0, Interrupting())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("module", ["argparse", "temporalio.worker", "workflow"])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("argparse", "SIGINT"), ("temporalio.worker", "SIGTERM"), ("workflow", "SIGINT")],
+)
 def test_a_signal_during_the_imports_ends_it_without_a_traceback(
     module: str, name: str, tmp_path: Path
 ) -> None:
@@ -148,3 +153,12 @@ def test_a_signal_during_the_imports_ends_it_without_a_traceback(
         timeout=30,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
+async def test_a_database_that_is_not_there_ends_the_worker_with_one_sentence(
+    tmp_path: Path,
+) -> None:
+    url = f"postgresql://invoices:{PASSWORD}@127.0.0.1:1/there"
+    line = await refused_start(INVOICE_DATA_DIR=str(tmp_path), PAYMENT_LEDGER_URL=url)
+    assert "The payment ledger there on 127.0.0.1 can't be used: " in line
+    assert PASSWORD not in line

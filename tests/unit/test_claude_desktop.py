@@ -320,25 +320,19 @@ def test_second_run_changes_nothing_and_says_so(
         (r'{"mcpServers": {"invoice-processor": {}}, "theme": "\ud800"}', "lone surrogate"),
         ('{"theme": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         ('{"last": 1e999}', "1e999"),
-        ('{"last": -Infinity}', "-Infinity"),
         ('{"last": [NaN]}', "NaN"),
         ('{"mcpServers": {"ours": {"command": "x"}, "ours": {}}}', "'ours' twice"),
-        ('{"mcpServers": {"ours": {}}, "mcpServers": {}}', "'mcpServers' twice"),
     ],
 )
-@pytest.mark.parametrize("arguments", [[], ["--remove"]])
 def test_unusable_file_is_refused_in_one_sentence(
-    machine: Machine,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    content: str,
-    said: str,
+    machine: Machine, capsys: pytest.CaptureFixture[str], content: str, said: str
 ) -> None:
     file = machine.file(content=content)
-    assert run(*arguments) == 1
+    assert run() == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
     assert str(file) in line
+    assert run("--remove") == 1
     assert [file.read_text() for file in file.parent.iterdir()] == [content]
 
 
@@ -504,11 +498,3 @@ def test_tutorials_example_has_its_shape() -> None:
             }
         }
     }
-
-
-def test_the_tutorials_configuration_is_valid() -> None:
-    config = json.loads((ROOT / "claude_desktop_config.json").read_text())
-    entry = config["mcpServers"]["invoice-processor"]
-    assert entry["command"] == "uv"
-    assert entry["args"][0] == "--directory"
-    assert entry["args"][2:] == ["run", "invoice_server.py"]

@@ -2,80 +2,18 @@
 
 import sys
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import temporalio.service
-from temporalio.client import Client
 
 from startup import StartupError
 from support import (
-    PROCESSES,
-    Worker,
-    connect,
     free_port,
 )
 from temporal_service import connection, dev_server
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-
-
-class Embedded:
-    """Workers that share the ports of one embedded service."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        self.port, self.ui_port = free_port(), free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.workers: list[Worker] = []
-
-    def worker(self, data: Path | None = None, **env: str) -> Worker:
-        script = PROCESSES / "embedded_worker.py"
-        ports = [str(self.port), str(self.ui_port)]
-        worker = Worker("", data or self.data, script, arguments=ports, **env)
-        self.workers.append(worker)
-        return worker
-
-    async def client(self) -> Client | None:
-        """Once the service answers."""
-        try:
-            return await connect(self.address)
-        except StartupError:
-            return None
-
-    def servers(self) -> list[psutil.Process]:
-        """The processes of dev servers for these ports."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            arguments = process.info["cmdline"] or []
-            if "start-dev" in arguments and str(self.port) in arguments:
-                found.append(process)
-        return found
-
-    def kill(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-        for server in self.servers():  # left behind on purpose
-            server.kill()
-
-    async def has_server(self) -> bool:
-        return bool(self.servers())
-
-    async def has_no_server(self) -> bool:
-        return not self.servers()
-
-
-@pytest.fixture
-def here(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedded], None]:
-    """Gives this process the ports of an embedded service, and no address."""
-
-    def use(embedded: Embedded) -> None:
-        monkeypatch.setattr(connection, "PORT", embedded.port)
-        monkeypatch.setattr(connection, "UI_PORT", embedded.ui_port)
-
-    return use
 
 
 def executable_in(folder: Path, content: str = "#!/bin/sh\n") -> Path:
@@ -96,7 +34,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     async def no_download(directory: Path) -> str:
         return "no network"
 
-    monkeypatch.setattr(dev_server, "_download", no_download)
+    monkeypatch.setattr(dev_server, "download", no_download)
     return tmp_path
 
 
@@ -127,7 +65,7 @@ async def test_without_any_other_the_executable_is_downloaded_once(
         (directory / f"temporal-sdk-python-1.35.0{suffix}").touch()
         return ""
 
-    monkeypatch.setattr(dev_server, "_download", download)
+    monkeypatch.setattr(dev_server, "download", download)
     monkeypatch.setattr(temporalio.service, "__version__", "1.35.0")
     first = await dev_server.temporal_executable()
     assert first == await dev_server.temporal_executable()
@@ -158,11 +96,12 @@ async def test_a_temporal_that_is_no_temporal_is_named(
     content: str,
     reason: str,
     sources: Path,
-    here: Callable[[Embedded], None],
+    unconfigured: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     executable_in(sources / "path", content)
-    here(Embedded(sources))
+    monkeypatch.setattr(connection, "PORT", free_port())
+    monkeypatch.setattr(connection, "UI_PORT", free_port())
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     with pytest.raises(StartupError, match=reason):
         async with dev_server.connect_or_start(sources, "InvoiceState"):

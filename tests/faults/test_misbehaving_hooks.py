@@ -1,0 +1,93 @@
+"""A hook that hangs, never ends its answer or can't be looked up holds up no invoice."""
+
+import asyncio
+import gzip
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hooks import Answer, Hook, a_hook, accept, hang, never_end
+from invoices.invoice import Invoice
+from support import PROCESSES, Desk, Namespace, Worker, eventually
+
+BOMB = gzip.compress(bytes(2**29))
+
+
+async def send_a_bomb(writer: asyncio.StreamWriter) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n\r\n"
+    writer.write(head.encode() + BOMB)
+
+
+def a_worker(namespace: Namespace, data: Path, hook: Hook) -> Worker:
+    return Worker(namespace.address, data, INVOICE_NOTIFY_URL=hook.url)
+
+
+async def pay(desk: Desk, invoice: Invoice) -> None:
+    await desk.approve(invoice)
+    assert await desk.handle(invoice).result() == "COMPLETED"
+
+
+async def test_payments_and_the_workers_end_wait_for_no_hook(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    async with a_hook(hang) as hook:
+        async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url) as worker:
+            invoice, *_ = await asyncio.gather(*(desk.submit() for _ in range(25)))
+
+            await eventually(lambda: len(hook.posts) >= 10)
+            await pay(desk, invoice)
+            assert hook.ended == 0, "a post had to be given up first"
+            start = time.monotonic()
+            assert await worker.end() == 0
+            assert time.monotonic() - start < 35
+            assert "Traceback" not in worker.log.read_text()
+        # What was cut off is posted by the next worker.
+        hook.answer = accept
+        hook.posts.clear()
+        async with a_worker(namespace, tmp_path, hook):
+            await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)), 40)
+
+
+@pytest.mark.parametrize("answer", [never_end, send_a_bomb])
+async def test_an_answer_without_end_takes_no_memory(
+    answer: Answer, namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    async with (
+        a_hook(answer) as hook,
+        a_worker(namespace, tmp_path, hook) as worker,
+    ):
+        assert worker.process
+        memory = psutil.Process(worker.process.pid).memory_info
+
+        async def delivered() -> bool:
+            query = "WorkflowType='NoticeWorkflow' AND ExecutionStatus='Completed'"
+            return (await desk.temporal.count_workflows(query)).count >= expected
+
+        expected = 1
+        await desk.submit()
+        await eventually(delivered)
+        before = memory().rss
+        expected = 11
+        await asyncio.gather(*(desk.submit() for _ in range(10)))
+        await eventually(delivered)
+        assert memory().rss - before < 50_000_000
+
+
+async def test_a_name_that_is_looked_up_for_ever_holds_up_nothing(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    script = PROCESSES / "nameless_worker.py"
+    nameless = Worker(
+        namespace.address, tmp_path, script, INVOICE_NOTIFY_URL="http://hook.invalid/hook"
+    )
+    async with nameless as worker:
+        invoice = await desk.submit()
+
+        await eventually((tmp_path / "looking-up").exists)
+        await pay(desk, invoice)
+        assert await worker.end() == 0
