@@ -7,43 +7,72 @@ Users submit and decide invoices through MCP servers; worker, Temporal Service a
 killed (SIGKILL) at random moments and started again on the same database and ledger. On PostgreSQL
 two workers share the ledger, and its server and its connections are killed too. Stripe is the
 tests' stand-in, which drops, holds and refuses calls and whose clock jumps by a day now and then. A
-call that fails because something is down is made again, as a user would. In the end every
-workflow, its memo, the ledger and Stripe's charges are compared with what was asked for: nothing
-lost, nothing paid twice, nothing paid without approval. Exit code 1 and the data folder say what
-went wrong.
+call that fails because something is down is made again, as a user would.
+
+At the same time
+- invoices are cancelled at the moment at which a line is paid, while the worker runs, ends or dies;
+- a worker with another gateway is up for some time, beside the right ones or alone;
+- another client starts runs that nobody can read, pays and tells by itself, and sends nonsense;
+- the web hook of all workers hangs, dribbles, never stops answering, refuses or hangs up;
+- an operator looks at the list, the status of every run and the books.
+
+In the end every workflow, its memo, the ledger and Stripe's charges are compared with what was
+asked for: nothing lost, nothing paid twice, nothing paid without approval, each invoice through
+one gateway, and what a cancelled one says is paid is what the ledger has. The audit has to agree,
+no log may have a secret, and no worker grows. Exit code 1 and the data folder say what went wrong.
 
 A seed fixes the invoices and the plan of the kills; what they hit depends on the machine too.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import sys
 import time
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
-from collections.abc import Hashable
-from contextlib import AsyncExitStack, closing, suppress
+from collections.abc import AsyncIterator, Hashable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
+from math import inf
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import psutil
 import psycopg
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.service import RPCError
 
+from foreign_client import (
+    FORGED,
+    POISONS,
+    TROUBLES,
+    approve_oddly,
+    foreign_worker,
+    insist,
+    make_trouble,
+    submit_poisoned,
+)
+from hanging_hook import MIB, HangingHook
 from invoices.invoice import Invoice, workflow_id
-from invoices.status import APPROVAL_TIMEOUT, COMPLETED, REJECTED
+from invoices.status import APPROVAL_TIMEOUT, CANCELLED, COMPLETED, REJECTED
 from payments.stripe_gateway import minor_units
-from postgres import PostgreSQL, programs
+from postgres import PASSWORD, PostgreSQL, programs
 from raw_client import RawClient
 from stripe_stand_in import KEY_LIFE_HOURS, Fault, FaultKind, Step, StripeStandIn
-from support import PROCESSES, Service, Worker, connect, eventually
+from support import PROCESSES, ROOT, Service, Worker, eventually
+from worker import NOTICES_AT_ONCE, PAYMENTS_AT_ONCE
+from workflow import TASK_QUEUE
 
 USERS = 12
 HOSTS = 3
@@ -55,18 +84,47 @@ DECLINE_OVER = 100_000
 PROGRESS_SECONDS = 15
 ACTIVITY_SECONDS = 30
 """After which Temporal tries a payment again whose worker was killed."""
+MOMENT_SECONDS = 6
+"""For which a cancellation waits until the line is being paid."""
+MAX_WORKER_MIB = 500
+"""Of memory; some 150 are usual."""
+MAX_HANGING_SECONDS = 60
+"""Until a worker has given up a notice; it should after ten, and the machine may be busy."""
 
-Course = Literal["approve", "reject", "deadline", "race", "submit twice", "resubmit", "decline"]
+Course = Literal[
+    "approve",
+    "reject",
+    "deadline",
+    "race",
+    "submit twice",
+    "resubmit",
+    "decline",
+    "cancel",
+    "cancel, resubmit",
+    "poisoned",
+    "while notices hang",
+]
 COURSES: dict[Course, int] = {
-    "approve": 6,
-    "reject": 3,
+    "approve": 5,
+    "reject": 2,
     "deadline": 2,
-    "race": 3,
-    "submit twice": 2,
-    "resubmit": 2,
+    "race": 2,
+    "submit twice": 1,
+    "resubmit": 1,
     "decline": 2,
+    "cancel": 3,
+    "cancel, resubmit": 1,
+    "poisoned": 1,
 }
-"""How often each is taken, of twenty."""
+"""How often each is taken, of twenty. Each is once among the first invoices."""
+
+Moment = Literal["while it runs", "while it ends", "when it's killed"]
+MOMENTS: dict[Moment, int] = {"while it runs": 2, "while it ends": 1, "when it's killed": 1}
+"""When an invoice is cancelled, as its worker sees it, and how often of four times."""
+
+KEYS = {"stripe test": "sk_test_ok", "stripe live": "sk_live_ok"}
+OTHER_GATEWAY = {"simulated": "stripe test", "stripe test": "stripe live"}
+"""Which gateway the other worker has."""
 
 STEPS: list[Step] = ["create", "confirm", "retrieve"]
 FAULT_KINDS: list[FaultKind] = [
@@ -83,6 +141,49 @@ Part = tuple[Literal["MCP server", "service", "worker", "PostgreSQL", "connectio
 """What is killed: its kind, and which of that kind."""
 
 
+class Payer(Worker):
+    """A worker that one fault befalls at a time."""
+
+    def __init__(self, gateway: str, address: str, data: Path, **env: str) -> None:
+        if gateway in KEYS:
+            env |= {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": KEYS[gateway]}
+        super().__init__(address, data, PROCESSES / "hesitant_worker.py", **env)
+        self.gateway = gateway
+        self.lock = asyncio.Lock()
+        self.deaths: list[str] = []
+        """With which words it ended although nobody had asked for it."""
+
+    @property
+    def is_free(self) -> bool:
+        return not self.lock.locked()
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        if self.process and self.process.poll():
+            log = self.log.read_text()[-1000:]
+            self.deaths.append(f"a worker ended by itself with {self.process.returncode}: {log}")
+        super().kill()
+        self.process = None
+
+    async def begin(self) -> None:
+        """Starts it, once what it needs is up."""
+
+        async def is_started() -> bool:
+            try:
+                await self.start()
+            except AssertionError:  # the service or the database is down, so it has ended
+                return False
+            return True
+
+        try:
+            await eventually(is_started, 120)
+        except TimeoutError:
+            raise RuntimeError(f"a worker doesn't start: {self.log.read_text()[-2000:]}") from None
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a tool said."""
@@ -90,6 +191,12 @@ class Answer:
     words: str
     refused: bool
     content: dict[str, Any]
+
+    @property
+    def says_nothing(self) -> str | None:
+        """FastMCP's words for an exception, or the service's for an error that it has cut."""
+        nothing = ("Error calling tool", "Failure exceeds size limit")
+        return next((words for words in nothing if words in self.words), None)
 
     @property
     def to_be_repeated(self) -> bool:
@@ -113,6 +220,17 @@ class Case:
         return str(self.invoice["id"])
 
 
+@dataclass(frozen=True)
+class Paid:
+    """What the end of a workflow says about what is paid."""
+
+    invoice: Invoice
+    lines: int
+    """Which are the first ones."""
+    was_cancelled: bool
+    gateway: str | None
+
+
 @dataclass
 class Campaign:
     """The running parts, and what happened so far."""
@@ -120,14 +238,32 @@ class Campaign:
     seed: int
     users: int
     service: Service
-    workers: list[Worker]
+    client: Client
+    """Another client of the service, such as its Web UI."""
+    workers: list[Payer]
+    other: Payer
+    """With another gateway."""
     hosts: list[RawClient]
     cases: list[Case]
     database: PostgreSQL | None
     """Without it the ledger is in SQLite."""
-    stripe: StripeStandIn | None
-    """Without it the gateway is the simulated one."""
+    stripe: StripeStandIn
+    """Through which the other worker pays, or all do."""
+    hook: HangingHook
     kills: Counter[str] = field(default_factory=Counter)
+    cancellations: Counter[str] = field(default_factory=Counter)
+    together: int = 0
+    """Payments whose end a workflow learned together with its cancellation."""
+    left_begun: int = 0
+    """Lines of cancelled invoices that were begun, and weren't paid."""
+    stretches: Counter[str] = field(default_factory=Counter)
+    """How often the other worker was up."""
+    providers: Counter[str] = field(default_factory=Counter)
+    """Lines paid through each gateway."""
+    troubles: Counter[str] = field(default_factory=Counter)
+    audits: Counter[str] = field(default_factory=Counter)
+    memory: int = 0
+    """Of a worker, at most; in bytes."""
     decided: int = 0
     repeated: int = 0
     tried_again: int = 0
@@ -140,10 +276,14 @@ class Campaign:
     @property
     def faults(self) -> Counter[str]:
         """What has befallen calls of Stripe."""
-        laid = self.stripe.faults if self.stripe else []
+        laid = self.stripe.faults
         return Counter(f"{fault.step}: {fault.kind}" for fault in laid if fault.reached.is_set())
 
-    async def call(self, case: Case, host: int, tool: str, **arguments: Any) -> Answer:
+    @property
+    def payers(self) -> list[Payer]:
+        return [*self.workers, self.other]
+
+    async def call(self, host: int, tool: str, **arguments: Any) -> Answer:
         """Makes a call until it has an answer that says more than that something is down."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
@@ -154,6 +294,9 @@ class Campaign:
                         refused=result["isError"],
                         content=result.get("structuredContent") or {},
                     )
+                    problem = f"{tool} {arguments}: {answer.says_nothing}"
+                    if answer.says_nothing and problem not in self.problems:
+                        self.problems.append(problem)
                     if not answer.to_be_repeated:
                         return answer
                 except ConnectionError:
@@ -163,9 +306,10 @@ class Campaign:
 
     async def submit(self, case: Case, host: int) -> None:
         async def answered() -> Answer | None:
-            answer = await self.call(case, host, "process_invoice", invoice_data=case.invoice)
+            answer = await self.call(host, "process_invoice", invoice_data=case.invoice)
             # A worker may tell that a run has ended shortly before the service has it on record.
-            return None if answer.refused and "is in use by" in answer.words else answer
+            ended = answer.content.get("outcome") == "already_in_process" and not opened(answer)
+            return None if ended or (answer.refused and "is in use by" in answer.words) else answer
 
         answer = await eventually(answered, PATIENCE_SECONDS)
         if answer.refused:
@@ -175,8 +319,12 @@ class Campaign:
         tool, arguments = "reject_invoice", {"invoice_id": case.name}
         if approve:  # the total, as a model is told to pass it
             tool = "approve_invoice"
-            arguments["total"] = str(Invoice.model_validate(case.invoice).total)
-        answer = await self.call(case, host, tool, **arguments)
+            invoice = Invoice.model_validate(case.invoice)
+            arguments["total"] = f"{invoice.total} {invoice.currency}"
+        answer = await self.call(host, tool, **arguments)
+        # Where the id had other content before, the person is shown this one, and says yes again.
+        if code := re.search("content_code “(.+?)”", answer.words):
+            answer = await self.call(host, tool, **arguments, content_code=code[1])
         if not answer.refused:
             # Without a worker the tool says only that it was sent.
             if answer.content.get("worker_answers") is not False or not opened(answer):
@@ -188,22 +336,28 @@ class Campaign:
         else:
             case.problems.append(f"{tool} refused: {answer.words}")
 
-    async def until(self, case: Case, host: int, state: str) -> None:
-        async def reached() -> bool:
-            answer = await self.call(case, host, "get_invoice_status", invoice_id=case.name)
-            return answer.content.get("state") == state
+    async def until(self, case: Case, host: int, *states: str) -> str:
+        async def reached() -> str | None:
+            answer = await self.call(host, "get_invoice_status", invoice_id=case.name)
+            state = answer.content.get("state")
+            return state if state in states else None
 
-        await eventually(reached, PATIENCE_SECONDS)
+        return await eventually(reached, PATIENCE_SECONDS)
 
 
 def opened(answer: Answer) -> bool:
     return answer.content["state"] in ("waiting", "paying")
 
 
-def a_case(chance: random.Random, number: int) -> Case:
-    course = chance.choices(list(COURSES), list(COURSES.values()))[0]
+def make_cases(chance: random.Random, number: int) -> list[Case]:
+    courses = chance.sample(list(COURSES), len(COURSES))
+    courses += chance.choices(list(COURSES), list(COURSES.values()), k=number)
+    return [a_case(chance, n, course) for n, course in enumerate(courses[:number], start=1)]
+
+
+def a_case(chance: random.Random, number: int, course: Course, prefix: str = "C") -> Case:
     invoice: dict[str, Any] = {
-        "id": f"C-{number}",
+        "id": f"{prefix}-{number}",
         "currency": chance.choice(["USD", "EUR"]),
         "customer": "cus_A",
         "payment_method": "pm_visa",
@@ -232,6 +386,10 @@ async def use(campaign: Campaign, case: Case, chance: random.Random) -> None:
     pause = chance.uniform(0, 1.5)
     if case.course == "submit twice":
         await asyncio.gather(campaign.submit(case, one), campaign.submit(case, other))
+    elif case.course == "poisoned":
+        poison = chance.choice(list(POISONS))
+        await submit_poisoned(campaign.client, Invoice.model_validate(case.invoice), poison)
+        campaign.troubles[f"memo: {poison}"] += 1
     else:
         await campaign.submit(case, one)
     await asyncio.sleep(pause)
@@ -258,12 +416,87 @@ async def use(campaign: Campaign, case: Case, chance: random.Random) -> None:
             case.invoice["lines"][-1]["amount"] = cents(chance)
             await campaign.submit(case, other)
             await campaign.decide(case, one, approve=True)
+        case "poisoned":
+            await campaign.call(one, "get_invoice_status", invoice_id=case.name)
+            await approve_oddly(campaign.client, case.name)
+        case "cancel":
+            await approve_and_cancel(campaign, case, one, chance)
+        case "cancel, resubmit":
+            await approve_and_cancel(campaign, case, one, chance)
+            if await campaign.until(case, other, "cancelled", "completed") == "cancelled":
+                case.told.clear()
+                await campaign.submit(case, other)
+                await campaign.decide(case, one, approve=True)
         case "approve" | "submit twice":
             await campaign.decide(case, other, approve=True)
 
 
+async def approve_and_cancel(
+    campaign: Campaign, case: Case, host: int, chance: random.Random
+) -> None:
+    """Cancels at the moment at which one of the lines is paid."""
+    moment = chance.choices(list(MOMENTS), list(MOMENTS.values()))[0]
+    line = chance.randint(1, len(case.invoice["lines"]))
+    key = f"{workflow_id(case.name)}/line-{line}"
+    seconds = chance.uniform(0, 0.3)
+    handle = campaign.client.get_workflow_handle(workflow_id(case.name))
+    if moment == "while it runs":
+        await campaign.decide(case, host, approve=True)
+        await has_entry(campaign, key, *chance.choice([["begun", "paid"], ["paid"]]))
+        await asyncio.sleep(seconds)
+        await insist(handle.cancel)
+    else:
+        # What a worker reports as its last word, and the cancellation, wait for the next worker,
+        # and reach the workflow together.
+        async with alone(campaign.payers):
+            running = [payer for payer in campaign.payers if payer.runs]
+            await campaign.decide(case, host, approve=True)
+            if moment == "while it ends":
+                await has_entry(campaign, key, "begun", "paid")
+                ends = [asyncio.create_task(payer.end()) for payer in running]
+                await has_entry(campaign, key, "paid")
+                await asyncio.sleep(seconds)
+            else:
+                await has_entry(campaign, key, "paid")
+                await asyncio.sleep(seconds / 10)
+                ends = []
+                for payer in running:
+                    payer.kill()
+            await insist(handle.cancel)
+            for payer in running:
+                payer.kill()
+            await asyncio.gather(*ends)
+            for payer in running:
+                await payer.begin()
+    campaign.cancellations[moment] += 1
+
+
+@asynccontextmanager
+async def alone(payers: Sequence[Payer]) -> AsyncIterator[None]:
+    """Keeps other faults away from some workers; always taken in the same order."""
+    async with AsyncExitStack() as stack:
+        for payer in payers:
+            await stack.enter_async_context(payer.lock)
+        yield
+
+
+async def has_entry(
+    campaign: Campaign, key: str, *states: str, bound: float = MOMENT_SECONDS
+) -> None:
+    """Waits until the ledger has a line in one of these states, or for so many seconds."""
+    query = f"SELECT state FROM payments WHERE idempotency_key = '{key}'"
+
+    async def look() -> bool:
+        with suppress(sqlite3.OperationalError, psycopg.OperationalError):  # it is down
+            return any(row[0] in states for row in await asyncio.to_thread(read, campaign, query))
+        return False
+
+    with suppress(TimeoutError):
+        await eventually(look, bound)
+
+
 async def all_users(campaign: Campaign) -> None:
-    queue = iter(campaign.cases)
+    queue = iter([case for case in campaign.cases if case.course in COURSES])
 
     async def user() -> None:
         for case in queue:
@@ -274,6 +507,12 @@ async def all_users(campaign: Campaign) -> None:
             campaign.decided += 1
 
     await asyncio.gather(*(user() for _ in range(campaign.users)))
+
+
+async def pause(seconds: float, over: asyncio.Event) -> None:
+    """Shorter, where it's over before."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(over.wait(), seconds)
 
 
 async def kill_at_random(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
@@ -289,7 +528,8 @@ async def kill_at_random(campaign: Campaign, chance: random.Random, over: asynci
         # On a slow machine a start takes long: everything is up for half of the time at least.
         await asyncio.sleep(chance.uniform(0.3, 4) + recovery)
         began = time.monotonic()
-        wave = waves.pop() if waves else chance.sample(parts, chance.choice([1, 1, 1, 2, 3]))
+        free = [part for part in parts if part[0] != "worker" or campaign.workers[part[1]].is_free]
+        wave = waves.pop() if waves else chance.sample(free, chance.choice([1, 1, 1, 2, 3]))
         seconds = {part: chance.uniform(0, 2) for part in wave}
         await asyncio.gather(*(kill(campaign, part, s) for part, s in seconds.items()))
         recovery = time.monotonic() - began
@@ -305,9 +545,10 @@ async def kill(campaign: Campaign, part: Part, seconds: float) -> None:
             await campaign.service.start()
         case "worker", number:
             worker = campaign.workers[number]
-            worker.kill()
-            await asyncio.sleep(seconds)
-            await eventually(lambda: is_started(worker), 120)
+            async with worker.lock:
+                worker.kill()
+                await asyncio.sleep(seconds)
+                await worker.begin()
         case "MCP server", number:
             host = campaign.hosts[number]
             await host.kill()
@@ -324,17 +565,125 @@ async def kill(campaign: Campaign, part: Part, seconds: float) -> None:
                 await asyncio.to_thread(campaign.database.end_connections)
 
 
-async def is_started(worker: Worker) -> bool:
-    try:
-        await worker.start()
-    except AssertionError:  # the service or the database is down too, and so the worker has ended
-        return False
-    return True
+async def change_gateways(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
+    """Has the other worker up now and then, until it's over: as one whose settings are wrong."""
+    stretches = ["beside", "alone"]  # each once, however short it is
+    while stretches or not over.is_set():
+        await asyncio.sleep(chance.uniform(0, 3))
+        stretch = stretches.pop() if stretches else chance.choice(["beside", "alone"])
+        away = campaign.workers if stretch == "alone" else []
+        campaign.stretches[stretch] += 1
+        async with alone([*away, campaign.other]):
+            for worker in away:
+                worker.kill()
+            await campaign.other.begin()
+            await pause(chance.uniform(3, 9), over)
+            campaign.other.kill()
+            for worker in away:
+                await worker.begin()
 
 
-async def lay_faults(stripe: StripeStandIn, chance: random.Random, over: asyncio.Event) -> None:
+async def poison(campaign: Campaign) -> None:
+    """Has a run of each kind that nobody can read wait before any worker starts."""
+    for number, kind in enumerate(POISONS, start=1):
+        invoice = {**campaign.cases[0].invoice, "id": f"F-{number}", "approval_timeout_days": 5}
+        await submit_poisoned(campaign.client, Invoice.model_validate(invoice), kind)
+        campaign.troubles[f"memo: {kind}"] += 1
+
+
+async def pay_while_notices_hang(campaign: Campaign) -> None:
+    """Has more notices hang than lines can be paid at once; one is paid nevertheless.
+
+    At the first of three attempts, unless the machine is so busy that some are given up meanwhile.
+    """
+    hook = campaign.hook
+    number = PAYMENTS_AT_ONCE * len(campaign.workers) + 3
+    cases = [
+        a_case(random.Random(n), n, "while notices hang", prefix="H") for n in range(1, number + 1)
+    ]
+    for case in cases:
+        await campaign.client.start_workflow(
+            "InvoiceWorkflow", case.invoice, id=workflow_id(case.name), task_queue=TASK_QUEUE
+        )
+
+    async def all_slots_are_taken() -> bool:
+        most = NOTICES_AT_ONCE * len(campaign.workers)
+        return hook.hanging >= most and hook.seconds_unchanged > 0.5
+
+    for case in cases[:3]:
+        await eventually(all_slots_are_taken, 60)
+        given_up = hook.given_up
+        campaign.cases.append(case)
+        await approve_oddly(campaign.client, case.name)
+        await has_entry(campaign, f"{workflow_id(case.name)}/line-1", "paid", bound=60)
+        if hook.given_up == given_up:
+            break
+    else:
+        campaign.problems.append(f"no line was paid before one of {hook.most} notices was given up")
+    hook.only_hangs = False
+
+
+async def be_foreign(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
+    """Sends what another client may send, until it's over."""
+    names = [case.name for case in campaign.cases]
+    troubles = chance.sample(TROUBLES, len(TROUBLES))
+    while troubles or not over.is_set():
+        trouble = troubles.pop() if troubles else chance.choice(TROUBLES)
+        number = campaign.troubles.total() + 1
+        await make_trouble(campaign.client, trouble, number, names, chance)
+        campaign.troubles[trouble] += 1
+        await asyncio.sleep(chance.uniform(0.2, 3))
+
+
+async def watch(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
+    """Looks at everything as an operator does, until it's over."""
+    while not over.is_set():
+        host = chance.randrange(len(campaign.hosts))
+        state = chance.choice(["all", "waiting", "paying", "failed"])
+        listed = await campaign.call(host, "list_invoices", status=state)
+        if listed.refused:
+            campaign.problems.append(f"list_invoices refused: {listed.words}")
+        for name in (
+            chance.choice(campaign.cases).name,
+            f"F-{chance.randint(1, campaign.troubles.total() + 1)}",
+        ):
+            await campaign.call(host, "get_invoice_status", invoice_id=name)
+        code, errors = await audited(campaign)
+        campaign.audits["while all runs"] += 1
+        if "Traceback" in errors or code not in (0, 1, 2):
+            campaign.problems.append(f"the audit ended with {code}: {errors[-1000:]}")
+        await pause(chance.uniform(3, 15), over)
+
+
+async def audited(campaign: Campaign) -> tuple[int | None, str]:
+    """The exit code of `audit.py`, and what it writes to standard error."""
+    worker = campaign.workers[0]
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, str(ROOT / "audit.py")],
+        env=worker.environment,
+        stdout=DEVNULL,
+        stderr=PIPE,
+    )
+    _, errors = await process.communicate()
+    return process.returncode, errors.decode()
+
+
+async def measure(campaign: Campaign) -> None:
+    """How much memory workers take."""
+    while True:
+        for payer in campaign.payers:
+            if payer.process:
+                with suppress(psutil.NoSuchProcess):
+                    memory = psutil.Process(payer.process.pid).memory_info().rss
+                    campaign.memory = max(campaign.memory, memory)
+        await asyncio.sleep(0.3)
+
+
+async def lay_faults(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
     """Lays faults into the way of calls, and lets a day pass now and then, until it's over."""
+    stripe = campaign.stripe
     loop = asyncio.get_running_loop()
+    stripe.lay(Fault("create", 500))  # for the first payment, however short it is
     while not over.is_set():
         fault = stripe.lay(Fault(chance.choice(STEPS), chance.choice(FAULT_KINDS)))
         # Some are held for longer than the gateway waits, and done after it has tried again.
@@ -344,67 +693,164 @@ async def lay_faults(stripe: StripeStandIn, chance: random.Random, over: asyncio
         await asyncio.sleep(chance.uniform(0.2, 1))
         if not fault.reached.is_set():  # or few calls would find a fault each, and never succeed
             stripe.faults.remove(fault)
+        await asyncio.sleep(chance.uniform(0, 1))  # so that one payment alone can succeed too
     for fault in stripe.faults:
         fault.release.set()
 
 
 async def check(campaign: Campaign) -> None:
     """Waits until every workflow is closed, and compares all with what was asked for."""
-    client = await connect(campaign.service.address)
-    invoices: list[Invoice] = []
-    # Killed payments are tried again after their timeout, refused ones after a minute at most.
-    bound = 6 * ACTIVITY_SECONDS + len(campaign.cases)
-    end = time.monotonic() + bound
+    await pay_the_rest(campaign)
+    paid: list[Paid] = []
     for case in campaign.cases:
-        left = max(1.0, end - time.monotonic())
-        campaign.problems += await check_case(campaign, client, case, invoices, left)
+        campaign.problems += await check_case(campaign, case, paid)
+    ledger = read(
+        campaign,
+        "SELECT idempotency_key, state, item, amount, currency, provider FROM payments"
+        " WHERE state <> 'declined'",
+    )
     lines = [
-        (f"{workflow_id(invoice.id)}/line-{number}", line, invoice)
-        for invoice in invoices
-        for number, line in enumerate(invoice.lines, start=1)
+        (f"{workflow_id(run.invoice.id)}/line-{number}", line, run)
+        for run in paid
+        for number, line in enumerate(run.invoice.lines[: run.lines], start=1)
     ]
-    ledger = ledger_rows(campaign)
-    campaign.rows = len(ledger)
+    # Begun and neither paid nor declined, a line may be left where its invoice was cancelled.
+    left = {
+        f"{workflow_id(run.invoice.id)}/line-{run.lines + 1}" for run in paid if run.was_cancelled
+    }
+    rows = [row for row in ledger if not (row[1] == "begun" and row[0] in left)]
+    campaign.left_begun = len(ledger) - len(rows)
+    campaign.rows = len(rows)
     campaign.problems += differences(
         "the ledger",
-        ledger,
+        [row[:5] for row in rows],
         [
-            (key, "paid", line.item, str(line.amount), invoice.currency)
-            for key, line, invoice in lines
+            (key, "paid", line.item, str(line.amount), run.invoice.currency)
+            for key, line, run in lines
         ],
     )
-    if campaign.stripe:
-        campaign.problems += differences(
-            "Stripe",
-            [
-                (
-                    charge["metadata"]["key"],
-                    charge["amount"],
-                    charge["currency"],
-                    charge["customer"],
-                    charge["payment_method"],
-                )
-                for charge in campaign.stripe.charges
-            ],
-            [
-                (
-                    key,
-                    minor_units(line.amount, invoice.currency),
-                    invoice.currency.lower(),
-                    invoice.customer,
-                    invoice.payment_method,
-                )
-                for key, line, invoice in lines
-            ],
-        )
-
-
-def ledger_rows(campaign: Campaign) -> list[Hashable]:
-    """Every attempt that wasn't declined; in the end each is paid, and none merely begun."""
-    query = (
-        "SELECT idempotency_key, state, item, amount, currency FROM payments"
-        " WHERE state <> 'declined'"
+    campaign.problems += check_gateways(campaign, ledger, paid)
+    providers = {row[0]: row[5] for row in ledger}
+    campaign.problems += differences(
+        "Stripe",
+        [
+            (
+                charge["metadata"]["key"],
+                charge["amount"],
+                charge["currency"],
+                charge["customer"],
+                charge["payment_method"],
+                "stripe live" if charge["livemode"] else "stripe test",
+            )
+            for charge in campaign.stripe.charges
+        ],
+        [
+            (
+                key,
+                minor_units(line.amount, run.invoice.currency),
+                run.invoice.currency.lower(),
+                run.invoice.customer,
+                run.invoice.payment_method,
+                providers[key],
+            )
+            for key, line, run in lines
+            if providers.get(key) in KEYS
+        ],
     )
+    code, errors = await audited(campaign)
+    campaign.audits["in the end"] += 1
+    if code != 0:
+        problems = errors.splitlines()[:-1] or [errors]  # the last one is the sum
+        campaign.problems += [f"the audit: {problem}" for problem in problems]
+    campaign.problems += check_hook(campaign)
+    campaign.problems += check_logs(campaign)
+    campaign.problems += [death for payer in campaign.payers for death in payer.deaths]
+    if campaign.memory > MAX_WORKER_MIB * MIB:
+        campaign.problems.append(f"a worker took {campaign.memory // MIB} MiB of memory")
+
+
+async def pay_the_rest(campaign: Campaign) -> None:
+    """Until each workflow is closed: first with the right workers alone, then with the other."""
+    for payers in (campaign.workers, [campaign.other]):
+        for payer in payers:
+            if not payer.runs:
+                payer.kill()
+                await payer.begin()
+        # Killed payments are tried again after their timeout, refused ones after a minute at most.
+        end = time.monotonic() + 6 * ACTIVITY_SECONDS + len(campaign.cases)
+        for case in campaign.cases:
+            with suppress(TimeoutError):  # each that is still open is told later
+                left = max(1, end - time.monotonic())
+                await is_done(campaign, case, payers[0].gateway, left)
+        # What is paid from now on would be missing in the comparison.
+        ends = await asyncio.gather(*(payer.end() for payer in payers), return_exceptions=True)
+        campaign.problems += [f"a worker was asked to end: {end}" for end in ends if end != 0]
+
+
+async def is_done(campaign: Campaign, case: Case, gateway: str, bound: float) -> None:
+    """Waits until an invoice is closed, or is known to belong to another gateway."""
+    handle = campaign.client.get_workflow_handle(workflow_id(case.name))
+
+    async def look() -> bool:
+        if (await handle.describe()).status != WorkflowExecutionStatus.RUNNING:
+            return True
+        history = [event async for event in handle.fetch_history_events()]
+        return bound_to(history) not in (None, gateway)
+
+    await eventually(look, bound)
+
+
+def bound_to(history: list[HistoryEvent]) -> str | None:
+    """The gateway that a run has learned to belong to."""
+    gateway = None
+    for event in history:
+        marker = event.marker_recorded_event_attributes.details.get("result")
+        for result in [marker, event.activity_task_completed_event_attributes.result]:
+            with suppress(ValueError, IndexError):
+                answer = json.loads(result.payloads[0].data) if result else None
+                gateway = answer.get("gateway", gateway) if isinstance(answer, dict) else gateway
+    return gateway
+
+
+def check_gateways(
+    campaign: Campaign, ledger: list[tuple[Any, ...]], paid: list[Paid]
+) -> list[str]:
+    """What was paid through another gateway than the one that the invoice belongs to."""
+    problems = []
+    campaign.providers = Counter(row[5] for row in ledger if row[1] == "paid")
+    for run in paid:
+        prefix = f"{workflow_id(run.invoice.id)}/"
+        providers = {row[5] for row in ledger if row[0].startswith(prefix)}
+        if len(providers) > 1 or (run.gateway and providers - {run.gateway}):
+            problems.append(
+                f"{run.invoice.id}: belongs to {run.gateway}, and was paid through {providers}"
+            )
+    return problems
+
+
+def check_hook(campaign: Campaign) -> list[str]:
+    hook = campaign.hook
+    forged = {str(notice) for notice in hook.posted if FORGED in str(notice)}
+    problems = [f"a forged notice: {notice}" for notice in forged]
+    if not hook.posted:
+        problems.append("no notice was posted")
+    if hook.longest > MAX_HANGING_SECONDS:
+        problems.append(f"a notice hung for {hook.longest:.0f} s")
+    return problems
+
+
+def check_logs(campaign: Campaign) -> list[str]:
+    secrets = [campaign.hook.secret, PASSWORD, *KEYS.values()]
+    return [
+        f"{log.name} has a secret: {secret}"
+        for log in campaign.service.directory.glob("**/*.log")
+        for secret in secrets
+        if secret.encode() in log.read_bytes()
+    ]
+
+
+def read(campaign: Campaign, query: str) -> list[tuple[Any, ...]]:
+    """Rows of the ledger."""
     if campaign.database:
         with psycopg.connect(campaign.database.url()) as connection:
             return [*connection.execute(query)]
@@ -412,7 +858,7 @@ def ledger_rows(campaign: Campaign) -> list[Hashable]:
         return [*ledger.execute(query)]
 
 
-def differences(where: str, found: list[Hashable], expected: list[Hashable]) -> list[str]:
+def differences(where: str, found: Sequence[Hashable], expected: Sequence[Hashable]) -> list[str]:
     """What is there too often, and what is missing."""
     too_many = Counter(found) - Counter(expected)
     missing = Counter(expected) - Counter(found)
@@ -422,53 +868,88 @@ def differences(where: str, found: list[Hashable], expected: list[Hashable]) -> 
     ]
 
 
-async def check_case(
-    campaign: Campaign,
-    client: Client,
-    case: Case,
-    paid: list[Invoice],
-    bound: float,
-) -> list[str]:
-    """The discrepancies of one invoice; puts it into `paid` if it is to be paid."""
-    handle = client.get_workflow_handle(workflow_id(case.name))
+async def check_case(campaign: Campaign, case: Case, paid: list[Paid]) -> list[str]:
+    """The discrepancies of one invoice; puts it into `paid` if it was approved."""
+    handle = campaign.client.get_workflow_handle(workflow_id(case.name))
     problems = list(case.problems)
-
-    async def closed() -> WorkflowExecution | None:
-        execution = await handle.describe()
-        return execution if execution.status != WorkflowExecutionStatus.RUNNING else None
-
     try:
-        execution = await eventually(closed, bound)
-    except TimeoutError:
-        return [*problems, f"{case.name} ({case.course}): still open"]
+        execution = await handle.describe()
+        history = [event async for event in handle.fetch_history_events()]
+    except RPCError as error:
+        return [*problems, f"{case.name} ({case.course}): {error}"]
+    invoice = Invoice.model_validate(case.invoice)
     memo = await execution.memo()
-    status, decision = memo["status"], memo.get("decision")
+    status, decision = memo.get("status"), memo.get("decision")
     approved = decision["approved"] if decision else None
-    async for event in handle.fetch_history_events():
-        if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED:
-            campaign.tried_again += event.activity_task_started_event_attributes.attempt > 1
+    if approved:
+        lines = len(invoice.lines)
+        was_cancelled = execution.status == WorkflowExecutionStatus.CANCELED
+        if was_cancelled or execution.status == WorkflowExecutionStatus.RUNNING:
+            lines = memo.get("paid_lines", 0)
+        paid.append(Paid(invoice, lines, was_cancelled, bound_to(history)))
+    if execution.status == WorkflowExecutionStatus.RUNNING:
+        return [*problems, f"{case.name} ({case.course}): still open: {status!r}"]
+    problems += check_history(campaign, history)
     wanted: dict[Course, list[bool | None]] = {
         "reject": [False],
         "deadline": [None],
         "race": [True, False],
+        # Both may be sent while no worker is there, and then the cancellation comes first.
+        "cancel": [True, None],
     }
     if approved not in wanted.get(case.course, [True]):
         problems.append(f"the decision is {decision}")
     if case.told - {approved}:
         problems.append(f"a user was told that {case.told} stands, but it is {approved}")
+    if memo.get("digest") != invoice.digest:
+        problems.append("the content is not what was submitted")
+    if case.course == "cancel" and execution.status == WorkflowExecutionStatus.CANCELED:
+        if status != CANCELLED:
+            problems.append(f"the status of a cancelled run is {status!r}")
+        amount = sum((line.amount for line in invoice.lines[: memo["paid_lines"]]), Decimal(0))
+        if Decimal(memo["paid_amount"]) != amount:
+            problems.append(f"{memo['paid_lines']} lines are {memo['paid_amount']}")
+    else:
+        problems += check_end(execution, status, approved)
+    campaign.outcomes[case.course, str(status)] += 1
+    return [f"{case.name} ({case.course}): {problem}" for problem in problems]
+
+
+def check_end(execution: WorkflowExecution, status: object, approved: bool | None) -> list[str]:
+    problems = []
     if status != {True: COMPLETED, False: REJECTED, None: APPROVAL_TIMEOUT}[approved]:
-        problems.append(f"the status is {status!r} after the decision {decision}")
+        problems.append(f"the status is {status!r} after the decision {approved}")
     if execution.status != WorkflowExecutionStatus.COMPLETED:
         problems.append(f"the workflow is {execution.status}")
-    elif await handle.result() != ("COMPLETED" if approved else "REJECTED"):
-        problems.append(f"the result is {await handle.result()}")
-    invoice = Invoice.model_validate(case.invoice)
-    if memo["digest"] != invoice.digest:
-        problems.append("the content is not what was submitted")
-    if approved:
-        paid.append(invoice)
-    campaign.outcomes[case.course, status] += 1
-    return [f"{case.name} ({case.course}): {problem}" for problem in problems]
+    return problems
+
+
+def check_history(campaign: Campaign, history: list[HistoryEvent]) -> list[str]:
+    """Payments begun after a cancellation, and secrets."""
+    problems = []
+    secrets = [campaign.hook.secret, PASSWORD, *KEYS.values()]
+    is_cancelled = has_completed = cancelled_now = False
+    for event in history:
+        match event.WhichOneof("attributes"):
+            case "activity_task_started_event_attributes":
+                attempt = event.activity_task_started_event_attributes.attempt
+                campaign.tried_again += attempt > 1
+            case "activity_task_scheduled_event_attributes" if is_cancelled:
+                scheduled = event.activity_task_scheduled_event_attributes
+                if scheduled.activity_type.name == "process_payment":
+                    problems.append(f"{scheduled.activity_id} was begun after the cancellation")
+            case "activity_task_completed_event_attributes":
+                has_completed = True
+            case "workflow_execution_cancel_requested_event_attributes":
+                is_cancelled = cancelled_now = True
+            case "workflow_task_completed_event_attributes":
+                has_completed = cancelled_now = False
+        if has_completed and cancelled_now:
+            campaign.together += 1
+            has_completed = cancelled_now = False
+        if any(secret.encode() in event.SerializeToString() for secret in secrets):
+            problems.append(f"its history has a secret in event {event.event_id}")
+    return problems
 
 
 async def run(
@@ -479,73 +960,99 @@ async def run(
     gateway: str = "simulated",
     users: int = USERS,
     hosts: int = HOSTS,
+    fault_seconds: float = inf,
 ) -> Campaign:
-    """Runs a campaign with its data in `directory`; `problems` has the discrepancies found."""
+    """Runs a campaign with its data in `directory`; `problems` has the discrepancies found.
+
+    Faults end with the last user, or begin no more after `fault_seconds`.
+    """
     chance = random.Random(seed)
     async with AsyncExitStack() as stack:
         database = PostgreSQL() if ledger == "postgresql" else None
         if database:
             stack.callback(database.remove)
             await database.start()
-        stripe = stack.enter_context(StripeStandIn()) if gateway == "stripe" else None
+        stripe = stack.enter_context(StripeStandIn())
+        hook = await stack.enter_async_context(HangingHook(random.Random(f"{seed}/hook")))
         service = Service(directory)
         stack.callback(service.kill)
-        await service.start()
+        client = await service.start()
+        workers, other = make_workers(service, directory, database, stripe, hook, gateway)
         campaign = Campaign(
             seed=seed,
             users=users,
             service=service,
-            workers=make_workers(service, directory, database, stripe),
+            client=client,
+            workers=workers,
+            other=other,
             hosts=[
                 RawClient(service.address, log=directory / f"server-{n}.log") for n in range(hosts)
             ],
-            cases=[a_case(chance, number) for number in range(1, invoices + 1)],
+            cases=make_cases(chance, invoices),
             database=database,
             stripe=stripe,
+            hook=hook,
         )
+        await poison(campaign)
         for worker in campaign.workers:
             stack.callback(worker.kill)
             await worker.start()
-        progress = asyncio.create_task(print_progress(campaign))
-        stack.callback(progress.cancel)
-        await use_and_kill(campaign, chance)
-        await check(campaign)
+        stack.callback(other.kill)
+        for side in (print_progress(campaign), measure(campaign)):
+            stack.callback(asyncio.create_task(side).cancel)
+        async with foreign_worker(client):
+            await pay_while_notices_hang(campaign)
+            await use_and_kill(campaign, fault_seconds)
+            await check(campaign)
         campaign.seconds = time.monotonic() - campaign.began
     return campaign
 
 
-async def use_and_kill(campaign: Campaign, chance: random.Random) -> None:
+async def use_and_kill(campaign: Campaign, fault_seconds: float) -> None:
     """Lets users at it while everything is killed; in the end all runs again."""
     over = asyncio.Event()
     async with AsyncExitStack() as stack:
         for host in campaign.hosts:
             await stack.enter_async_context(host)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(kill_at_random(campaign, chance, over))
-            if campaign.stripe:
-                tasks.create_task(lay_faults(campaign.stripe, chance, over))
-            await all_users(campaign)
-            over.set()
+            users = tasks.create_task(all_users(campaign))
+            users.add_done_callback(lambda _: over.set())
+            async with asyncio.TaskGroup() as faults:
+                for fault in (kill_at_random, lay_faults, change_gateways, be_foreign, watch):
+                    # With a chance of its own, for the plan not to depend on who comes first.
+                    own = random.Random(f"{campaign.seed}/{fault.__name__}")
+                    faults.create_task(fault(campaign, own, over))
+                await pause(fault_seconds, over)
+                over.set()
+            if not users.done():  # some may wait for an invoice that belongs to the other gateway
+                await campaign.other.begin()
 
 
 def make_workers(
-    service: Service, directory: Path, database: PostgreSQL | None, stripe: StripeStandIn | None
-) -> list[Worker]:
-    """One; or two with folders of their own that share a database."""
-    settings = {"INVOICE_DECLINE_OVER": str(DECLINE_OVER)}
+    service: Service,
+    directory: Path,
+    database: PostgreSQL | None,
+    stripe: StripeStandIn,
+    hook: HangingHook,
+    gateway: str,
+) -> tuple[list[Payer], Payer]:
+    """One with its folder, or two with folders of their own that share a database; and the other.
+
+    The other one has the folder of the first, as after a restart with wrong settings.
+    """
+    settings = {
+        "INVOICE_DECLINE_OVER": str(DECLINE_OVER),
+        "INVOICE_NOTIFY_URL": hook.url,
+        "STRIPE_API_BASE": stripe.url,
+    }
     if database:
         settings["PAYMENT_LEDGER_URL"] = database.url()
-    if stripe:
-        settings["PAYMENT_GATEWAY"] = "stripe"
-        settings["STRIPE_API_KEY"] = "sk_test_ok"
-        settings["STRIPE_API_BASE"] = stripe.url
-    workers = []
-    for number in range(2 if database else 1):
-        data = directory / f"worker-{number}"
-        data.mkdir()
-        script = PROCESSES / "hesitant_worker.py"
-        workers.append(Worker(service.address, data, script, **settings))
-    return workers
+    right = "stripe test" if gateway == "stripe" else gateway
+    folders = [directory / f"worker-{number}" for number in range(2 if database else 1)]
+    for folder in folders:
+        folder.mkdir()
+    workers = [Payer(right, service.address, folder, **settings) for folder in folders]
+    return workers, Payer(OTHER_GATEWAY[right], service.address, folders[0], **settings)
 
 
 async def print_progress(campaign: Campaign) -> None:
@@ -561,19 +1068,29 @@ async def print_progress(campaign: Campaign) -> None:
 
 def table(campaign: Campaign) -> str:
     """What happened, in lines for a person."""
-    kills, faults = (
-        ", ".join(f"{what} {number}" for what, number in sorted(counted.items())) or "none"
-        for counted in (campaign.kills, campaign.faults)
-    )
-    lines = [f"{'course':<14}{'end':<40}{'invoices':>8}"]
+
+    def listed(counted: Counter[str]) -> str:
+        return ", ".join(f"{what} {number}" for what, number in sorted(counted.items())) or "none"
+
+    hook = campaign.hook
+    lines = [f"{'course':<18}{'end':<40}{'invoices':>8}"]
     lines += [
-        f"{course:<14}{status:<40}{number:>8}"
+        f"{course:<18}{status:<40}{number:>8}"
         for (course, status), number in sorted(campaign.outcomes.items())
     ]
     lines += [
         "",
-        f"kills            {kills}",
-        f"faults of Stripe {faults}",
+        f"kills            {listed(campaign.kills)}",
+        f"cancelled        {listed(campaign.cancellations)};"
+        f" together with a payment's end {campaign.together},"
+        f" lines left begun {campaign.left_begun}",
+        f"other gateway    {listed(campaign.stretches)}",
+        f"lines paid by    {listed(campaign.providers)}",
+        f"other clients    {listed(campaign.troubles)}",
+        f"faults of Stripe {listed(campaign.faults)}",
+        f"the hook         {listed(hook.conduct)}; at once {hook.most}",
+        f"audits           {listed(campaign.audits)}",
+        f"a worker's MiB   {campaign.memory // MIB}",
         f"calls repeated   {campaign.repeated}",
         f"payments retried {campaign.tried_again}",
         f"ledger rows      {campaign.rows}",
