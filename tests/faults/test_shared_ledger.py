@@ -98,6 +98,35 @@ async def test_an_invoice_waits_for_the_worker_with_its_gateway(
         stripe.kill()
 
 
+async def test_an_invoice_submitted_while_the_ledger_is_away_waits_for_the_worker_with_its_gateway(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client, data = await namespace.connect(), tmp_path
+    with StripeStandIn() as stand_in:
+        settings = {
+            "PAYMENT_GATEWAY": "stripe",
+            "STRIPE_API_KEY": "sk_live_ok",
+            "STRIPE_API_BASE": stand_in.url,
+        }
+        stripe = await worker_in(data, namespace, **settings).start()
+        (data / "payments.db").rename(data / "away.db")
+        invoice = await submitted(client, **TERMS)
+        text = await status_with(client, invoice, lambda status: status.state == "waiting")
+        assert "whether any of it was paid isn't known" in text
+        await stripe.end()
+        (data / "away.db").rename(data / "payments.db")
+        simulated = await worker_in(data, namespace).start()
+        await approve(client, invoice)
+        text = await status_with(client, invoice, lambda status: status.retry)
+        assert "the invoice is paid through stripe live, and this worker pays through sim" in text
+        assert not paid(data, invoice.model_dump())
+        await simulated.end()
+        stripe = await worker_in(data, namespace, **settings).start()
+        await status_with(client, invoice, lambda status: status.state == "completed")
+        assert len(stand_in.charged(invoice.id)) == 2
+        stripe.kill()
+
+
 async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(
     own_worker: Worker,
 ) -> None:
