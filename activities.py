@@ -96,8 +96,8 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
             can never pay a line; `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, to be
-            retried, where the ledger is away (later on) or the invoice belongs to another one or to another
-            gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
+            retried, where the ledger is away at a later question, or the invoice belongs to another
+            one or to another gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
     """
     info = activity.info()
     caller = _invoice_workflow_id(info)
