@@ -441,7 +441,7 @@ async def test_a_reset_while_a_notice_is_being_delivered_leaves_it_alone(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     client = await namespace.connect()
-    async with a_hook(hang) as hook, running(a_worker(namespace, tmp_path, hook)):
+    async with a_hook(fail) as hook, running(a_worker(namespace, tmp_path, hook)):
         invoice = await submit(client)
         await pay(client, invoice)
         run_id = await reset(client, invoice, 0)
