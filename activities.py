@@ -77,6 +77,10 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
     return gateway, open_ledger(directory)
 
 
+FIRST_ANSWER_SECONDS = 2
+"""How long a run's first question waits for the ledger; the run gives it 3 s."""
+
+
 class WrongLedger(Exception):
     """The invoice belongs to another ledger than this worker's."""
 
@@ -85,20 +89,33 @@ class WrongLedger(Exception):
 async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger holds as paid of `invoice`, also lines that it no longer has.
 
-    Takes the JSON of a `LedgerQuestion`, and returns that of a `LedgerAnswer`.
+    Takes the JSON of a `LedgerQuestion`, and returns that of a `LedgerAnswer`. A run's first
+    question, a local activity, is answered within 2 s also where the ledger is away: the gateway
+    binds the run from its start.
 
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
             can never pay a line; `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, to be
-            retried, where the ledger is away or the invoice belongs to another one or to another
-            gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
+            retried, where the ledger is away at a later question, or the invoice belongs to another
+            one or to another gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
     """
-    caller = _invoice_workflow_id(activity.info())
+    info = activity.info()
+    caller = _invoice_workflow_id(info)
     gateway, ledger = open_payments()
+    answer = LedgerAnswer(gateway=gateway.name, notify=notify_url() is not None)
     with _as_application_errors(invoice_id_of(caller)):
         question = LedgerQuestion.model_validate(invoice)
         _expect_ledger(ledger, question)
-        begun_through = await asyncio.to_thread(ledger.providers, question.id)
+        try:
+            async with asyncio.timeout(FIRST_ANSWER_SECONDS if info.is_local else None):
+                begun_through = await asyncio.to_thread(ledger.providers, question.id)
+                entries = await asyncio.to_thread(ledger.paid, question.id)
+        except (GatewayUnavailable, TimeoutError) as error:
+            if not info.is_local:
+                raise
+            reason = str(error) or f"the payment ledger gave no answer in {FIRST_ANSWER_SECONDS} s"
+            activity.logger.warning("%s: asked again before paying: %s", question.id, reason)
+            return answer.to_json()
         expect_gateway(gateway, begun_through | _gateway_of(question))
         for number, line in enumerate(question.lines, start=1):
             key = payment_key(workflow_id(question.id), line_id(number))
@@ -108,7 +125,6 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
                 of_line = error.field in {"item", "amount"}
                 field = f"lines[{number - 1}].{error.field}" if of_line else error.field
                 raise InvalidPayment(field, error.rule) from error
-        entries = await asyncio.to_thread(ledger.paid, question.id)
     paid = {
         line_number(line_id_of(entry.payment.idempotency_key, question.id)): entry.payment
         for entry in entries
@@ -118,12 +134,7 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
         for number, payment in paid.items()
         if number
     ]
-    answer = LedgerAnswer(
-        ledger=ledger.id,
-        gateway=gateway.name,
-        lines=sorted(lines, key=lambda line: line.line),
-        notify=notify_url() is not None,
-    )
+    answer.ledger, answer.lines = ledger.id, sorted(lines, key=lambda line: line.line)
     return answer.to_json()
 
 
@@ -238,7 +249,7 @@ def _invoice_workflow_id(info: activity.Info) -> str:
 
 def _gateway_of(terms: Terms) -> set[str]:
     """Empty for a run that began before gateways were noted, and for other clients' workflows."""
-    return set() if terms.gateway is None else {terms.gateway}
+    return set() if terms.bound_to_gateway is None else {terms.bound_to_gateway}
 
 
 def _expect_ledger(ledger: Ledger, terms: Terms) -> None:

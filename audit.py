@@ -149,7 +149,8 @@ class Run:
                 self._take_answer(marker.details["result"])
 
     def _take_answer(self, result: Payloads) -> None:
-        if answer := _parsed(LedgerAnswer, result):
+        answer = _parsed(LedgerAnswer, result)
+        if answer and answer.ledger and answer.lines is not None:
             self.has_asked = True
             self.paid_earlier = {str(paid.line): paid for paid in answer.lines}
             self.ledgers.add(answer.ledger)

@@ -1,6 +1,7 @@
 """Making a change of an invoice's run known, to people and programs that look at Temporal."""
 
 import asyncio
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -51,19 +52,35 @@ class RunReport:
     def notify(self, event: Event, progress: RunProgress) -> None:
         """Starts a notice, which then goes its own way."""
         if self.sends_notices:
-            run_id = workflow.info().run_id
+            info = workflow.info()
             start = workflow.start_child_workflow(
                 NoticeWorkflow.run,
-                make_notice(event, self._invoice, progress, run_id),
-                id=f"notice-{run_id}-{event}",
+                make_notice(event, self._invoice, progress, info.run_id),
+                # A reset gives the run another id, under which it replays what it has started.
+                id=f"notice-{info.original_execution_run_id}-{event}",
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
             )
             self._notices.append(asyncio.create_task(start))
 
     async def hand_over_notices(self) -> None:
-        """Until the service has them: a notice that isn't started would end with this run."""
-        if self._notices:
-            await asyncio.gather(*self._notices, return_exceptions=True)
+        """Until the service has them: a notice that isn't started would end with this run.
+
+        A cancellation that arrives meanwhile is too late: how the run ends is already told.
+        """
+        if not self._notices:
+            return
+        handing_over = asyncio.gather(*self._notices, return_exceptions=True)
+        try:
+            await asyncio.shield(handing_over)
+        except asyncio.CancelledError:
+            if workflow.cancellation_reason() is None:  # the run only leaves the worker's memory
+                raise
+            if not workflow.patched("end-before-cancellation"):
+                handing_over.cancel()
+                with suppress(asyncio.CancelledError):
+                    await handing_over
+                raise
+            await handing_over
 
     def _log(self, progress: RunProgress) -> None:
         match progress.state:

@@ -145,10 +145,8 @@ class InvoiceWorkflow:
         self.report = RunReport(invoice, self.deadline)
 
     def _decide(self, approved: bool, payload: RawValue) -> None:
-        """The first decision stands.
-
-        No `await` between check and assignment, so a second signal can't slip in.
-        """
+        """The first decision stands."""
+        # No `await` between check and assignment, so a second signal can't slip in.
         if self.approved is not None or self.problem:
             return
         decision = Decision.sent(approved, payload.payload.data, workflow.now())
@@ -225,9 +223,10 @@ class InvoiceWorkflow:
     def _take_over(self, found: dict[str, Any]) -> None:
         """Keeps what the ledger answered; fails where a line that was paid has been changed."""
         answer = LedgerAnswer.model_validate(found)
-        self.progress.ledger, self.progress.gateway = answer.ledger, answer.gateway
-        self.report.sends_notices = answer.notify
-        self.paid_earlier = PaidEarlier(answer.lines)
+        self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
+        if answer.lines is None:  # the ledger is away
+            return
+        self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier(answer.lines)
         # In another currency each line is told as what it was paid.
         if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)

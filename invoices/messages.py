@@ -74,8 +74,11 @@ class Terms(BaseModel):
     payment_method: OptionalText = None
     ledger: OptionalText = None
     """The id of the payment ledger that the run began with."""
-    gateway: OptionalText = None
-    """The name of the payment gateway that the run began with."""
+    bound_to_gateway: OptionalText = None
+    """The name of the payment gateway that the run began with.
+
+    Not `gateway`: 1.1 sends an activity all fields of a line, of which one may have that name.
+    """
 
     @classmethod
     def of(cls, invoice: Invoice, ledger: str | None, gateway: str | None) -> "Terms":
@@ -91,7 +94,7 @@ class Terms(BaseModel):
             customer=customer,
             payment_method=payment_method,
             ledger=ledger,
-            gateway=gateway,
+            bound_to_gateway=gateway,
         )
 
 
@@ -129,12 +132,15 @@ class PaidLine(PricedLine):
 
 
 class LedgerAnswer(BaseModel):
-    """What `payments_made` answers: the worker's ledger and gateway, and what is paid."""
+    """What `payments_made` answers: the worker's ledger and gateway, and what is paid.
 
-    ledger: str
+    Without `ledger` and `lines` where the ledger was away at the run's first question.
+    """
+
+    ledger: str | None = None
     gateway: str | None = None
     """None from a worker before 1.2."""
-    lines: list[PaidLine]
+    lines: list[PaidLine] | None = None
     notify: bool = False
     """Whether this worker sends notices."""
 

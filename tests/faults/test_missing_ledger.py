@@ -51,6 +51,30 @@ async def test_an_invoice_waits_for_the_worker_with_its_gateway(
                     assert len(stand_in.charged(invoice.id)) == 2
 
 
+async def test_an_invoice_submitted_while_the_ledger_is_away_waits_for_the_worker_with_its_gateway(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk, data = Desk(await namespace.connect()), tmp_path
+    with StripeStandIn() as stand_in:
+        settings = {**stand_in.settings, "STRIPE_API_KEY": "sk_live_ok"}
+        async with Worker(namespace.address, data, **settings) as stripe:
+            (data / "payments.db").rename(data / "away.db")
+            invoice = await desk.submit(**TERMS)
+            text = (await desk.until(invoice, "waiting")).to_text()
+            assert "whether any of it was paid isn't known" in text
+            await stripe.end()
+        (data / "away.db").rename(data / "payments.db")
+        async with Worker(namespace.address, data) as simulated:
+            await desk.approve(invoice)
+            text = (await desk.once(invoice, lambda status: status.retry)).to_text()
+            assert "the invoice is paid through stripe live, and this worker pays through" in text
+            assert not paid(data, invoice)
+            await simulated.end()
+        async with Worker(namespace.address, data, **settings):
+            await desk.until(invoice, "completed")
+            assert len(stand_in.charged(invoice.id)) == 2
+
+
 async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(
     own_worker: Worker,
 ) -> None:

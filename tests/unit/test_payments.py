@@ -1,6 +1,7 @@
 """Paying a line once: `pay_once` over a gateway that counts, and the activities around it."""
 
 import json
+import threading
 from dataclasses import replace
 from datetime import UTC
 from decimal import Decimal
@@ -420,7 +421,7 @@ async def test_an_invoice_of_another_gateway_is_not_paid(
     activity: Any, opened: SQLiteLedger
 ) -> None:
     invoice = {**an_entry("INV-1", "5.00"), "item": "Hosting", "amount": "5.00"}
-    error = await refused(activity, {**invoice, "gateway": "stripe live"})
+    error = await refused(activity, {**invoice, "bound_to_gateway": "stripe live"})
     assert error.type == "WrongGateway"
     assert not error.non_retryable
     assert "the invoice is paid through stripe live" in error.message
@@ -428,7 +429,16 @@ async def test_an_invoice_of_another_gateway_is_not_paid(
     assert len(error.message) < 300  # which the status shows
     assert not states(opened)
     for gateway in ("simulated", None):  # None: a run from before gateways were noted
-        await an_activity().run(activity, {**invoice, "gateway": gateway})
+        await an_activity().run(activity, {**invoice, "bound_to_gateway": gateway})
+
+
+@pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
+async def test_a_field_gateway_of_an_invoice_binds_to_none(
+    activity: Any, opened: SQLiteLedger
+) -> None:
+    """1.1 sends all fields of a line, and those of an invoice."""
+    invoice = {**an_entry("INV-1", "5.00"), "item": "Router", "amount": "5.00"}
+    assert await an_activity().run(activity, {**invoice, "gateway": "10.0.0.1"})
 
 
 def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
@@ -515,3 +525,44 @@ async def test_a_ledger_that_is_away_is_retried(opened: SQLiteLedger, tmp_path: 
         assert error.type == "GatewayUnavailable"
         assert not error.non_retryable
         assert "the payment ledger is unavailable: payments.db is missing" in error.message
+
+
+async def test_a_runs_first_question_binds_the_gateway_also_while_the_ledger_is_away(
+    opened: SQLiteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "payments.db").rename(tmp_path / "elsewhere.db")
+    first = an_activity(is_local=True)
+    question = an_entry("INV-1", "5.00")
+    assert await first.run(activities.payments_made, question) == {"gateway": "simulated"}
+    monkeypatch.setenv("INVOICE_NOTIFY_URL", "http://127.0.0.1:9/")
+    answer = await first.run(activities.payments_made, question)
+    assert answer == {"gateway": "simulated", "notify": True}
+
+
+async def test_a_runs_first_question_waits_two_seconds_for_the_ledger(
+    opened: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert activities.FIRST_ANSWER_SECONDS == 2
+    monkeypatch.setattr(activities, "FIRST_ANSWER_SECONDS", 0.1)
+    answers = threading.Event()
+
+    def providers(invoice_id: str) -> set[str]:
+        assert answers.wait(20)
+        return set()
+
+    monkeypatch.setattr(opened, "providers", providers)
+    question = an_entry("INV-1", "5.00")
+    first = an_activity(is_local=True).run(activities.payments_made, question)
+    assert await first == {"gateway": "simulated"}
+    answers.set()
+    later = await an_activity().run(activities.payments_made, question)
+    assert later["ledger"] == opened.id
+
+
+async def test_a_runs_first_question_is_refused_where_another_gateway_has_begun(
+    opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(provider, opened, "begun")
+    monkeypatch.setattr(activities, "open_payments", lambda: (OtherProvider(), opened))
+    error = await refused(activities.payments_made, an_entry("INV-1", "5.00"), is_local=True)
+    assert error.type == "WrongGateway"
