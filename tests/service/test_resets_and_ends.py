@@ -26,7 +26,7 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 import activities
 import notices
 import reports
-from hooks import Hook, a_hook, accept
+from hooks import Hook, a_hook, accept, fail
 from invoices.invoice import Invoice, workflow_id
 from notices import NoticeWorkflow
 from payments.ledger import SQLiteLedger
