@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from temporalio.api.common.v1 import Payload, Payloads
 
 import audit
 from invoice_runs import InvoiceRun
@@ -45,6 +46,15 @@ def recorded(
     payments = {"1": payment} if payment else {}
     found = InvoiceRun(description, status, progress=None)
     return audit.Run(found, signals=[(signal, "a client")], payments=payments)
+
+
+@pytest.mark.parametrize(
+    "answer", ['{"gateway": "stripe live"}', APPROVAL.model_dump_json()], ids=["away", "decision"]
+)
+def test_an_answer_without_a_ledger_is_none_of_the_ledgers(answer: str) -> None:
+    run = recorded("waiting", APPROVAL)
+    run._take_answer(Payloads(payloads=[Payload(data=answer.encode())]))
+    assert (run.has_asked, run.ledgers) == (False, set())
 
 
 def test_a_decision_that_came_too_late_is_none() -> None:
