@@ -1,11 +1,12 @@
-"""An invoice's activities: what was paid earlier, which decision was in time, paying a line."""
+"""An invoice's activities: what was paid earlier, which decision was in time, paying a line,
+and whether that was paid."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from temporalio import activity
@@ -43,10 +44,12 @@ from payments.gateway import (
     expect_gateway,
 )
 from payments.ledger import Ledger, open_ledger
-from payments.pay_once import pay_once
+from payments.pay_once import pay_once, settled_entries, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
+
+Result = TypeVar("Result")
 
 
 @cache
@@ -85,15 +88,20 @@ class WrongLedger(Exception):
 async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger holds as paid of `invoice`, also lines that it no longer has.
 
+    What earlier runs have begun and not settled is settled first, and not paid any more if it
+    wasn't.
+
     Takes the JSON of a `LedgerQuestion`, and returns that of a `LedgerAnswer`.
 
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
             can never pay a line; `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, to be
-            retried, where the ledger is away or the invoice belongs to another one or to another
-            gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
+            retried, where the ledger is away, the provider doesn't tell whether a payment was made,
+            or the invoice belongs to another ledger or gateway; `NotAnInvoice`, not to be retried,
+            as by `process_payment`.
     """
-    caller = _invoice_workflow_id(activity.info())
+    info = activity.info()
+    caller = _invoice_workflow_id(info)
     gateway, ledger = open_payments()
     with _as_application_errors(invoice_id_of(caller)):
         question = LedgerQuestion.model_validate(invoice)
@@ -108,20 +116,27 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
                 of_line = error.field in {"item", "amount"}
                 field = f"lines[{number - 1}].{error.field}" if of_line else error.field
                 raise InvalidPayment(field, error.rule) from error
-        entries = await asyncio.to_thread(ledger.paid, question.id)
-    paid = {
-        line_number(line_id_of(entry.payment.idempotency_key, question.id)): entry.payment
-        for entry in entries
-    }
+        # This attempt may be of a worker that was frozen, while the run has gone on to its own
+        # payments: those are begun after it was scheduled.
+        asked_at = info.current_attempt_scheduled_time
+        entries = await asyncio.to_thread(settled_entries, gateway, ledger, question.id, asked_at)
+    paid: dict[int, Payment] = {}
+    declined: dict[int, int] = {}
+    for entry in entries:
+        known_line = line_number(line_id_of(entry.payment.idempotency_key, question.id))
+        if known_line and entry.state == "paid":
+            paid[known_line] = entry.payment
+        elif known_line:
+            declined[known_line] = entry.attempt
     lines = [
         PaidLine(line=number, item=payment.item, amount=payment.amount, currency=payment.currency)
-        for number, payment in paid.items()
-        if number
+        for number, payment in sorted(paid.items())
     ]
     answer = LedgerAnswer(
         ledger=ledger.id,
         gateway=gateway.name,
-        lines=sorted(lines, key=lambda line: line.line),
+        lines=lines,
+        declined=declined,
         notify=notify_url() is not None,
     )
     return answer.to_json()
@@ -139,27 +154,51 @@ async def process_payment(line_item: dict[str, Any]) -> str:
             Temporal to retry; `PaymentDeclined`, `PaymentConflict`, `InvalidInvoice`, or
             `NotAnInvoice` if anything but an `InvoiceWorkflow` asks, not to be retried.
     """
+    payment, _ = await _with_payment_of(line_item, pay_once, "Processing payment")
+    sign = currency_sign(payment.currency)
+    return f"Processed payment for {payment.item}: {sign}{payment.amount}"
+
+
+@activity.defn
+async def payment_outcome(line_item: dict[str, Any]) -> bool:
+    """Whether a line was paid by a `process_payment` that has ended without a result.
+
+    Takes what that was given, under the same activity id. If the line wasn't paid, this attempt to
+    pay it never will be, even if a worker that was frozen goes on with it.
+
+    Raises:
+        ApplicationError: as by `process_payment`, but for `PaymentDeclined`.
+    """
+    _, was_made = await _with_payment_of(line_item, was_paid, "Looking for the payment")
+    return was_made
+
+
+async def _with_payment_of(
+    line_item: dict[str, Any],
+    do: Callable[[PaymentGateway, Ledger, Payment, int | None], Result],
+    what: str,
+) -> tuple[Payment, Result]:
     info = activity.info()
     caller = _invoice_workflow_id(info)
     gateway, ledger = open_payments()
     invoice_id = invoice_id_of(caller)
-    what = f"{invoice_id} {info.activity_id}"
-    with _as_application_errors(what):
+    where = f"{invoice_id} {info.activity_id}"
+    with _as_application_errors(where):
         request = PaymentRequest.model_validate(line_item)
         payment = _payment(payment_key(caller, info.activity_id), invoice_id, request, request)
-        sign = currency_sign(payment.currency)
         activity.logger.info(
-            "Processing payment: %s - %s%s (%s)",
-            sanitized(payment.item, 200),
-            sign,
-            payment.amount,
+            "%s: %s - %s%s (%s)",
             what,
+            sanitized(payment.item, 200),
+            currency_sign(payment.currency),
+            payment.amount,
+            where,
         )
         _expect_ledger(ledger, request)
         expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
-        await asyncio.to_thread(pay_once, gateway, ledger, payment)
-    return f"Processed payment for {payment.item}: {sign}{payment.amount}"
+        result = await asyncio.to_thread(do, gateway, ledger, payment, request.attempt)
+    return payment, result
 
 
 @activity.defn

@@ -19,7 +19,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
-    from activities import decision_in_time, payments_made, process_payment
+    from activities import decision_in_time, payment_outcome, payments_made, process_payment
     from invoices.invoice import BEFORE_1_1, Invoice, LineItem, line_id, workflow_id
     from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
     from invoices.paid_earlier import PaidEarlier
@@ -227,7 +227,7 @@ class InvoiceWorkflow:
         answer = LedgerAnswer.model_validate(found)
         self.progress.ledger, self.progress.gateway = answer.ledger, answer.gateway
         self.report.sends_notices = answer.notify
-        self.paid_earlier = PaidEarlier(answer.lines)
+        self.paid_earlier = PaidEarlier(answer.lines, answer.declined)
         # In another currency each line is told as what it was paid.
         if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
@@ -253,19 +253,17 @@ class InvoiceWorkflow:
         # For runs that have swallowed a cancellation before they looked ahead of each line.
         if _is_cancelled():
             raise asyncio.CancelledError
-        payment = workflow.start_activity(
-            process_payment,
-            PaymentRequest.of_line(line, self._terms()).to_json(),
-            activity_id=line_id(number),
-            start_to_close_timeout=timedelta(seconds=30),
-            retry_policy=PAYMENT_RETRY,
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=describe_payment(line.item, line.amount, self.invoice.currency),
-        )
+        attempt = self.paid_earlier.next_attempt(number)
+        request = PaymentRequest.of_line(line, self._terms(), attempt)
         try:
-            await _outcome(payment)
+            await _outcome(_start_payment(number, request))
         except ActivityError as error:
-            raise self._stopped(error) from error
+            # A cancellation leaves it open whether the payment was made, and doesn't reach what is
+            # asked then: a run is cancelled once.
+            is_known = _is_final(error) or not workflow.patched("outcome-before-the-end")
+            question = request.to_json(), line_id(number), "Whether the line was paid"
+            if is_known or not await self._execute(payment_outcome, *question):
+                raise self._stopped(error) from error
         self.progress.paid_lines += 1
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
@@ -333,6 +331,18 @@ def _was_sent_in_time(decision: Decision, deadline: datetime) -> bool:
         return False
     decision.at = decision.sent_at
     return True
+
+
+def _start_payment(number: int, request: PaymentRequest) -> workflow.ActivityHandle[Any]:
+    return workflow.start_activity(
+        process_payment,
+        request.to_json(),
+        activity_id=line_id(number),
+        start_to_close_timeout=timedelta(seconds=30),
+        retry_policy=PAYMENT_RETRY,
+        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=describe_payment(request.item, request.amount, request.currency),
+    )
 
 
 async def _outcome(payment: workflow.ActivityHandle[Any]) -> None:

@@ -219,7 +219,9 @@ async def payments_only(client: Client) -> AsyncIterator[None]:
     from workflow import TASK_QUEUE
 
     async with temporalio.worker.Worker(
-        client, task_queue=TASK_QUEUE, activities=[activities.process_payment]
+        client,
+        task_queue=TASK_QUEUE,
+        activities=[activities.process_payment, activities.payment_outcome],
     ):
         yield
 

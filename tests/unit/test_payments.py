@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,13 @@ class Provider:
     def __init__(self) -> None:
         self.prepared: list[str] = []
         self.charged: list[str] = []
+        self.stopped: list[str] = []
         self.fail_prepare: Exception | None = None
         self.fail_before: Exception | None = None
         """The provider has not charged."""
         self.fail_after: Exception | None = None
         """The provider has charged, and its answer is lost."""
+        self.fail_stop: Exception | None = None
 
     def check(self, payment: Payment) -> None:
         if payment.amount == 0:
@@ -57,12 +59,20 @@ class Provider:
 
     def pay(self, reference: str, payment: Payment) -> None:
         assert reference in self.prepared
+        if reference in self.stopped and reference not in self.charged:
+            raise PaymentDeclined("it was stopped")
         if self.fail_before:
             raise self.fail_before
         if reference not in self.charged:
             self.charged.append(reference)
         if self.fail_after:
             raise self.fail_after
+
+    def stop(self, reference: str) -> bool:
+        if self.fail_stop:
+            raise self.fail_stop
+        self.stopped.append(reference)
+        return reference in self.charged
 
 
 class OtherProvider(Provider):
@@ -317,7 +327,11 @@ def test_a_limit_that_is_no_amount_is_refused(text: str, monkeypatch: pytest.Mon
 def an_activity(**info: Any) -> ActivityEnvironment:
     """Of an invoice's workflow, unless `info` says otherwise."""
     environment = ActivityEnvironment()
-    of_invoice = {"workflow_type": "InvoiceWorkflow", "workflow_id": "invoice-INV-1"}
+    of_invoice = {
+        "workflow_type": "InvoiceWorkflow",
+        "workflow_id": "invoice-INV-1",
+        "current_attempt_scheduled_time": datetime.now(UTC),
+    }
     environment.info = replace(ActivityEnvironment.default_info(), **{**of_invoice, **info})
     return environment
 
@@ -440,7 +454,7 @@ def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
     assert terms.customer is None
     assert terms.payment_method == "['card']"
     assert len(json.dumps(LedgerQuestion.about(invoice, terms).to_json())) < 1000
-    request = PaymentRequest.of_line(invoice.lines[0], terms).to_json()
+    request = PaymentRequest.of_line(invoice.lines[0], terms, 1).to_json()
     assert (request["item"], request["amount"]) == ("Pen", "1.00")
     assert "description" not in request
 
@@ -470,6 +484,7 @@ async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
         "ledger": opened.id,
         "gateway": "simulated",
         "lines": [],
+        "declined": {},
     }
     for invoice_id, number in (("INV-1", 10), ("INV-1", 2), ("INV-1/line-2", 1)):
         key = f"invoice-{invoice_id}/line-{number}"
