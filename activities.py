@@ -2,11 +2,11 @@
 and whether that was paid."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 from temporalio import activity
@@ -48,8 +48,6 @@ from payments.pay_once import pay_once, settled_entries, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
-
-Result = TypeVar("Result")
 
 
 @cache
@@ -154,7 +152,11 @@ async def process_payment(line_item: dict[str, Any]) -> str:
             Temporal to retry; `PaymentDeclined`, `PaymentConflict`, `InvalidInvoice`, or
             `NotAnInvoice` if anything but an `InvoiceWorkflow` asks, not to be retried.
     """
-    payment, _ = await _with_payment_of(line_item, pay_once, "Processing payment")
+    gateway, ledger = open_payments()
+    with _payment_of(line_item, ledger, "Processing payment") as (payment, request):
+        expect_gateway(gateway, _gateway_of(request))
+        # In a thread: a gateway may block, and the event loop carries every other invoice.
+        await asyncio.to_thread(pay_once, gateway, ledger, payment, request.attempt)
     sign = currency_sign(payment.currency)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
 
@@ -164,23 +166,25 @@ async def payment_outcome(line_item: dict[str, Any]) -> bool:
     """Whether a line was paid by a `process_payment` that has ended without a result.
 
     Takes what that was given, under the same activity id. If the line wasn't paid, this attempt to
-    pay it never will be, even if a worker that was frozen goes on with it.
+    pay it never will be, even if a worker that was frozen goes on with it. A worker with another
+    gateway than the invoice's can say so of what was never begun.
 
     Raises:
         ApplicationError: as by `process_payment`, but for `PaymentDeclined`.
     """
-    _, was_made = await _with_payment_of(line_item, was_paid, "Looking for the payment")
-    return was_made
+    gateway, ledger = open_payments()
+    with _payment_of(line_item, ledger, "Looking for the payment") as (payment, request):
+        made = await asyncio.to_thread(was_paid, gateway, ledger, payment, request.attempt)
+    return made
 
 
-async def _with_payment_of(
-    line_item: dict[str, Any],
-    do: Callable[[PaymentGateway, Ledger, Payment, int | None], Result],
-    what: str,
-) -> tuple[Payment, Result]:
+@contextmanager
+def _payment_of(
+    line_item: dict[str, Any], ledger: Ledger, what: str
+) -> Iterator[tuple[Payment, PaymentRequest]]:
+    """The payment that an activity is asked about, and what it was asked; `what` is for the log."""
     info = activity.info()
     caller = _invoice_workflow_id(info)
-    gateway, ledger = open_payments()
     invoice_id = invoice_id_of(caller)
     where = f"{invoice_id} {info.activity_id}"
     with _as_application_errors(where):
@@ -195,10 +199,7 @@ async def _with_payment_of(
             where,
         )
         _expect_ledger(ledger, request)
-        expect_gateway(gateway, _gateway_of(request))
-        # In a thread: a gateway may block, and the event loop carries every other invoice.
-        result = await asyncio.to_thread(do, gateway, ledger, payment, request.attempt)
-    return payment, result
+        yield payment, request
 
 
 @activity.defn

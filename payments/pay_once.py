@@ -46,7 +46,9 @@ def pay_once(
     if entry is None or entry.state != "paid":
         gateway.check(payment)
     if entry and attempt and _is_over(attempt, entry):
-        raise PaymentDeclined(f"attempt {attempt} to pay this line is over; nothing was paid now")
+        raise PaymentDeclined(
+            f"declined: attempt {attempt} to pay this line has ended without a payment"
+        )
     if entry is None or entry.state == "declined":
         entry = _begin(gateway, ledger, payment, attempt or _next_attempt(entry))
     if entry.state != "declined":
@@ -72,7 +74,6 @@ def was_paid(
         WrongGateway: it was begun through another gateway.
         PaymentConflict: another payment was made under the key.
     """
-    expect_gateway(gateway, ledger.providers(payment.invoice_id))
     entry = ledger.latest(payment.idempotency_key)
     if entry is None or (entry.attempt < attempt if attempt else entry.state == "declined"):
         number = attempt or _next_attempt(entry)

@@ -69,6 +69,23 @@ async def test_kill_between_commit_and_completion_pays_once(
     worker.kill()
 
 
+@pytest.mark.slow  # the killed payment has ended only after its 30 s
+async def test_a_payment_of_a_killed_worker_is_told_by_the_run_that_was_cancelled(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    crashing = await Worker(namespace.address, tmp_path, PROCESSES / "crashing_worker.py").start()
+    invoice = await approved(client)
+    await exists(tmp_path / "crashed")
+    await client.get_workflow_handle(workflow_id(invoice.id)).cancel()
+    worker = await Worker(namespace.address, tmp_path).start()
+    text = await ended(client, invoice, "cancelled", "completed", bound=60)
+    assert "status: Cancelled. Paid: 1 of 2 lines, $5,000.00 of $7,000.00." in text
+    assert paid(tmp_path, invoice.model_dump()) == [f"invoice-{invoice.id}/line-1"]
+    worker.kill()
+    crashing.kill()
+
+
 @pytest.mark.slow
 async def test_kill_of_the_service_between_payments_loses_none(
     service: Service, tmp_path: Path

@@ -294,7 +294,7 @@ def declined_once(provider: Provider, ledger: SQLiteLedger) -> None:
 
 def test_an_attempt_that_is_over_begins_no_other(provider: Provider, ledger: SQLiteLedger) -> None:
     declined_once(provider, ledger)
-    with pytest.raises(PaymentDeclined, match="attempt 1 to pay this line is over"):
+    with pytest.raises(PaymentDeclined, match="attempt 1 to pay this line has ended"):
         pay_once(provider, ledger, replace(PAYMENT, amount=Decimal("1.00")), 1)
     assert (len(provider.prepared), states(ledger)) == (1, ["declined"])
     assert pay_once(provider, ledger, PAYMENT, 2).attempt == 2
@@ -308,7 +308,7 @@ def test_an_attempt_that_is_over_does_not_go_on_with_a_later_one(
     with pytest.raises(GatewayUnavailable):
         pay_once(provider, ledger, replace(PAYMENT, payment_method="pm_new"), 2)
     provider.fail_before = None
-    with pytest.raises(PaymentDeclined, match="is over"):
+    with pytest.raises(PaymentDeclined, match="has ended"):
         pay_once(provider, ledger, replace(PAYMENT, payment_method="pm_old"), 1)
     assert not was_paid(provider, ledger, PAYMENT, 1)
     assert (provider.charged, provider.stopped) == ([], [])
@@ -339,6 +339,17 @@ def test_an_attempt_without_an_answer_is_settled_for_good(
         with pytest.raises(PaymentDeclined):
             pay_once(provider, ledger, PAYMENT, 1)
     assert len(provider.charged) == paid
+
+
+def test_through_another_gateway_only_what_was_never_begun_is_known(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    with pytest.raises(WrongGateway):
+        was_paid(OtherProvider(), ledger, PAYMENT, 1)
+    second_line = replace(PAYMENT, idempotency_key="invoice-INV-1/line-2")
+    assert not was_paid(OtherProvider(), ledger, second_line, 1)
+    assert states(ledger) == ["begun", "declined"]
 
 
 def test_while_the_provider_does_not_tell_nothing_is_settled(
@@ -673,6 +684,10 @@ async def test_the_outcome_is_asked_for_under_the_id_of_the_payment(
     await an_activity(activity_id="line-1").run(activities.process_payment, line)
     assert await an_activity(activity_id="line-1").run(activities.payment_outcome, line) is True
     assert await an_activity(activity_id="line-2").run(activities.payment_outcome, line) is False
+    # Also by a worker with another gateway, so that an invoice in the wrong one can be cancelled.
+    line["gateway"] = "stripe live"
+    assert await an_activity(activity_id="line-3").run(activities.payment_outcome, line) is False
+    del line["gateway"]
     error = await refused(activities.process_payment, line, activity_id="line-2")
     assert (error.type, error.non_retryable) == ("PaymentDeclined", True)
 
