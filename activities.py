@@ -1,4 +1,5 @@
-"""An invoice's activities: what was paid earlier, which decision was in time, paying a line."""
+"""An invoice's activities: what was paid earlier, which decision was in time, paying a line,
+and whether that was paid."""
 
 import asyncio
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ from payments.gateway import (
     expect_gateway,
 )
 from payments.ledger import Ledger, open_ledger
-from payments.pay_once import pay_once
+from payments.pay_once import pay_once, settled_entries, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
@@ -89,6 +90,9 @@ class WrongLedger(Exception):
 async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger holds as paid of `invoice`, also lines that it no longer has.
 
+    What earlier runs have begun and not settled is settled first, and not paid any more if it
+    wasn't.
+
     Takes the JSON of a `LedgerQuestion`, and returns that of a `LedgerAnswer`. A run's first
     question, a local activity, is answered within 2 s also where the ledger is away: the gateway
     binds the run from its start.
@@ -96,8 +100,9 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
             can never pay a line; `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, to be
-            retried, where the ledger is away at a later question, or the invoice belongs to another
-            one or to another gateway; `NotAnInvoice`, not to be retried, as by `process_payment`.
+            retried, where the ledger is away at a later question, the provider doesn't tell whether
+            a payment was made, or the invoice belongs to another ledger or gateway; `NotAnInvoice`,
+            not to be retried, as by `process_payment`.
     """
     info = activity.info()
     caller = _invoice_workflow_id(info)
@@ -109,32 +114,33 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
         try:
             async with asyncio.timeout(FIRST_ANSWER_SECONDS if info.is_local else None):
                 begun_through = await asyncio.to_thread(ledger.providers, question.id)
-                entries = await asyncio.to_thread(ledger.paid, question.id)
+                expect_gateway(gateway, begun_through | _gateway_of(question))
+                _expect_payable(gateway, question)
+                # This attempt may be of a worker that was frozen, while the run has gone on to its
+                # own payments: those are begun after it was scheduled.
+                asked_at = info.current_attempt_scheduled_time
+                entries = await asyncio.to_thread(
+                    settled_entries, gateway, ledger, question.id, asked_at
+                )
         except (GatewayUnavailable, TimeoutError) as error:
             if not info.is_local:
                 raise
             reason = str(error) or f"the payment ledger gave no answer in {FIRST_ANSWER_SECONDS} s"
             activity.logger.warning("%s: asked again before paying: %s", question.id, reason)
             return answer.to_json()
-        expect_gateway(gateway, begun_through | _gateway_of(question))
-        for number, line in enumerate(question.lines, start=1):
-            key = payment_key(workflow_id(question.id), line_id(number))
-            try:
-                gateway.check(_payment(key, question.id, line, question))
-            except InvalidPayment as error:
-                of_line = error.field in {"item", "amount"}
-                field = f"lines[{number - 1}].{error.field}" if of_line else error.field
-                raise InvalidPayment(field, error.rule) from error
-    paid = {
-        line_number(line_id_of(entry.payment.idempotency_key, question.id)): entry.payment
-        for entry in entries
-    }
+    paid: dict[int, Payment] = {}
+    declined: dict[int, int] = {}
+    for entry in entries:
+        known_line = line_number(line_id_of(entry.payment.idempotency_key, question.id))
+        if known_line and entry.state == "paid":
+            paid[known_line] = entry.payment
+        elif known_line:
+            declined[known_line] = entry.attempt
     lines = [
         PaidLine(line=number, item=payment.item, amount=payment.amount, currency=payment.currency)
-        for number, payment in paid.items()
-        if number
+        for number, payment in sorted(paid.items())
     ]
-    answer.ledger, answer.lines = ledger.id, sorted(lines, key=lambda line: line.line)
+    answer.ledger, answer.lines, answer.declined = ledger.id, lines, declined
     return answer.to_json()
 
 
@@ -150,27 +156,54 @@ async def process_payment(line_item: dict[str, Any]) -> str:
             Temporal to retry; `PaymentDeclined`, `PaymentConflict`, `InvalidInvoice`, or
             `NotAnInvoice` if anything but an `InvoiceWorkflow` asks, not to be retried.
     """
-    info = activity.info()
-    caller = _invoice_workflow_id(info)
     gateway, ledger = open_payments()
-    invoice_id = invoice_id_of(caller)
-    what = f"{invoice_id} {info.activity_id}"
-    with _as_application_errors(what):
-        request = PaymentRequest.model_validate(line_item)
-        payment = _payment(payment_key(caller, info.activity_id), invoice_id, request, request)
-        sign = currency_sign(payment.currency)
-        activity.logger.info(
-            "Processing payment: %s - %s%s (%s)",
-            sanitized(payment.item, 200),
-            sign,
-            payment.amount,
-            what,
-        )
-        _expect_ledger(ledger, request)
+    with _payment_of(line_item, ledger, "Processing payment") as (payment, request):
         expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
-        await asyncio.to_thread(pay_once, gateway, ledger, payment)
+        await asyncio.to_thread(pay_once, gateway, ledger, payment, request.attempt)
+    sign = currency_sign(payment.currency)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
+
+
+@activity.defn
+async def payment_outcome(line_item: dict[str, Any]) -> bool:
+    """Whether a line was paid by a `process_payment` that has ended without a result.
+
+    Takes what that was given, under the same activity id. If the line wasn't paid, this attempt to
+    pay it never will be, even if a worker that was frozen goes on with it. A worker with another
+    gateway than the invoice's can say so of what was never begun.
+
+    Raises:
+        ApplicationError: as by `process_payment`, but for `PaymentDeclined`.
+    """
+    gateway, ledger = open_payments()
+    with _payment_of(line_item, ledger, "Looking for the payment") as (payment, request):
+        made = await asyncio.to_thread(was_paid, gateway, ledger, payment, request.attempt)
+    return made
+
+
+@contextmanager
+def _payment_of(
+    line_item: dict[str, Any], ledger: Ledger, what: str
+) -> Iterator[tuple[Payment, PaymentRequest]]:
+    """The payment that an activity is asked about, and what it was asked; `what` is for the log."""
+    info = activity.info()
+    caller = _invoice_workflow_id(info)
+    invoice_id = invoice_id_of(caller)
+    where = f"{invoice_id} {info.activity_id}"
+    with _as_application_errors(where):
+        request = PaymentRequest.model_validate(line_item)
+        payment = _payment(payment_key(caller, info.activity_id), invoice_id, request, request)
+        activity.logger.info(
+            "%s: %s - %s%s (%s)",
+            what,
+            sanitized(payment.item, 200),
+            currency_sign(payment.currency),
+            payment.amount,
+            where,
+        )
+        _expect_ledger(ledger, request)
+        yield payment, request
 
 
 @activity.defn
@@ -227,6 +260,18 @@ async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, 
         if original and original == decision.model_copy(update={"at": original.at}):
             decision.at = original.at
     return decisions
+
+
+def _expect_payable(gateway: PaymentGateway, question: LedgerQuestion) -> None:
+    """Raises `InvalidPayment` for the first line that the gateway can never pay."""
+    for number, line in enumerate(question.lines, start=1):
+        key = payment_key(workflow_id(question.id), line_id(number))
+        try:
+            gateway.check(_payment(key, question.id, line, question))
+        except InvalidPayment as error:
+            of_line = error.field in {"item", "amount"}
+            field = f"lines[{number - 1}].{error.field}" if of_line else error.field
+            raise InvalidPayment(field, error.rule) from error
 
 
 def _invoice_workflow_id(info: activity.Info) -> str:

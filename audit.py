@@ -125,19 +125,15 @@ class Run:
                 self.invoice = invoice_of(started)
             case "workflow_execution_signaled", signal:
                 if signal.signal_name in DECISIONS:
-                    data = signal.input.payloads[0].data if signal.input.payloads else b""
-                    decision = Decision.sent(DECISIONS[signal.signal_name], data, at)
+                    approves = DECISIONS[signal.signal_name]
+                    decision = Decision.sent(approves, _data(signal.input), at)
                     self.signals.append((decision, signal.identity))
             case "activity_task_scheduled", activity:
-                if activity.activity_type.name == "process_payment":
-                    asked = _parsed(PaymentRequest, activity.input) or PaymentRequest()
-                    self.under_way[event.event_id] = PaymentActivity(asked, at)
-                    line = _short(activity.activity_id)
-                    self.payments[line] = self.under_way[event.event_id]
-                    self.ledgers |= {asked.ledger} if asked.ledger else set()
+                self._take_activity(event.event_id, activity, at)
             case "activity_task_completed", completed:
                 if payment := self.under_way.pop(completed.scheduled_event_id, None):
-                    payment.paid_at = at
+                    # Of a payment that a cancellation left open it may be that it wasn't made.
+                    payment.paid_at = None if _data(completed.result) == b"false" else at
                 else:
                     self._take_answer(completed.result)
             case (
@@ -147,6 +143,15 @@ class Run:
                 self.under_way.pop(ended.scheduled_event_id, None)
             case "marker_recorded", marker if "result" in marker.details:  # of a local activity
                 self._take_answer(marker.details["result"])
+
+    def _take_activity(self, event_id: int, activity: Any, at: datetime) -> None:
+        line = _short(activity.activity_id)
+        if activity.activity_type.name == "process_payment":
+            asked = _parsed(PaymentRequest, activity.input) or PaymentRequest()
+            self.payments[line] = self.under_way[event_id] = PaymentActivity(asked, at)
+            self.ledgers |= {asked.ledger} if asked.ledger else set()
+        elif activity.activity_type.name == "payment_outcome" and line in self.payments:
+            self.under_way[event_id] = self.payments[line]
 
     def _take_answer(self, result: Payloads) -> None:
         answer = _parsed(LedgerAnswer, result)
@@ -158,9 +163,12 @@ class Run:
 
 def _parsed(model: type[Model], payloads: Payloads) -> Model | None:
     with suppress(ValidationError):
-        data = payloads.payloads[0].data if payloads.payloads else b""
-        return model.model_validate_json(data)
+        return model.model_validate_json(_data(payloads))
     return None
+
+
+def _data(payloads: Payloads) -> bytes:
+    return payloads.payloads[0].data if payloads.payloads else b""
 
 
 async def read_run(
@@ -302,8 +310,8 @@ def _disagreements(
     lines = {line for run in runs for line in [*run.payments, *run.paid_earlier]}
     for line in sorted(lines | set(map(_line, entries)), key=lambda line: (len(line), line)):
         of_line = [entry for entry in entries if _line(entry) == line]
-        was_paid = any(_line(entry) == line and entry.state == "paid" for entry in before)
-        for text in _line_disagreements(line, runs, of_line, was_paid):
+        of_line_before = [entry for entry in before if _line(entry) == line]
+        for text in _line_disagreements(line, runs, of_line_before, of_line):
             yield f"line {sanitized(line)}: {text}"
 
 
@@ -347,7 +355,7 @@ def _paid_for_others(
 
 
 def _line_disagreements(
-    line: str, runs: list[Run], entries: list[LedgerEntry], was_paid: bool
+    line: str, runs: list[Run], before: list[LedgerEntry], entries: list[LedgerEntry]
 ) -> Iterator[str]:
     begun = [(run, run.payments[line]) for run in runs if line in run.payments]
     done = [(run, payment) for run, payment in begun if payment.paid_at]
@@ -365,7 +373,13 @@ def _line_disagreements(
         yield f"paid as {known} in the history of {run}, {state}"
     for entry in paid:
         yield from _content_disagreements(entry, told)
-    if was_paid and not told:
+    if any(run.found.is_open and payment in run.under_way.values() for run, payment in begun):
+        return
+    for entry in entries:
+        if entry.state == "begun" and entry in before:
+            where = f" since {begun[-1][0]}" if begun else ""
+            yield f"begun as {_described(entry)} in the ledger{where}: its outcome isn't known"
+    if not told and any(entry.state == "paid" for entry in before):
         yield from _untold_payment(paid[0], runs, begun)
 
 
@@ -381,8 +395,6 @@ def _untold_payment(
     entry: LedgerEntry, runs: list[Run], begun: list[tuple[Run, PaymentActivity]]
 ) -> Iterator[str]:
     """Of a payment in the ledger that no history has as made."""
-    if any(run.found.is_open and payment in run.under_way.values() for run, payment in begun):
-        return
     text = f"paid as {_described(entry)} in the ledger"
     if begun:
         yield f"{text}, begun and not completed in {begun[-1][0]}"

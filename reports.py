@@ -11,7 +11,7 @@ from temporalio.common import SearchAttributeKey
 with workflow.unsafe.imports_passed_through():
     from invoices.invoice import Invoice
     from invoices.paid_earlier import PaidEarlier
-    from invoices.status import RunProgress, State
+    from invoices.status import INVALID_INVOICE, RunProgress, State
     from invoices.web_ui import WebUiDetails
     from invoices.wording import format_utc
     from notices import Event, NoticeWorkflow, make_notice
@@ -103,12 +103,17 @@ class RunReport:
         self._memo = memo
 
 
-def report_invalid(status: str) -> None:
-    """Makes known that a run isn't an invoice's; whatever its client has noted there isn't so."""
+def report_invalid(problem: str) -> str:
+    """Makes known that a run isn't an invoice's, and returns its status.
+
+    Whatever its client has noted in the memo isn't so.
+    """
+    status = f"{INVALID_INVOICE}: {problem}"
     nothing = dict.fromkeys(RunProgress.model_fields)
     workflow.upsert_memo({**nothing, "status": status})
     upsert_state("failed")
     workflow.logger.warning("%s: %s", workflow.info().workflow_id, status)
+    return status
 
 
 def upsert_state(state: State) -> None:

@@ -127,6 +127,7 @@ def _workers(client: Client) -> list[Worker]:
             workflows=[InvoiceWorkflow, NoticeWorkflow],
             activities=[
                 activities.process_payment,
+                activities.payment_outcome,
                 activities.payments_made,
                 activities.decision_in_time,
                 post_notice,  # notices that version 1.1 has begun are scheduled here

@@ -19,20 +19,20 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
-    from activities import decision_in_time, payments_made, process_payment
+    from activities import decision_in_time, payment_outcome, payments_made, process_payment
     from invoices.invoice import BEFORE_1_1, Invoice, LineItem, line_id, workflow_id
     from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
     from invoices.paid_earlier import PaidEarlier
     from invoices.status import (
-        INVALID_INVOICE,
         PROCESSING,
         STATUS_TEXTS,
         Decision,
         RunProgress,
         State,
         approval_deadline,
+        describe_failure,
     )
-    from invoices.wording import describe_payment, describe_validation_errors, sanitized
+    from invoices.wording import describe_payment, describe_validation_errors
     from reports import RunReport, report_invalid
     from temporal_service.payloads import NO_PAYLOAD
 
@@ -63,6 +63,7 @@ class InvoiceWorkflow:
         self.decision: Decision | None = None
         self.has_late_decision = False
         """Whether a decision was first read after the deadline: it may have been in time."""
+        self.expected_ledger: str | None = None
         self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
         content = _read_invoice(invoice, None if self.asks_ledger else BEFORE_1_1)
@@ -73,7 +74,8 @@ class InvoiceWorkflow:
     @workflow.run
     async def run(self, invoice: RawValue = NO_PAYLOAD) -> str:
         if self.problem:
-            raise self._invalid(self.problem)
+            self.status = report_invalid(self.problem)
+            raise ApplicationError(self.problem, type="InvalidInvoice", non_retryable=True)
         workflow.logger.info("%s submitted: %s", self.invoice.id, self.invoice.summary)
         try:
             await self._ask_what_was_paid_earlier()
@@ -99,7 +101,7 @@ class InvoiceWorkflow:
             for number, line in enumerate(self.invoice.lines, start=1):
                 if number not in self.paid_earlier:
                     self._begin_line(number)
-                    await self._pause_before(number)
+                    await _pause_before(number, self.invoice.payment_interval_seconds)
                     await self._pay(number, line)
             self.progress.current_line = None
             self._enter("completed")
@@ -173,12 +175,22 @@ class InvoiceWorkflow:
         if self.approved is None:
             await self._decision_until(self.deadline, "Approval deadline")
         if self.approved is None and self.has_late_decision:
-            deadline = self.deadline.isoformat()
-            summary = "Which decision was in time"
-            found = await self._execute(decision_in_time, deadline, "decision", summary)
-            if found and self.approved is None:
-                self.decision = Decision.model_validate(found)
-                self.approved = self.decision.approved
+            await self._take_decision_in_time()
+
+    async def _take_decision_in_time(self) -> None:
+        try:
+            # Locally: anybody who reaches the service could complete another activity in its place.
+            found = await workflow.execute_local_activity(
+                decision_in_time,
+                self.deadline.isoformat(),
+                start_to_close_timeout=timedelta(seconds=30),
+                retry_policy=PAYMENT_RETRY,
+            )
+        except FailureError as error:
+            raise self._stopped(error) from error
+        if found and self.approved is None:
+            self.decision = Decision.model_validate(found)
+            self.approved = self.decision.approved
 
     async def _decision_until(self, moment: datetime, summary: str) -> None:
         time_left = moment - workflow.now()
@@ -194,9 +206,9 @@ class InvoiceWorkflow:
         """Asks the ledger, for some seconds; without an answer it stays unknown until paying."""
         if not self.asks_ledger:  # a run from before 1.1
             return
-        # From the run before this one, by way of the client.
+        # Of the run before, by way of the client; not told as this run's, as anybody may write it.
         if isinstance(ledger := workflow.memo_value("ledger", None), str):
-            self.progress.ledger = ledger
+            self.expected_ledger = ledger
         try:
             found = await workflow.execute_local_activity(
                 payments_made,
@@ -222,11 +234,12 @@ class InvoiceWorkflow:
 
     def _take_over(self, found: dict[str, Any]) -> None:
         """Keeps what the ledger answered; fails where a line that was paid has been changed."""
-        answer = LedgerAnswer.model_validate(found)
+        if (answer := _read_answer(found)) is None:
+            raise self._failed("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
         if answer.lines is None:  # the ledger is away
             return
-        self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier(answer.lines)
+        self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)
         # In another currency each line is told as what it was paid.
         if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
@@ -235,7 +248,8 @@ class InvoiceWorkflow:
             raise self._failed("PaymentConflict", changes)
 
     def _terms(self) -> Terms:
-        return Terms.of(self.invoice, self.progress.ledger, self.progress.gateway)
+        ledger = self.progress.ledger or self.expected_ledger
+        return Terms.of(self.invoice, ledger, self.progress.gateway)
 
     def _begin_line(self, number: int) -> None:
         self.progress.current_line = self.invoice.describe_line(number)
@@ -244,27 +258,21 @@ class InvoiceWorkflow:
             raise asyncio.CancelledError
         self._enter("paying")
 
-    async def _pause_before(self, number: int) -> None:
-        if interval := self.invoice.payment_interval_seconds:
-            await workflow.sleep(interval, summary=f"Pacing before line {number}")
-
     async def _pay(self, number: int, line: LineItem) -> None:
         # For runs that have swallowed a cancellation before they looked ahead of each line.
         if _is_cancelled():
             raise asyncio.CancelledError
-        payment = workflow.start_activity(
-            process_payment,
-            PaymentRequest.of_line(line, self._terms()).to_json(),
-            activity_id=line_id(number),
-            start_to_close_timeout=timedelta(seconds=30),
-            retry_policy=PAYMENT_RETRY,
-            cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
-            summary=describe_payment(line.item, line.amount, self.invoice.currency),
-        )
+        attempt = self.paid_earlier.next_attempt(number)
+        request = PaymentRequest.of_line(line, self._terms(), attempt)
         try:
-            await _outcome(payment)
+            await _outcome(_start_payment(number, request))
         except ActivityError as error:
-            raise self._stopped(error) from error
+            # A cancellation leaves it open whether the payment was made, and doesn't reach what is
+            # asked then: a run is cancelled once.
+            is_known = _is_final(error) or not workflow.patched("outcome-before-the-end")
+            question = request.to_json(), line_id(number), "Whether the line was paid"
+            if is_known or not await self._execute(payment_outcome, *question):
+                raise self._stopped(error) from error
         self.progress.paid_lines += 1
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
@@ -295,16 +303,9 @@ class InvoiceWorkflow:
         return self._failed("PaymentFailed", str(cause))
 
     def _failed(self, kind: str, reason: str) -> ApplicationError:
-        text = INVALID_INVOICE if kind == "InvalidInvoice" else STATUS_TEXTS["failed"]
-        where = f"{self.progress.current_line}: " if self.progress.current_line else ""
         self.progress.failure = kind
-        self._enter("failed", f"{text}: {where}{sanitized(reason, 500)}")
+        self._enter("failed", describe_failure(kind, self.progress.current_line, reason))
         return ApplicationError(self.status, type=kind, non_retryable=True)
-
-    def _invalid(self, problem: str) -> ApplicationError:
-        self.status = f"{INVALID_INVOICE}: {problem}"
-        report_invalid(self.status)
-        return ApplicationError(problem, type="InvalidInvoice", non_retryable=True)
 
     def _enter(self, state: State, status: str | None = None) -> None:
         """Sets the state and its status, by default the state's own text, and makes them known."""
@@ -325,6 +326,20 @@ def _read_invoice(payload: RawValue, context: str | None) -> Invoice | str:
     return invoice
 
 
+def _read_answer(found: Any) -> LedgerAnswer | None:
+    """None for what isn't a worker's answer: anybody who reaches the service can complete an
+    activity.
+    """
+    with suppress(ValidationError):
+        return LedgerAnswer.model_validate(found)
+    return None
+
+
+async def _pause_before(number: int, seconds: float) -> None:
+    if seconds:
+        await workflow.sleep(seconds, summary=f"Pacing before line {number}")
+
+
 def _was_sent_in_time(decision: Decision, deadline: datetime) -> bool:
     """By its sender's clock, which it is then dated by."""
     submitted_at = workflow.info().workflow_start_time
@@ -332,6 +347,18 @@ def _was_sent_in_time(decision: Decision, deadline: datetime) -> bool:
         return False
     decision.at = decision.sent_at
     return True
+
+
+def _start_payment(number: int, request: PaymentRequest) -> workflow.ActivityHandle[Any]:
+    return workflow.start_activity(
+        process_payment,
+        request.to_json(),
+        activity_id=line_id(number),
+        start_to_close_timeout=timedelta(seconds=30),
+        retry_policy=PAYMENT_RETRY,
+        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+        summary=describe_payment(request.item, request.amount, request.currency),
+    )
 
 
 async def _outcome(payment: workflow.ActivityHandle[Any]) -> None:

@@ -99,11 +99,15 @@ class Terms(BaseModel):
 
 
 class PaymentRequest(PricedLine, Terms):
-    """What `process_payment` takes."""
+    """What `process_payment` and `payment_outcome` take."""
+
+    attempt: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """Of the ledger's attempts to pay the line, the one that this run may make. None from a run
+    that a worker before 1.2 told what was paid."""
 
     @classmethod
-    def of_line(cls, line: LineItem, terms: Terms) -> "PaymentRequest":
-        return cls(item=line.item, amount=line.amount, **terms.model_dump())
+    def of_line(cls, line: LineItem, terms: Terms, attempt: int | None) -> "PaymentRequest":
+        return cls(item=line.item, amount=line.amount, attempt=attempt, **terms.model_dump())
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -141,6 +145,9 @@ class LedgerAnswer(BaseModel):
     gateway: str | None = None
     """None from a worker before 1.2."""
     lines: list[PaidLine] | None = None
+    declined: dict[int, int] | None = None
+    """By its number, how many attempts to pay a line were declined, where there are any. None from
+    a worker before 1.2."""
     notify: bool = False
     """Whether this worker sends notices."""
 

@@ -1,12 +1,12 @@
 """What the payment ledger has of an invoice from earlier submissions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 
 from invoices.invoice import Invoice
-from invoices.messages import PaidLine
+from invoices.messages import LedgerAnswer, PaidLine
 from invoices.wording import format_money, sanitized_quote
 
 
@@ -18,6 +18,12 @@ class PaidEarlier:
     """
 
     lines: Sequence[PaidLine] = ()
+    declined: Mapping[int, int] | None = None
+    """As in a `LedgerAnswer`."""
+
+    @classmethod
+    def of(cls, answer: LedgerAnswer) -> "PaidEarlier":
+        return cls(answer.lines or (), answer.declined)
 
     @cached_property
     def numbers(self) -> frozenset[int]:
@@ -25,6 +31,10 @@ class PaidEarlier:
 
     def __contains__(self, number: object) -> bool:
         return number in self.numbers
+
+    def next_attempt(self, number: int) -> int | None:
+        """Of a line that isn't paid; None where it isn't known."""
+        return None if self.declined is None else self.declined.get(number, 0) + 1
 
     def total(self, currency: str) -> Decimal | None:
         """Their sum, or None if one of them was paid in another currency."""

@@ -68,6 +68,12 @@ def state_of_text(status: str) -> State:
     return next((s for s, text in STATUS_TEXTS.items() if status.startswith(text)), "waiting")
 
 
+def describe_failure(kind: str, line: str | None, reason: str) -> str:
+    """`Payment failed: line 2 of 2, “Server”, $1,500.00: declined`; `line` is the one reached."""
+    text = INVALID_INVOICE if kind == "InvalidInvoice" else PAYMENT_FAILED
+    return f"{text}: {f'{line}: ' if line else ''}{sanitized(reason, 500)}"
+
+
 def approval_deadline(submitted_at: datetime, timeout_days: float) -> datetime:
     """It counts from the submission, also where the first worker came later."""
     return submitted_at + timedelta(days=timeout_days)

@@ -81,7 +81,7 @@ class PaymentGateway(Protocol):
     The methods run in threads and must return well within the 30 s of the activity.
 
     Raises:
-        GatewayUnavailable: by `prepare` and `pay`; to be called again later.
+        GatewayUnavailable: by `prepare`, `pay` and `stop`; to be called again later.
         PaymentDeclined: by `prepare` and `pay`; for good.
         PaymentConflict: by `prepare`, if the provider knows another payment by the same key.
     """
@@ -102,6 +102,11 @@ class PaymentGateway(Protocol):
 
     def pay(self, reference: str, payment: Payment) -> None:
         """Returns once the reference is paid, now or earlier."""
+
+    def stop(self, reference: str) -> bool:
+        """Whether the reference was paid. If it wasn't, it never will be, also by a `pay` that is
+        under way: that raises `PaymentDeclined`, or finds its attempt declined in the ledger.
+        """
 
 
 def expect_gateway(gateway: PaymentGateway, names: Iterable[str]) -> None:

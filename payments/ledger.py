@@ -117,10 +117,6 @@ class Ledger(ABC):
         )
         return entry if settled else self._standing(entry)
 
-    def paid(self, invoice_id: str) -> list[LedgerEntry]:
-        """What was paid of an invoice."""
-        return self._select("invoice_id = ? AND state = 'paid'", invoice_id)
-
     def providers(self, invoice_id: str) -> set[str]:
         """Through which a payment of an invoice was begun or made. A declined one doesn't count."""
         rows = self._look_up(

@@ -37,6 +37,9 @@ class SimulatedGateway:
             limit = format_money(self._decline_over, payment.currency)
             raise PaymentDeclined(f"declined: above the limit of {limit}")
 
+    def stop(self, reference: str) -> bool:
+        return False  # and the ledger refuses to settle as paid what has been settled as declined
+
     def _expect_up(self) -> None:
         if self._outage.exists():
             raise GatewayUnavailable("the payment gateway is unavailable")

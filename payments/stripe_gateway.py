@@ -110,6 +110,16 @@ class StripeGateway:
         if status != "succeeded":
             raise GatewayUnavailable(f"Stripe has not settled the payment yet: {status}")
 
+    def stop(self, reference: str) -> bool:
+        try:
+            self._cancel(reference)
+            status = self._intents.retrieve(reference).status
+        except stripe.StripeError as error:
+            raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from None
+        if status not in {"succeeded", "canceled"}:
+            raise GatewayUnavailable(f"Stripe has not settled the payment yet: {status}")
+        return status == "succeeded"
+
     def _confirm(self, reference: str, payment_method: str) -> tuple[str, str]:
         """The status of the intent, and why it was cancelled where it is."""
         reason = "the payment was cancelled there"

@@ -28,9 +28,19 @@ from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError
 from invoices.status import AWAITING_APPROVAL
+from payments.gateway import GatewayUnavailable, Payment
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
-from support import Desk, Service, Worker, an_invoice, cancelled_with_the_outcome, eventually
+from support import (
+    Desk,
+    Service,
+    Worker,
+    an_invoice,
+    cancelled_with_the_outcome,
+    eventually,
+    payments_only,
+    workflows_only,
+)
 from workflow import TASK_QUEUE
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -204,6 +214,30 @@ def cancelled_as_line_1_was_paid(**fields: Any) -> Course:
     return course
 
 
+class LosingAnswers(SimulatedGateway):
+    """It has paid, and doesn't say so until it is asked."""
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        raise GatewayUnavailable("no answer")
+
+    def stop(self, reference: str) -> bool:
+        return True
+
+
+async def cancelled_without_an_answer(do: Steps, name: str) -> None:
+    gateway = LosingAnswers(do.data)
+    with (
+        closing(SQLiteLedger(do.data / "payments.db")) as ledger,
+        patch("activities.open_payments", return_value=(gateway, ledger)),
+    ):
+        async with workflows_only(do.client), payments_only(do.client):
+            await do.submit(name)
+            await do.decide(name)
+            await do.until(name, lambda status: status.retry)
+            await do.handle(name).cancel()
+            await do.until(name, lambda status: not status.is_open)
+
+
 WITHOUT_A_WORKER: dict[str, Course] = {
     "approved-before-a-worker-ran": approved_before_a_worker_ran,
     "approved-after-the-deadline": approved_after_the_deadline,
@@ -236,6 +270,7 @@ ALONE: dict[str, Course] = {
 WITH_WORKERS_OF_THEIR_OWN: dict[str, Course] = {
     "cancelled-as-a-line-was-paid": cancelled_as_line_1_was_paid(),
     "cancelled-as-the-last-line-was-paid": cancelled_as_line_1_was_paid(lines=ONE_ABOVE[:1]),
+    "cancelled-without-an-answer": cancelled_without_an_answer,
 }
 COURSES = WITHOUT_A_WORKER | WITH_A_LIMIT | TOGETHER | ALONE | WITH_WORKERS_OF_THEIR_OWN
 

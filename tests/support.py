@@ -272,7 +272,9 @@ async def payments_only(client: Client) -> AsyncIterator[None]:
     import activities
 
     async with temporalio.worker.Worker(
-        client, task_queue=TASK_QUEUE, activities=[activities.process_payment]
+        client,
+        task_queue=TASK_QUEUE,
+        activities=[activities.process_payment, activities.payment_outcome],
     ):
         yield
 

@@ -40,6 +40,21 @@ async def test_kill_between_commit_and_completion_pays_once(
             assert len(paid(tmp_path, invoice)) == 2
 
 
+@pytest.mark.slow  # the killed payment has ended only after its 30 s
+async def test_a_payment_of_a_killed_worker_is_told_by_the_run_that_was_cancelled(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path, PROCESSES / "crashing_worker.py"):
+        invoice = await desk.submit_and_approve()
+        await eventually((tmp_path / "crashed").exists)
+        await desk.handle(invoice).cancel()
+        async with Worker(namespace.address, tmp_path):
+            text = (await desk.until(invoice, "cancelled", "completed", bound=60)).to_text()
+            assert "status: Cancelled. Paid: 1 of 2 lines, $5,000.00 of $7,000.00." in text
+            assert paid(tmp_path, invoice) == [f"invoice-{invoice.id}/line-1"]
+
+
 async def test_kill_of_the_service_between_payments_loses_none(
     service: Service, tmp_path: Path
 ) -> None:

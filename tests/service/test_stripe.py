@@ -1,14 +1,20 @@
 """A worker that pays through Stripe's stand-in."""
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from stripe_stand_in import TERMS, StripeStandIn
+import audit
+from invoice_runs import InvoiceRuns
+from invoices.invoice import Invoice
+from payments.ledger import SQLiteLedger
+from stripe_stand_in import TERMS, Fault, FaultKind, StripeStandIn
 from support import ROOT, Desk, Namespace, Worker, an_invoice
 
 
@@ -27,6 +33,60 @@ async def test_a_key_in_the_environment_moves_no_money(
         invoice = await desk.submit_and_approve(**TERMS)
         assert await desk.handle(invoice).result() == "COMPLETED"
         assert not stand_in.intents
+
+
+async def test_what_was_charged_without_an_answer_is_told_by_the_run_that_was_cancelled(
+    namespace: Namespace,
+    stand_in: StripeStandIn,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path, **stand_in.settings):
+        stand_in.lay(Fault("confirm", "drop after"))
+        for _ in range(10):
+            stand_in.lay(Fault("confirm", 500))
+        asked = stand_in.lay(Fault("cancel", "hold before"))
+        invoice = await desk.submit_and_approve(**TERMS)
+        await desk.once(invoice, lambda status: status.retry)
+        await desk.handle(invoice).cancel()
+        assert await asyncio.to_thread(asked.reached.wait, 20)
+        await desk.handle(invoice).cancel()  # which changes nothing
+        asked.release.set()
+        text = (await desk.once(invoice, lambda status: not status.is_open)).to_text()
+        assert "status: Cancelled. Paid: 1 of 2 lines, $5,000.00 of $7,000.00. It was st" in text
+        assert stand_in.charged(invoice.id) == [f"invoice-{invoice.id}/line-1"]
+        with closing(SQLiteLedger(tmp_path / "payments.db", read_only=True)) as ledger:
+            assert await audit.audit(InvoiceRuns(desk.temporal), ledger, lambda row: None) == 0
+
+
+async def test_what_a_terminated_run_has_left_open_is_known_to_the_next_submission(
+    namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path, **stand_in.settings):
+        lines = [{"item": "Hosting", "amount": "5.00"}]
+        invoices: list[Invoice] = []
+        kinds: list[FaultKind] = ["drop after", "drop before"]
+        for kind in kinds:
+            stand_in.faults.clear()
+            stand_in.lay(Fault("confirm", kind))
+            for _ in range(10):
+                stand_in.lay(Fault("confirm", 500))
+            invoices.append(await desk.submit_and_approve(**TERMS, lines=lines))
+            await desk.once(invoices[-1], lambda status: status.retry)
+            await desk.handle(invoices[-1]).terminate()
+        stand_in.faults.clear()
+        told = []
+        for invoice in invoices:
+            await desk.client.submit(invoice)
+            told.append((await desk.until(invoice, "waiting")).to_text())
+        assert "1 of 1 line paid earlier, $5.00" in told[0]
+        assert "nothing of it is paid" in told[1]
+        for invoice in invoices:
+            await desk.approve(invoice)
+            await desk.until(invoice, "completed")
+            assert len(stand_in.charged(invoice.id)) == 1
 
 
 WITHOUT = """

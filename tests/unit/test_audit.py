@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 from temporalio.api.common.v1 import Payload, Payloads
+from temporalio.api.history.v1 import HistoryEvent
 
 import audit
 from invoice_runs import InvoiceRun
@@ -98,10 +99,55 @@ def test_an_invoice_paid_through_two_gateways_disagrees(ledger: SQLiteLedger) ->
     payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
     declined = LedgerEntry(payment, 1, "simulated", "simulated-1", "declined", NOON)
     entries = [declined, LedgerEntry(payment, 2, "stripe live", "pi_1", "begun", NOON)]
-    assert not list(audit._disagreements(ledger, [], entries, entries))
+    text = "paid through more than one gateway: simulated, stripe live"
+    assert text not in audit._disagreements(ledger, [], entries, entries)
     entries[0] = replace(declined, state="paid")
-    [text] = audit._disagreements(ledger, [], entries, entries)
-    assert text == "paid through more than one gateway: simulated, stripe live"
+    assert text in audit._disagreements(ledger, [], entries, entries)
+
+
+def test_a_payment_that_was_begun_and_no_open_run_has_under_way_disagrees(
+    ledger: SQLiteLedger,
+) -> None:
+    payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
+    entry = LedgerEntry(payment, 1, "simulated", "simulated-1", "begun", NOON)
+    run = recorded("paying", APPROVAL, audit.PaymentActivity(PaymentRequest(), NOON))
+
+    def disagreements(before: list[LedgerEntry]) -> list[str]:
+        return list(audit._disagreements(ledger, [run], before, [entry]))
+
+    told = "line 1: begun as “Domain” for $9.90 (simulated-1, 2026-11-26T12:00:00Z) in the ledger"
+    [text] = disagreements([entry])
+    assert text == f"{told} since {run}: its outcome isn't known"
+    assert not disagreements([])  # begun after the histories were read
+    run.under_way[7] = run.payments["1"]
+    assert not disagreements([entry])
+    closed: Any = SimpleNamespace(run_id=run.found.id, close_time=NOON)
+    run.found = replace(run.found, description=closed)
+    assert len(disagreements([entry])) == 1
+
+
+@pytest.mark.parametrize("answer", ["true", "false"])
+def test_what_a_run_has_asked_about_a_payment_without_an_answer_counts(answer: str) -> None:
+    run = recorded("cancelled", APPROVAL)
+    for number, kind in enumerate(["process_payment", "payment_outcome"]):
+        event = HistoryEvent(event_id=2 * number)
+        event.event_time.FromDatetime(NOON)
+        scheduled = event.activity_task_scheduled_event_attributes
+        scheduled.activity_type.name, scheduled.activity_id = kind, "line-1"
+        scheduled.input.payloads.add(data=b'{"item": "Domain", "amount": "9.90"}')
+        run.add(event)
+        ended = HistoryEvent(event_id=2 * number + 1)
+        ended.event_time.FromDatetime(NOON)
+        if kind == "process_payment":
+            ended.activity_task_canceled_event_attributes.scheduled_event_id = event.event_id
+        else:
+            assert run.under_way
+            completed = ended.activity_task_completed_event_attributes
+            completed.scheduled_event_id = event.event_id
+            completed.result.payloads.add(data=answer.encode())
+        run.add(ended)
+    assert run.payments["1"].paid_at == (NOON if answer == "true" else None)
+    assert not run.under_way
 
 
 def test_a_payment_that_a_reset_has_copied_is_one_payment(ledger: SQLiteLedger) -> None:

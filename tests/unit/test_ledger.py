@@ -96,17 +96,6 @@ def test_an_entry_is_settled_once(where: str) -> None:
     assert ledger.latest(PAYMENT.idempotency_key) == paid
 
 
-def test_the_paid_lines_of_an_invoice_are_found(where: str) -> None:
-    ledger = open_at(where)
-    for number, state in enumerate(("paid", "begun", "declined", "paid"), start=1):
-        payment = replace(PAYMENT, idempotency_key=f"invoice-INV-1/line-{number}")
-        ledger.add(replace(BEGUN, payment=payment, state=state))  # type: ignore[arg-type]
-    other = replace(PAYMENT, idempotency_key="invoice-INV-10/line-1", invoice_id="INV-10")
-    ledger.add(replace(BEGUN, payment=other, state="paid"))
-    keys = sorted(entry.payment.idempotency_key for entry in ledger.paid("INV-1"))
-    assert keys == ["invoice-INV-1/line-1", "invoice-INV-1/line-4"]
-
-
 def test_every_attempt_of_an_invoice_is_found_the_first_one_first(where: str) -> None:
     ledger = open_at(where)
     second = replace(BEGUN, attempt=2, reference="ref-2")
@@ -261,7 +250,7 @@ def test_a_ledger_of_the_first_version_keeps_its_payments(tmp_path: Path) -> Non
         payment, 1, "simulated", "s-2", "paid", paid_at
     )
     assert pay_once(SimulatedGateway(tmp_path), ledger, payment).at == paid_at
-    assert len(ledger.paid("INV-1")) == 2
+    assert len(ledger.entries("INV-1")) == 2
 
 
 OPEN = """
@@ -271,7 +260,7 @@ from payments.ledger import SQLiteLedger
 
 sys.stdin.readline()
 ledger = SQLiteLedger(Path(sys.argv[1]))
-print(ledger.id, len(ledger.paid("INV-1")))
+print(ledger.id, len(ledger.entries("INV-1")))
 """
 
 
@@ -306,7 +295,7 @@ def test_a_kill_in_the_middle_of_the_migration_loses_nothing(before: str, tmp_pa
     make_version_1(tmp_path / "payments.db", 100)
     path = str(tmp_path / "payments.db")
     assert start_together(KILLED_WHILE_MIGRATING, path, before, processes=1) == [""]
-    assert len(open_at(tmp_path / "payments.db").paid("INV-1")) == 100
+    assert len(open_at(tmp_path / "payments.db").entries("INV-1")) == 100
 
 
 def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(
@@ -423,7 +412,7 @@ def test_payments_survive_the_removal_of_the_files_beside_the_ledger(tmp_path: P
     assert ledger.latest(PAYMENT.idempotency_key) == BEGUN
     ledger.settle(replace(BEGUN, state="paid"))
     assert len(payments(tmp_path)) == 1
-    assert open_at(tmp_path / "payments.db").paid("INV-1")
+    assert open_at(tmp_path / "payments.db").entries("INV-1")
 
 
 @not_on_windows
@@ -448,7 +437,7 @@ def test_a_ledger_that_is_opened_and_only_read_is_not_taken_for_another(tmp_path
         connection = ledger._connection
         assert ledger.latest(PAYMENT.idempotency_key)
         ledger.settle(replace(BEGUN, state="paid"))
-        assert ledger.paid("INV-1")
+        assert ledger.entries("INV-1")
         assert ledger._connection is connection
 
 

@@ -3,7 +3,7 @@
 import json
 import threading
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from temporalio.testing import ActivityEnvironment
 
 import activities
 from invoices.invoice import BEFORE_1_1, Invoice
-from invoices.messages import LedgerQuestion, PaymentRequest, Terms
+from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
+from invoices.paid_earlier import PaidEarlier
 from payments.gateway import (
     GatewayUnavailable,
     InvalidPayment,
@@ -24,7 +25,7 @@ from payments.gateway import (
     WrongGateway,
 )
 from payments.ledger import SQLiteLedger
-from payments.pay_once import pay_once
+from payments.pay_once import pay_once, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from startup import StartupError
 from support import payments, states
@@ -40,11 +41,13 @@ class Provider:
     def __init__(self) -> None:
         self.prepared: list[str] = []
         self.charged: list[str] = []
+        self.stopped: list[str] = []
         self.fail_prepare: Exception | None = None
         self.fail_before: Exception | None = None
         """The provider has not charged."""
         self.fail_after: Exception | None = None
         """The provider has charged, and its answer is lost."""
+        self.fail_stop: Exception | None = None
 
     def check(self, payment: Payment) -> None:
         if payment.amount == 0:
@@ -58,12 +61,20 @@ class Provider:
 
     def pay(self, reference: str, payment: Payment) -> None:
         assert reference in self.prepared
+        if reference in self.stopped and reference not in self.charged:
+            raise PaymentDeclined("it was stopped")
         if self.fail_before:
             raise self.fail_before
         if reference not in self.charged:
             self.charged.append(reference)
         if self.fail_after:
             raise self.fail_after
+
+    def stop(self, reference: str) -> bool:
+        if self.fail_stop:
+            raise self.fail_stop
+        self.stopped.append(reference)
+        return reference in self.charged
 
 
 class OtherProvider(Provider):
@@ -275,6 +286,122 @@ def test_a_decline_of_an_overlapping_attempt_ends_this_one_too(ledger: SQLiteLed
     assert not provider.charged
 
 
+def declined_once(provider: Provider, ledger: SQLiteLedger) -> None:
+    provider.fail_before = PaymentDeclined("no money")
+    with pytest.raises(PaymentDeclined):
+        pay_once(provider, ledger, PAYMENT, 1)
+    provider.fail_before = None
+
+
+def test_an_attempt_that_is_over_begins_no_other(provider: Provider, ledger: SQLiteLedger) -> None:
+    declined_once(provider, ledger)
+    with pytest.raises(PaymentDeclined, match="attempt 1 to pay this line has ended"):
+        pay_once(provider, ledger, replace(PAYMENT, amount=Decimal("1.00")), 1)
+    assert (len(provider.prepared), states(ledger)) == (1, ["declined"])
+    assert pay_once(provider, ledger, PAYMENT, 2).attempt == 2
+
+
+def test_an_attempt_that_is_over_does_not_go_on_with_a_later_one(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    declined_once(provider, ledger)
+    provider.fail_before = GatewayUnavailable("no answer")
+    with pytest.raises(GatewayUnavailable):
+        pay_once(provider, ledger, replace(PAYMENT, payment_method="pm_new"), 2)
+    provider.fail_before = None
+    with pytest.raises(PaymentDeclined, match="has ended"):
+        pay_once(provider, ledger, replace(PAYMENT, payment_method="pm_old"), 1)
+    assert not was_paid(provider, ledger, PAYMENT, 1)
+    assert (provider.charged, provider.stopped) == ([], [])
+    assert pay_once(provider, ledger, PAYMENT, 2)
+
+
+def test_what_a_later_attempt_has_paid_is_paid(provider: Provider, ledger: SQLiteLedger) -> None:
+    declined_once(provider, ledger)
+    entry = pay_once(provider, ledger, PAYMENT, 2)
+    assert pay_once(provider, ledger, PAYMENT, 1) == entry
+    assert was_paid(provider, ledger, PAYMENT, 1)
+
+
+@pytest.mark.parametrize("attempt", [None, 1])
+@pytest.mark.parametrize(
+    ("fault", "paid"), [("fail_prepare", False), ("fail_before", False), ("fail_after", True)]
+)
+def test_an_attempt_without_an_answer_is_settled_for_good(
+    fault: str, paid: bool, attempt: int | None, provider: Provider, ledger: SQLiteLedger
+) -> None:
+    setattr(provider, fault, GatewayUnavailable("no answer"))
+    with pytest.raises(GatewayUnavailable):
+        pay_once(provider, ledger, PAYMENT, attempt)
+    setattr(provider, fault, None)
+    assert was_paid(provider, ledger, PAYMENT, attempt) is paid
+    assert states(ledger) == ["paid" if paid else "declined"]
+    if not paid:
+        with pytest.raises(PaymentDeclined):
+            pay_once(provider, ledger, PAYMENT, 1)
+    assert len(provider.charged) == paid
+
+
+def test_through_another_gateway_only_what_was_never_begun_is_known(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    with pytest.raises(WrongGateway):
+        was_paid(OtherProvider(), ledger, PAYMENT, 1)
+    second_line = replace(PAYMENT, idempotency_key="invoice-INV-1/line-2")
+    assert not was_paid(OtherProvider(), ledger, second_line, 1)
+    assert states(ledger) == ["begun", "declined"]
+
+
+def test_while_the_provider_does_not_tell_nothing_is_settled(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "begun")
+    provider.fail_stop = GatewayUnavailable("no answer")
+    with pytest.raises(GatewayUnavailable):
+        was_paid(provider, ledger, PAYMENT, 1)
+    assert states(ledger) == ["begun"]
+
+
+def test_another_payment_under_the_key_is_not_told_as_this_one(
+    provider: Provider, ledger: SQLiteLedger
+) -> None:
+    begin(provider, ledger, "paid")
+    with pytest.raises(PaymentConflict):
+        was_paid(provider, ledger, replace(PAYMENT, amount=Decimal("1.00")), 1)
+
+
+class GivenUp(Overlapping):
+    """The run of a payer that is frozen is over, and has asked for the outcome."""
+
+    def overlap(self, step: str) -> None:
+        if self.step == step:
+            self.step = "done"
+            assert not was_paid(self, self.ledger, PAYMENT, 1)
+
+
+@pytest.mark.parametrize("step", ["prepare", "pay"])
+def test_a_payer_that_wakes_after_its_run_pays_nothing(step: str, ledger: SQLiteLedger) -> None:
+    provider = GivenUp(ledger, step)
+    with pytest.raises(PaymentDeclined):
+        pay_once(provider, ledger, PAYMENT, 1)
+    assert not provider.charged
+    assert states(ledger) == ["declined"]
+
+
+def test_a_simulated_payment_counts_only_if_the_ledger_has_it_as_paid(
+    tmp_path: Path, ledger: SQLiteLedger
+) -> None:
+    class Frozen(SimulatedGateway):
+        def pay(self, reference: str, payment: Payment) -> None:
+            super().pay(reference, payment)
+            assert not was_paid(self, ledger, payment, 1)
+
+    with pytest.raises(PaymentDeclined):
+        pay_once(Frozen(tmp_path), ledger, PAYMENT, 1)
+    assert states(ledger) == ["declined"]
+
+
 @pytest.fixture
 def gateway(tmp_path: Path) -> SimulatedGateway:
     return SimulatedGateway(tmp_path)
@@ -318,7 +445,11 @@ def test_a_limit_that_is_no_amount_is_refused(text: str, monkeypatch: pytest.Mon
 def an_activity(**info: Any) -> ActivityEnvironment:
     """Of an invoice's workflow, unless `info` says otherwise."""
     environment = ActivityEnvironment()
-    of_invoice = {"workflow_type": "InvoiceWorkflow", "workflow_id": "invoice-INV-1"}
+    of_invoice = {
+        "workflow_type": "InvoiceWorkflow",
+        "workflow_id": "invoice-INV-1",
+        "current_attempt_scheduled_time": datetime.now(UTC),
+    }
     environment.info = replace(ActivityEnvironment.default_info(), **{**of_invoice, **info})
     return environment
 
@@ -369,7 +500,10 @@ async def refused(activity: Any, argument: dict[str, Any], **info: Any) -> Appli
         ({"workflow_id": None}, "no workflow"),
     ],
 )
-@pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
+@pytest.mark.parametrize(
+    "activity",
+    [activities.process_payment, activities.payment_outcome, activities.payments_made],
+)
 async def test_the_activities_serve_an_invoices_workflow_only(
     activity: Any, info: dict[str, Any], caller: str, opened: SQLiteLedger
 ) -> None:
@@ -450,7 +584,7 @@ def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
     assert terms.customer is None
     assert terms.payment_method == "['card']"
     assert len(json.dumps(LedgerQuestion.about(invoice, terms).to_json())) < 1000
-    request = PaymentRequest.of_line(invoice.lines[0], terms).to_json()
+    request = PaymentRequest.of_line(invoice.lines[0], terms, 1).to_json()
     assert (request["item"], request["amount"]) == ("Pen", "1.00")
     assert "description" not in request
 
@@ -480,6 +614,7 @@ async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
         "ledger": opened.id,
         "gateway": "simulated",
         "lines": [],
+        "declined": {},
     }
     for invoice_id, number in (("INV-1", 10), ("INV-1", 2), ("INV-1/line-2", 1)):
         key = f"invoice-{invoice_id}/line-{number}"
@@ -495,17 +630,76 @@ async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
     }
 
 
-async def test_what_is_begun_or_declined_is_not_told_as_paid(
+async def test_what_is_declined_is_told_by_the_number_of_attempts(
     opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
-    begin(provider, opened, "begun")
     provider.fail_prepare = PaymentDeclined("no money")
-    other = replace(PAYMENT, idempotency_key="invoice-INV-1/line-2")
-    with pytest.raises(PaymentDeclined):
-        pay_once(provider, opened, other)
+    for _ in range(2):
+        with pytest.raises(PaymentDeclined):
+            pay_once(provider, opened, replace(PAYMENT, idempotency_key="invoice-INV-1/line-2"))
     made = await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00"))
-    assert made["lines"] == []
+    assert (made["lines"], made["declined"]) == ([], {"2": 2})
+    earlier = PaidEarlier.of(LedgerAnswer.model_validate(made))
+    assert [earlier.next_attempt(number) for number in (1, 2)] == [1, 3]
+
+
+def test_a_worker_of_an_earlier_version_does_not_tell_which_attempt_is_the_next() -> None:
+    answer = LedgerAnswer.model_validate({"ledger": "0" * 32, "lines": []})
+    assert PaidEarlier.of(answer).next_attempt(1) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "lines", "declined"), [("fail_after", [1], {}), ("fail_before", [], {"1": 1})]
+)
+async def test_what_an_earlier_run_has_left_begun_is_settled_before_it_is_told(
+    fault: str,
+    lines: list[int],
+    declined: dict[str, int],
+    opened: SQLiteLedger,
+    provider: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
+    setattr(provider, fault, GatewayUnavailable("no answer"))
+    with pytest.raises(GatewayUnavailable):
+        pay_once(provider, opened, PAYMENT, 1)
+    setattr(provider, fault, None)
+    question = an_entry("INV-1", "5.00")
+    provider.fail_stop = GatewayUnavailable("no answer")
+    assert (await refused(activities.payments_made, question)).type == "GatewayUnavailable"
+    provider.fail_stop = None
+    made = await an_activity().run(activities.payments_made, question)
+    assert ([line["line"] for line in made["lines"]], made["declined"]) == (lines, declined)
+
+
+async def test_a_worker_that_was_frozen_while_asking_does_not_stop_its_runs_own_payment(
+    opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
+    asked_at = datetime.now(UTC)
+    begin(provider, opened, "begun")
+    question = an_entry("INV-1", "5.00")
+    error = await refused(
+        activities.payments_made, question, current_attempt_scheduled_time=asked_at
+    )
+    assert error.type == "GatewayUnavailable"
+    assert (provider.stopped, states(opened)) == ([], ["begun"])
+
+
+async def test_the_outcome_is_asked_for_under_the_id_of_the_payment(
+    opened: SQLiteLedger,
+) -> None:
+    line = {"item": "Hosting", "amount": "19.99", "attempt": 1}
+    await an_activity(activity_id="line-1").run(activities.process_payment, line)
+    assert await an_activity(activity_id="line-1").run(activities.payment_outcome, line) is True
+    assert await an_activity(activity_id="line-2").run(activities.payment_outcome, line) is False
+    # Also by a worker with another gateway, so that an invoice in the wrong one can be cancelled.
+    line["gateway"] = "stripe live"
+    assert await an_activity(activity_id="line-3").run(activities.payment_outcome, line) is False
+    del line["gateway"]
+    error = await refused(activities.process_payment, line, activity_id="line-2")
+    assert (error.type, error.non_retryable) == ("PaymentDeclined", True)
 
 
 async def test_a_line_that_the_gateway_can_never_pay_is_named(

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
@@ -21,7 +22,7 @@ from payments.gateway import (
     WrongGateway,
 )
 from payments.ledger import SQLiteLedger
-from payments.pay_once import pay_once
+from payments.pay_once import pay_once, was_paid
 from payments.stripe_gateway import StripeGateway, minor_units, open_stripe
 from startup import StartupError
 from stripe_stand_in import Fault, Step, StripeStandIn
@@ -213,6 +214,91 @@ def test_attempts_that_overlap_charge_once(
         fault.release.set()
         assert first.result(20) == second
     assert stand_in.charged("INV-1") == [PAYMENT.idempotency_key]
+
+
+def test_what_was_charged_without_an_answer_is_found_to_be_paid(
+    gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
+) -> None:
+    stand_in.lay(Fault("confirm", "drop after"))
+    with pytest.raises(GatewayUnavailable):
+        pay_once(gateway, ledger, PAYMENT, 1)
+    assert was_paid(gateway, ledger, PAYMENT, 1)
+    assert states(ledger) == ["paid"]
+
+
+@pytest.mark.parametrize("cancelled_there", [False, True])
+def test_what_was_not_charged_never_is_once_the_outcome_is_asked(
+    cancelled_there: bool, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
+) -> None:
+    stand_in.lay(Fault("confirm", "drop before"))
+    with pytest.raises(GatewayUnavailable):
+        pay_once(gateway, ledger, PAYMENT, 1)
+    [intent] = stand_in.intents.values()
+    if cancelled_there:
+        intent["status"] = "canceled"
+    assert not was_paid(gateway, ledger, PAYMENT, 1)
+    assert (intent["status"], states(ledger)) == ("canceled", ["declined"])
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [(step, kind) for step in ("cancel", "retrieve") for kind in ("drop before", "drop after", 500)]
+    + [("cancel", 429), ("retrieve", 401)],
+)
+def test_an_outcome_that_stripe_does_not_tell_is_asked_again(
+    step: Step, kind: Any, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
+) -> None:
+    stand_in.lay(Fault("confirm", "drop after"))
+    with pytest.raises(GatewayUnavailable):
+        pay_once(gateway, ledger, PAYMENT, 1)
+    stand_in.lay(Fault(step, kind))
+    with pytest.raises(GatewayUnavailable, match="Stripe is unavailable: "):
+        was_paid(gateway, ledger, PAYMENT, 1)
+    assert states(ledger) == ["begun"]
+    assert was_paid(gateway, ledger, PAYMENT, 1)
+
+
+def test_a_payment_that_takes_long_is_not_given_up(
+    gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
+) -> None:
+    slow = replace(PAYMENT, payment_method="pm_slow")
+    with pytest.raises(GatewayUnavailable):
+        pay_once(gateway, ledger, slow, 1)
+    with pytest.raises(GatewayUnavailable, match="not settled the payment yet: processing"):
+        was_paid(gateway, ledger, slow, 1)
+    [intent] = stand_in.intents.values()
+    stand_in.settle(intent, "pm_slow")
+    assert was_paid(gateway, ledger, slow, 1)
+
+
+@pytest.mark.parametrize("step", ["create", "confirm"])
+@pytest.mark.parametrize("kind", ["hold before", "hold after"])
+def test_a_payer_that_is_held_while_the_outcome_is_asked_agrees_with_it(
+    step: Step, kind: Any, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
+) -> None:
+    fault = stand_in.lay(Fault(step, kind))
+    with ThreadPoolExecutor(1) as pool:
+        payer = pool.submit(pay_once, gateway, ledger, PAYMENT, 1)
+        assert fault.reached.wait(10)
+        if kind == "hold after":  # until the stand-in has done it
+            wait_until(lambda: len(stand_in.charges if step == "confirm" else stand_in.intents))
+        paid = was_paid(gateway, ledger, PAYMENT, 1)
+        fault.release.set()
+        if paid:
+            assert payer.result(20).state == "paid"
+        else:
+            with pytest.raises(PaymentDeclined):
+                payer.result(20)
+    assert paid == ((step, kind) == ("confirm", "hold after"))
+    assert len(stand_in.charges) == paid
+    assert states(ledger) == ["paid" if paid else "declined"]
+
+
+def wait_until(reached: Callable[[], object], bound: float = 10) -> None:
+    give_up_at = time.monotonic() + bound
+    while not reached():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
 
 
 def test_twenty_attempts_at_once_charge_once(
