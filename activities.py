@@ -1,11 +1,12 @@
 """An invoice's activities: what was paid earlier, which decision was in time, paying a line."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from temporalio import activity
@@ -47,6 +48,19 @@ from payments.pay_once import pay_once
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
+
+T = TypeVar("T")
+
+PAYMENT_SECONDS = 25
+"""Temporal gives an attempt 30 s; until then it has the answer why there is none."""
+QUESTION_SECONDS = 12
+"""Each of two for one answer."""
+# Twice what a worker does at once: an attempt whose answer wasn't waited for keeps its thread until
+# the limits of the provider and of the ledger end it. Questions have threads of their own, so that
+# payments that hang keep no invoice from being submitted. Not the event loop's own, which is
+# waited for at the end of the process.
+_PAYING = ThreadPoolExecutor(40, "paying")
+_ASKING = ThreadPoolExecutor(40, "asking")
 
 
 @cache
@@ -98,7 +112,7 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     with _as_application_errors(invoice_id_of(caller)):
         question = LedgerQuestion.model_validate(invoice)
         _expect_ledger(ledger, question)
-        begun_through = await asyncio.to_thread(ledger.providers, question.id)
+        begun_through = await _ask(ledger.providers, question.id)
         expect_gateway(gateway, begun_through | _gateway_of(question))
         for number, line in enumerate(question.lines, start=1):
             key = payment_key(workflow_id(question.id), line_id(number))
@@ -108,7 +122,7 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
                 of_line = error.field in {"item", "amount"}
                 field = f"lines[{number - 1}].{error.field}" if of_line else error.field
                 raise InvalidPayment(field, error.rule) from error
-        entries = await asyncio.to_thread(ledger.paid, question.id)
+        entries = await _ask(ledger.paid, question.id)
     paid = {
         line_number(line_id_of(entry.payment.idempotency_key, question.id)): entry.payment
         for entry in entries
@@ -158,7 +172,7 @@ async def process_payment(line_item: dict[str, Any]) -> str:
         _expect_ledger(ledger, request)
         expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
-        await asyncio.to_thread(pay_once, gateway, ledger, payment)
+        await _within(PAYMENT_SECONDS, _PAYING, pay_once, gateway, ledger, payment)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
 
 
@@ -187,6 +201,26 @@ async def decision_in_time(deadline: str) -> dict[str, Any] | None:
     in_time = (decision for _, decision in decisions if decision.at < until)
     first = next(in_time, None)
     return first.model_dump(mode="json") if first else None
+
+
+async def _ask(question: Callable[[str], T], invoice_id: str) -> T:
+    return await _within(QUESTION_SECONDS, _ASKING, question, invoice_id)
+
+
+async def _within(
+    seconds: float, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any
+) -> T:
+    """Runs it in a thread, which goes on by itself where it takes longer.
+
+    Raises:
+        GatewayUnavailable: it took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+    except TimeoutError:
+        what = "payment ledger" if pool is _ASKING else "payment provider or the ledger"
+        raise GatewayUnavailable(f"the {what} gave no answer within {seconds:g} s") from None
 
 
 async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, Decision]]:
