@@ -159,7 +159,7 @@ class StripeGateway:
             self._intents.cancel(reference)
 
 
-class _HTTPClient(stripe.HTTPClient):  # type: ignore[misc]
+class _HTTPClient(stripe.HTTPClient):
     """Calls that end within `CALL_SECONDS`, with an answer that is like one of Stripe's.
 
     The SDK's own clients limit each wait for the next bytes, so that an answer which trickles in
@@ -175,23 +175,21 @@ class _HTTPClient(stripe.HTTPClient):  # type: ignore[misc]
         headers: Mapping[str, str] | None,
         post_data: str | None = None,
         **_: object,
-    ) -> tuple[bytes, int, Mapping[str, str]]:
+    ) -> tuple[str, int, Mapping[str, str]]:
         call = _call(method, url, {**(headers or {}), "Accept-Encoding": "identity"}, post_data)
         try:
             body, response = asyncio.run_coroutine_threadsafe(call, _loop()).result()
         # OSError and ValueError: certificates or a proxy that the environment names wrongly.
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
             # Without its words and its cause, which may quote the request's headers.
-            raise stripe.APIConnectionError(type(error).__name__) from None
+            reason = type(error).__name__
+            raise stripe.APIConnectionError(reason) from None  # type: ignore[no-untyped-call]
         try:
             expected = _Intent if response.is_success else _Refusal
             expected.model_validate_json(body)
         except ValidationError:
-            text = (
-                f"it gave an answer that isn't like Stripe's (HTTP status {response.status_code})"
-            )
-            raise stripe.APIError(text) from None
-        return body, response.status_code, response.headers
+            raise _odd_answer(f"with HTTP status {response.status_code}") from None
+        return body.decode(), response.status_code, response.headers
 
     def close(self) -> None:
         pass
@@ -225,8 +223,12 @@ async def _call(
         async for part in response.aiter_raw():
             body += part
             if len(body) > ANSWER_LIMIT:
-                raise ValueError("the answer is too long")
+                raise _odd_answer(f"of more than {ANSWER_LIMIT:,} bytes")
     return bytes(body), response
+
+
+def _odd_answer(what: str) -> stripe.APIError:
+    return stripe.APIError(f"an answer {what} that isn't like one of Stripe's")
 
 
 @cache
