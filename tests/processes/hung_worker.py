@@ -1,4 +1,7 @@
-"""A worker whose gateway never answers, and whose limits at its end are those of its arguments."""
+"""A worker whose gateway never answers, with the limits at its end that its arguments say.
+
+They are followed by the ports of its embedded service where it is to have one.
+"""
 
 import os
 import sys
@@ -10,6 +13,7 @@ from payments.gateway import Payment
 from payments.ledger import open_ledger
 from payments.simulated import SimulatedGateway
 from startup import data_directory
+from temporal_service import connection
 
 
 class HungGateway(SimulatedGateway):
@@ -20,7 +24,9 @@ class HungGateway(SimulatedGateway):
 
 
 if __name__ == "__main__":
-    worker.DRAIN_SECONDS, worker.END_SECONDS = map(int, sys.argv[1:])
+    worker.DRAIN_SECONDS, worker.END_SECONDS, *ports = map(int, sys.argv[1:])
+    if ports:
+        connection.PORT, connection.UI_PORT = ports
     del sys.argv[1:]
     directory = data_directory()
     payments = (HungGateway(directory), open_ledger(directory))
