@@ -520,6 +520,18 @@ def test_a_statement_that_gets_no_answer_is_given_up(
     assert ledger.add(BEGUN) == BEGUN
 
 
+def test_a_database_that_hangs_at_the_start_is_told(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to the audit, which would else wait for ever."""
+    open_at(database)
+    monkeypatch.setattr("payments.ledger.ANSWER_SECONDS", 0.3)
+    with psycopg.connect(database) as connection:
+        connection.execute("LOCK TABLE payment_ledger")
+        with pytest.raises(StartupError, match=r"can't be used: no answer within 0\.3 s"):
+            open_at(database, read_only=True)
+
+
 @asynccontextmanager
 async def silenced(port: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
     """A way to the port; the function makes the connections that are there answer no more."""
