@@ -2,11 +2,12 @@
 and whether that was paid."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from temporalio import activity
@@ -48,6 +49,19 @@ from payments.pay_once import pay_once, settled_entries, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
+
+T = TypeVar("T")
+
+PAYMENT_SECONDS = 25
+"""Temporal gives an attempt 30 s; until then it has the answer why there is none."""
+QUESTION_SECONDS = 12
+"""Each of two for one answer."""
+# Twice what a worker does at once: an attempt whose answer wasn't waited for keeps its thread until
+# the limits of the provider and of the ledger end it. Questions have threads of their own, so that
+# payments that hang keep no invoice from being submitted. Not the event loop's own, which is
+# waited for at the end of the process.
+_PAYING = ThreadPoolExecutor(40, "paying")
+_ASKING = ThreadPoolExecutor(40, "asking")
 
 
 @cache
@@ -113,14 +127,20 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
         _expect_ledger(ledger, question)
         try:
             async with asyncio.timeout(FIRST_ANSWER_SECONDS if info.is_local else None):
-                begun_through = await asyncio.to_thread(ledger.providers, question.id)
+                begun_through = await _ask(ledger.providers, question.id)
                 expect_gateway(gateway, begun_through | _gateway_of(question))
                 _expect_payable(gateway, question)
                 # This attempt may be of a worker that was frozen, while the run has gone on to its
                 # own payments: those are begun after it was scheduled.
                 asked_at = info.current_attempt_scheduled_time
-                entries = await asyncio.to_thread(
-                    settled_entries, gateway, ledger, question.id, asked_at
+                entries = await _within(
+                    PAYMENT_SECONDS,
+                    _ASKING,
+                    settled_entries,
+                    gateway,
+                    ledger,
+                    question.id,
+                    asked_at,
                 )
         except (GatewayUnavailable, TimeoutError) as error:
             if not info.is_local:
@@ -160,7 +180,7 @@ async def process_payment(line_item: dict[str, Any]) -> str:
     with _payment_of(line_item, ledger, "Processing payment") as (payment, request):
         expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
-        await asyncio.to_thread(pay_once, gateway, ledger, payment, request.attempt)
+        await _within(PAYMENT_SECONDS, _PAYING, pay_once, gateway, ledger, payment, request.attempt)
     sign = currency_sign(payment.currency)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
 
@@ -178,8 +198,9 @@ async def payment_outcome(line_item: dict[str, Any]) -> bool:
     """
     gateway, ledger = open_payments()
     with _payment_of(line_item, ledger, "Looking for the payment") as (payment, request):
-        made = await asyncio.to_thread(was_paid, gateway, ledger, payment, request.attempt)
-    return made
+        return await _within(
+            PAYMENT_SECONDS, _PAYING, was_paid, gateway, ledger, payment, request.attempt
+        )
 
 
 @contextmanager
@@ -231,6 +252,26 @@ async def decision_in_time(deadline: str) -> dict[str, Any] | None:
     in_time = (decision for _, decision in decisions if decision.at < until)
     first = next(in_time, None)
     return first.model_dump(mode="json") if first else None
+
+
+async def _ask(question: Callable[[str], T], invoice_id: str) -> T:
+    return await _within(QUESTION_SECONDS, _ASKING, question, invoice_id)
+
+
+async def _within(
+    seconds: float, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any
+) -> T:
+    """Runs it in a thread, which goes on by itself where it takes longer.
+
+    Raises:
+        GatewayUnavailable: it took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+    except TimeoutError:
+        what = "payment ledger" if pool is _ASKING else "payment provider or the ledger"
+        raise GatewayUnavailable(f"the {what} gave no answer within {seconds:g} s") from None
 
 
 async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, Decision]]:

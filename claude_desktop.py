@@ -137,8 +137,12 @@ def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
         else:
             changed = True
             found = file.parent.is_dir()
-            backup = _back_up(file) if file.exists() else None
-            _write(file, text, private=any(map(_is_secret, env)))
+            try:
+                backup = _back_up(file) if file.exists() else None
+                _write(file, text, private=any(map(_is_secret, env)))
+            except OSError as error:
+                error.filename = error.filename or file  # a write to a full disk has none
+                raise
             print(f"{file}: {NAME} was {'added' if wanted else 'removed'}.")
             if backup:
                 print(f"The file as it was: {backup}")
@@ -204,6 +208,8 @@ def _parsed(file: Path) -> Any:
             raise ConfigError(f"{file} has {text} for a number; nothing was changed.")
         return float(text)
 
+    if file.exists() and not file.is_file():  # reading a pipe would never end
+        raise ConfigError(f"{file} isn't a regular file; nothing was changed.")
     try:
         # Python finds out the encoding: Windows tools write UTF-8 with a mark, or UTF-16.
         return json.loads(
@@ -222,12 +228,16 @@ def _back_up(file: Path) -> Path:
     """A copy beside the file, for its owner alone; earlier ones with other content stay."""
     number = 1
     backup = file.with_name(f"{file.name}.bak")
-    while backup.exists() and backup.read_bytes() != file.read_bytes():
+    while backup.exists() and not (backup.is_file() and backup.read_bytes() == file.read_bytes()):
         number += 1
         backup = file.with_name(f"{file.name}.bak{number}")
     if not backup.exists():
         backup.touch(mode=0o600)
-        shutil.copyfile(file, backup)
+        try:
+            shutil.copyfile(file, backup)
+        except OSError:  # as on a full disk
+            backup.unlink()
+            raise
     backup.chmod(0o600)  # one of an earlier version has the permissions that the file had
     return backup
 

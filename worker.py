@@ -3,7 +3,7 @@ Service is configured or running.
 
     uv run worker.py
 
-Ctrl-C or SIGTERM ends it once the payment under way, if any, is finished.
+Ctrl-C or SIGTERM ends it once the payment under way, if any, is finished, and within 35 seconds.
 """
 
 import os
@@ -20,7 +20,8 @@ import asyncio
 import logging
 import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import time
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
@@ -39,12 +40,16 @@ from reports import INVOICE_STATE
 from settings import describe_settings, read_setting
 from startup import StartupError, data_directory
 from temporal_service import connection
-from temporal_service.dev_server import connect_or_start, listens
+from temporal_service.dev_server import connect_or_start, kill_started_servers, listens
 from temporal_service.executions import list_executions
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
 NOTICES_AT_ONCE = 10
+DRAIN_SECONDS = 27
+"""More than the activities give themselves. The embedded service then has 5 s to end."""
+END_SECONDS = 33
+"""From the signal to the end of the process, whatever hangs."""
 
 log = logging.getLogger("worker")
 
@@ -67,6 +72,12 @@ def main() -> int:
     logging.getLogger("temporal.core").addFilter(
         lambda record: "query task not found" not in record.getMessage()
     )
+    # An activity that was cut off at the end of the worker is done again by the next one.
+    logging.getLogger("temporalio.activity").addFilter(
+        lambda record: (
+            not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+        )
+    )
     # The log has one short line for each event of an invoice, without the context as a dictionary.
     activity.logger.activity_info_on_message = False
     workflow.logger.workflow_info_on_message = False
@@ -88,8 +99,6 @@ async def run() -> None:
             a setting is broken; within an ExceptionGroup once the worker runs.
     """
     _end_on_signal()
-    # A thread for each payment under way, so that none waits for one within its 30 s.
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(PAYMENTS_AT_ONCE))
     directory = data_directory()
     gateway, ledger = activities.open_payments()
     notify_url()
@@ -137,8 +146,7 @@ def _workers(client: Client) -> list[Worker]:
             # would take so long that Temporal gives it up and tries again.
             max_concurrent_workflow_tasks=8,
             max_concurrent_activities=PAYMENTS_AT_ONCE,
-            # A payment has 30 s; one under way is waited for.
-            graceful_shutdown_timeout=timedelta(seconds=35),
+            graceful_shutdown_timeout=timedelta(seconds=DRAIN_SECONDS),
         )
     ]
     if notify_url():
@@ -225,6 +233,17 @@ def _end_on_signal() -> None:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
 
+    asked_to_end = threading.Event()
+
+    def cut_off() -> None:
+        asked_to_end.wait()
+        time.sleep(END_SECONDS)
+        _end_at_once()
+
+    # Started now: a signal handler may have interrupted the start of another thread, and would wait
+    # for it for ever.
+    threading.Thread(target=cut_off, name="end", daemon=True).start()
+
     def end() -> None:
         log.info("Ending; a payment under way is finished first.")
         task.cancel()
@@ -233,12 +252,24 @@ def _end_on_signal() -> None:
         # Once: a second Ctrl-C must not cut off the payment that the first one waits for.
         for number in numbers:
             signal.signal(number, lambda *_: None)
+        asked_to_end.set()
         if not loop.is_closed():  # as it is when the worker has ended by itself just now
             loop.call_soon_threadsafe(end)
 
     # Not `loop.add_signal_handler`, which Windows lacks.
     for number in numbers:
         signal.signal(number, on_signal)
+
+
+def _end_at_once() -> None:
+    """Ends the process, with the embedded service, without waiting for anything."""
+    kill_started_servers()
+    # In a thread, since standard error may be what hangs.
+    text = "Not finished %s s after it was asked to end: cut off. The next worker tries it again."
+    telling = threading.Thread(target=log.warning, args=(text, END_SECONDS), daemon=True)
+    telling.start()
+    telling.join(1)
+    os._exit(0)
 
 
 async def _log_open_invoices(client: Client) -> None:

@@ -13,13 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from payments.gateway import GatewayUnavailable, LedgerEntry, Payment
 from settings import read_setting
 from startup import StartupError
+
+if TYPE_CHECKING:
+    import psycopg
 
 _COLUMNS = (
     "idempotency_key, attempt, invoice_id, item, amount, currency, customer, payment_method,"
@@ -47,6 +51,10 @@ _TABLES = (
         id TEXT NOT NULL
     )""",
 )
+WAIT_SECONDS = 5
+"""For another process that writes, and for the threads that wait for it before this one."""
+ANSWER_SECONDS = 8
+"""For PostgreSQL's answer to a statement; the server itself ends one after 5 s, unless it hangs."""
 _INSERT_ID = "INSERT INTO payment_ledger (one, id) VALUES (1, ?) ON CONFLICT DO NOTHING"
 _SELECT_ID = "SELECT id FROM payment_ledger"
 
@@ -222,15 +230,25 @@ class SQLiteLedger(Ledger):
         self, columns: str, condition: str, *values: object, order: str = ""
     ) -> list[Sequence[Any]]:
         # Every payment begins with a look into the ledger.
-        with self._lock, self._errors():
+        with self._turn(), self._errors():
             if self._files() != self._opened:
                 self._reopen()
         return super()._look_up(columns, condition, *values, order=order)
 
     def _execute(self, statement: str, *values: object) -> tuple[list[Sequence[Any]], int]:
-        with self._lock, self._errors():
+        with self._turn(), self._errors():
             cursor = self._connection.execute(statement, values)
             return cursor.fetchall(), cursor.rowcount
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # Each thread would else wait for SQLite as long as all before it together.
+        if not self._lock.acquire(timeout=WAIT_SECONDS):
+            raise GatewayUnavailable(f"the payment ledger is unavailable: {self.name} is busy")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -245,7 +263,7 @@ class SQLiteLedger(Ledger):
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode=ro" if self._read_only else self._path,
             uri=self._read_only,
-            timeout=5,
+            timeout=WAIT_SECONDS,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -338,7 +356,7 @@ class PostgreSQLLedger(Ledger):
         self.name = f"{settings.get('dbname', 'PostgreSQL')} on {settings.get('host', 'localhost')}"
         try:
             # A connection of its own first: the pool doesn't tell why it can't connect.
-            with psycopg.connect(**settings) as connection:
+            with _limited_connection().connect(**settings) as connection:
                 if not read_only:
                     # Two workers that make the same table at once would fail.
                     connection.execute("SELECT pg_advisory_xact_lock(hashtext('payment_ledger'))")
@@ -351,6 +369,7 @@ class PostgreSQLLedger(Ledger):
                 f"The payment ledger {self.name} can't be used: {' '.join(str(error).split())}."
             ) from None
         self._pool = ConnectionPool(
+            connection_class=_limited_connection(),
             kwargs={**settings, "autocommit": True},
             min_size=0,
             max_size=20,
@@ -370,6 +389,35 @@ class PostgreSQLLedger(Ledger):
         except self._error as error:
             reason = " ".join(str(error).split())
             raise GatewayUnavailable(f"the payment ledger is unavailable: {reason}") from None
+
+
+@cache
+def _limited_connection() -> "type[psycopg.Connection[Any]]":
+    """A connection that gives a statement up by itself, and is closed by it.
+
+    The server's own limits don't hold where it hangs, or where its answer is lost on the way.
+    """
+    import psycopg
+
+    class Connection(psycopg.Connection[Any]):
+        def wait(self, gen: Any, *arguments: Any, **named: Any) -> Any:
+            return super().wait(self._limited(gen), *arguments, **named)
+
+        def _limited(self, gen: Any) -> Any:
+            give_up_at = time.monotonic() + ANSWER_SECONDS
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted
+                    # It comes back without anything ready several times a second.
+                    if not ready and time.monotonic() > give_up_at:
+                        self.close()
+                        raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS} s")
+                    wanted = gen.send(ready)
+            except StopIteration as end:
+                return end.value
+
+    return Connection
 
 
 def _connection_settings(url: str) -> dict[str, Any]:

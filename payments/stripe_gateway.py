@@ -4,13 +4,20 @@ A PaymentIntent makes one successful charge at most, however often and however l
 and none once it is cancelled (docs.stripe.com/payments/paymentintents/lifecycle).
 """
 
+import asyncio
 import logging
 import re
+import ssl
+import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
+from functools import cache
 from hashlib import sha256
 
+import httpx2
 import stripe
+from pydantic import BaseModel, ValidationError
 
 from invoices.wording import sanitized
 from payments.gateway import (
@@ -23,6 +30,11 @@ from payments.gateway import (
 from settings import read_setting
 from startup import StartupError
 
+CALL_SECONDS = 10
+"""For a call to Stripe in all, from the look-up of its name to the end of its answer."""
+ANSWER_LIMIT = 1_000_000
+"""Bytes of an answer; Stripe's have a few thousand."""
+
 # How an amount becomes what Stripe takes (docs.stripe.com/currencies): whole in units of the
 # currency itself; whole, but in hundredths; in thousandths; all others in hundredths.
 _WHOLE = "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF"
@@ -34,7 +46,8 @@ def open_stripe() -> "StripeGateway":
     """With `STRIPE_API_KEY`; `STRIPE_API_BASE` is the address of a stand-in for Stripe.
 
     Raises:
-        StartupError: there is no key that says whether it moves real money.
+        StartupError: there is no key that says whether it moves real money, or the address isn't
+            one of the web.
     """
     key = read_setting("STRIPE_API_KEY")
     mode = re.fullmatch("(?:sk|rk)_(test|live)_[!-~]+", key)
@@ -44,7 +57,17 @@ def open_stripe() -> "StripeGateway":
             " with sk_test_, rk_test_, sk_live_ or rk_live_ and has no blanks or line breaks."
         )
     base = read_setting("STRIPE_API_BASE") or stripe.DEFAULT_API_BASE
+    if not _is_web_address(base):
+        raise StartupError("STRIPE_API_BASE must begin with http:// or https:// and a host.")
     return StripeGateway(key, f"stripe {mode[1]}", base)
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
 
 class StripeGateway:
@@ -54,11 +77,11 @@ class StripeGateway:
         self.name = name
         # The SDK logs every request; a payment has its line in the worker's log.
         logging.getLogger("stripe").setLevel(logging.WARNING)
-        # Its own limit is 80 s and it tries again by itself; here Temporal does, after 30 s.
+        # It tries again by itself otherwise; here Temporal does.
         self._intents = stripe.StripeClient(
             key,
             base_addresses={"api": base},
-            http_client=stripe.RequestsClient(timeout=(3, 10)),
+            http_client=_HTTPClient(),
             max_network_retries=0,
         ).v1.payment_intents
 
@@ -144,6 +167,93 @@ class StripeGateway:
         # Refused if it is paid, being paid or cancelled by now; its status tells.
         with suppress(stripe.InvalidRequestError):
             self._intents.cancel(reference)
+
+
+class _HTTPClient(stripe.HTTPClient):
+    """Calls that end within `CALL_SECONDS`, with an answer that is like one of Stripe's.
+
+    The SDK's own clients limit each wait for the next bytes, so that an answer which trickles in
+    never ends, and read as many bytes as come.
+    """
+
+    name = "httpx2"
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        post_data: str | None = None,
+        **_: object,
+    ) -> tuple[str, int, Mapping[str, str]]:
+        call = _call(method, url, {**(headers or {}), "Accept-Encoding": "identity"}, post_data)
+        try:
+            body, response = asyncio.run_coroutine_threadsafe(call, _loop()).result()
+        # OSError and ValueError: certificates or a proxy that the environment names wrongly.
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            # Without its words and its cause, which may quote the request's headers.
+            reason = type(error).__name__
+            raise stripe.APIConnectionError(reason) from None  # type: ignore[no-untyped-call]
+        try:
+            expected = _Intent if response.is_success else _Refusal
+            expected.model_validate_json(body)
+        except ValidationError:
+            raise _odd_answer(f"with HTTP status {response.status_code}") from None
+        return body.decode(), response.status_code, response.headers
+
+    def close(self) -> None:
+        pass
+
+
+class _Intent(BaseModel):
+    """What is read of an answer."""
+
+    id: str
+    status: str
+
+
+class _Error(BaseModel):
+    type: str
+    code: str | None = None
+    message: str | None = None
+
+
+class _Refusal(BaseModel):
+    error: _Error
+
+
+async def _call(
+    method: str, url: str, headers: Mapping[str, str], content: str | None
+) -> tuple[bytes, httpx2.Response]:
+    body = bytearray()
+    async with (
+        asyncio.timeout(CALL_SECONDS),
+        _http_client().stream(method, url, content=content, headers=headers) as response,
+    ):
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > ANSWER_LIMIT:
+                raise _odd_answer(f"of more than {ANSWER_LIMIT:,} bytes")
+    return bytes(body), response
+
+
+def _odd_answer(what: str) -> stripe.APIError:
+    return stripe.APIError(f"an answer {what} that isn't like one of Stripe's")
+
+
+@cache
+def _http_client() -> httpx2.AsyncClient:
+    """Of the thread of `_loop`; it keeps connections for the next calls."""
+    certificates = ssl.create_default_context(cafile=stripe.ca_bundle_path)
+    return httpx2.AsyncClient(verify=certificates, timeout=None)
+
+
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Of a thread of its own, which keeps no process from ending."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="stripe", daemon=True).start()
+    return loop
 
 
 def minor_units(amount: Decimal, currency: str) -> int:

@@ -52,10 +52,14 @@ DOWNLOAD_SECONDS = 300
 """A firewall may let a download hang."""
 LOG_LIMIT = 1_000_000
 """Bytes of `temporal.log` from which the next start begins a new one."""
+STOP_SECONDS = 5
+"""A server that ends needs one second; one that doesn't answer is killed after these."""
 DIRECTORY = "invoice_data_dir"
 """The key in the data of an embedded server's namespace that has the server's directory."""
 
 log = logging.getLogger("temporal_service")
+_started: list[asyncio.subprocess.Process] = []
+"""The servers of this process; at most one of them runs."""
 
 
 @asynccontextmanager
@@ -106,6 +110,14 @@ async def connect_or_start(
             keeper.cancel()
     finally:
         await server.stop()
+
+
+def kill_started_servers() -> None:
+    """Ends the server that this process has started, at once. May be called in any thread."""
+    for process in _started:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
 
 
 async def belongs_to(client: Client, directory: Path) -> bool:
@@ -243,7 +255,7 @@ class _DevServer:
             return
         process.terminate()
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(STOP_SECONDS):
                 await process.wait()
         except TimeoutError:
             process.kill()
@@ -272,6 +284,7 @@ class _DevServer:
                 )
         except OSError as error:
             raise StartupError(f"The Temporal dev server can't be started: {error}.") from error
+        _started[:] = [self._process]
         with suppress(TimeoutError):
             async with asyncio.timeout(30):
                 while self._process.returncode is None:

@@ -404,6 +404,20 @@ async def test_a_service_left_behind_by_a_killed_worker_is_used(
     assert embedded.servers() == [server]
 
 
+@unix
+@pytest.mark.slow
+async def test_a_service_that_hangs_ends_with_its_worker(embedded: Embedded) -> None:
+    limits = ["1", "3", str(embedded.port), str(embedded.ui_port)]
+    worker = Worker("", embedded.data, PROCESSES / "hung_worker.py", limits)
+    embedded.workers.append(worker)
+    await worker.start()
+    [server] = embedded.servers()
+    server.suspend()
+    assert await worker.end() == 0
+    await eventually(lambda: not embedded.servers())
+    assert "Traceback" not in worker.log.read_text()
+
+
 async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> None:
     worker = await embedded.worker().start()
     invoice = await submit(embedded)

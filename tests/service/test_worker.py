@@ -13,9 +13,13 @@ import pytest
 from postgres import PASSWORD
 from startup import StartupError
 from support import (
+    PROCESSES,
     ROOT,
+    Desk,
+    Namespace,
     Worker,
     environment,
+    eventually,
     free_port,
     refused_start,
 )
@@ -123,6 +127,29 @@ async def test_an_idle_worker_ends_cleanly(number: int, address: str, tmp_path: 
         assert "Traceback" not in worker.log.read_text()
         assert "Fatal Python error" not in worker.log.read_text()
         assert "gets no work" not in worker.log.read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize(
+    ("drain", "end", "is_told"),
+    [
+        pytest.param(1, 90, False, id="by the worker"),
+        pytest.param(90, 1, True, id="with the process"),
+    ],
+)
+async def test_a_payment_that_hangs_does_not_keep_it_from_ending(
+    drain: int, end: int, is_told: bool, namespace: Namespace, tmp_path: Path
+) -> None:
+    limits = [str(drain), str(end)]
+    script = PROCESSES / "hung_worker.py"
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path, script, limits) as worker:
+        await desk.submit_and_approve()
+        await eventually((tmp_path / "paying").exists)
+        assert await worker.end() == 0
+    log = worker.log.read_text()
+    assert "Traceback" not in log
+    assert ("cut off. The next worker tries it again." in log) == is_told
 
 
 INTERRUPTING = """

@@ -336,6 +336,36 @@ def test_unusable_file_is_refused_in_one_sentence(
     assert [file.read_text() for file in file.parent.iterdir()] == [content]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize("arguments", [[], ["--remove"]])
+def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(
+    machine: Machine, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    file = machine.file(content="")
+    file.unlink()
+    os.mkfifo(file)
+    assert run(*arguments) == 1
+    assert capsys.readouterr().err == f"{file} isn't a regular file; nothing was changed.\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_half_of_a_copy(machine: Machine) -> None:
+    file = machine.file(content=OTHERS)
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+    program = f"{limited}; import claude_desktop; sys.exit(claude_desktop.main([], 'linux'))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"{file} can't be read or written: ")
+    assert file.read_bytes() == OTHERS.encode()
+    assert list(file.parent.iterdir()) == [file]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_byte_order_mark_is_tolerated(machine: Machine, encoding: str) -> None:
     file = machine.file(content="")

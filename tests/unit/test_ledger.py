@@ -1,5 +1,6 @@
 """The ledger, in SQLite and in PostgreSQL: the first row wins, for ever and through every fault."""
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -7,10 +8,11 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -310,6 +312,24 @@ def test_a_ledger_locked_for_too_long_is_unavailable_and_works_again(
     assert ledger.add(BEGUN) == BEGUN
 
 
+def test_threads_do_not_wait_for_a_locked_ledger_one_after_the_other(
+    ledger: SQLiteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payments.ledger.WAIT_SECONDS", 0.3)
+    ledger._connection.execute("PRAGMA busy_timeout=300")
+    with closing(sqlite3.connect(tmp_path / "payments.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with ThreadPoolExecutor(20) as pool:
+            began = time.monotonic()
+            attempts = [pool.submit(ledger.add, BEGUN) for _ in range(20)]
+            for attempt in attempts:
+                with pytest.raises(GatewayUnavailable):
+                    attempt.result()
+            assert time.monotonic() - began < 3  # one after the other they take 6
+        other.execute("ROLLBACK")
+    assert ledger.add(BEGUN) == BEGUN
+
+
 def test_commits_are_synchronised_in_full(ledger: SQLiteLedger) -> None:
     assert ledger._execute("PRAGMA synchronous")[0] == [(2,)]  # FULL
 
@@ -459,6 +479,75 @@ def test_a_database_that_is_too_slow_is_unavailable_and_works_again(database: st
         with pytest.raises(GatewayUnavailable, match="due to statement timeout"):
             ledger.add(BEGUN)
     assert ledger.add(BEGUN) == BEGUN
+
+
+async def test_a_database_that_hangs_is_unavailable_and_its_connection_replaced(
+    database: str, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server or the network between answers no more keeps no thread."""
+    monkeypatch.setattr("payments.ledger.ANSWER_SECONDS", 0.5)
+    async with silenced(postgresql.port) as (port, silence):
+        url = database.replace(f":{postgresql.port}/", f":{port}/")
+        ledger = await asyncio.to_thread(open_at, url)
+        await asyncio.to_thread(ledger.add, BEGUN)
+        silence()
+        found = await asyncio.wait_for(
+            asyncio.to_thread(ledger.latest, PAYMENT.idempotency_key), 20
+        )
+        assert found == BEGUN
+
+
+def test_a_statement_that_gets_no_answer_is_given_up(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payments.ledger.ANSWER_SECONDS", 0.3)
+    ledger = open_at(database)
+    with pytest.raises(GatewayUnavailable, match=r"unavailable: no answer within 0\.3 s"):
+        ledger._execute("SELECT pg_sleep(4)")
+    assert ledger.add(BEGUN) == BEGUN
+
+
+def test_a_database_that_hangs_at_the_start_is_told(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to the audit, which would else wait for ever."""
+    open_at(database)
+    monkeypatch.setattr("payments.ledger.ANSWER_SECONDS", 0.3)
+    with psycopg.connect(database) as connection:
+        connection.execute("LOCK TABLE payment_ledger")
+        with pytest.raises(StartupError, match=r"can't be used: no answer within 0\.3 s"):
+            open_at(database, read_only=True)
+
+
+@asynccontextmanager
+async def silenced(port: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
+    """A way to the port; the function makes the connections that are there answer no more."""
+    talking: set[asyncio.Task[None]] = set()
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            target.write(data)
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        ends.append(back)
+        ends.append(writer)
+        talking.add(asyncio.create_task(pump(reader, back)))
+        talking.add(asyncio.create_task(pump(there, writer)))
+
+    def silence() -> None:
+        for task in talking:
+            task.cancel()
+
+    ends: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], silence
+    finally:
+        silence()
+        server.close()
+        for end in ends:
+            end.close()
 
 
 def test_tables_that_were_made_anew_are_not_taken_for_the_ledger(database: str) -> None:

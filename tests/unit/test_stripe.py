@@ -1,10 +1,13 @@
 """Paying through Stripe: nothing charged twice, nothing lost, whatever a stand-in does to it."""
 
 import os
+import socket
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -405,6 +408,86 @@ def test_an_amount_that_its_currency_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(InvalidPayment, match=rule):
         minor_units(Decimal(amount), currency)
+
+
+ODD_ANSWERS = {
+    "a list": (200, b"[]"),
+    "null": (200, b"null"),
+    "nothing": (204, b""),
+    "without an id": (200, b'{"object": "payment_intent", "status": "succeeded"}'),
+    "without a status": (200, b'{"object": "payment_intent", "id": "pi_1"}'),
+    "an id of none": (200, b'{"id": null, "status": "succeeded"}'),
+    "a deep one": (200, b'{"id": "pi_1", "status": "x", "a": %s}' % (b"[" * 9999 + b"]" * 9999)),
+    "an error of none": (402, b'{"error": null}'),
+    "an error in a list": (400, b'{"error": ["a"]}'),
+    "an error without a kind": (400, b'{"error": {}}'),
+    "a proxy's": (400, b"<html>Bad request</html>"),
+    "one that never ends": (200, None),
+}
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """A server whose connections are all answered so, each in a thread; gives its address."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.recv(65536)
+                answer(self.request)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("step", ["prepare", "pay"])
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+def test_an_answer_that_is_not_stripes_is_told_in_words(odd: str, step: str) -> None:
+    status, body = ODD_ANSWERS[odd]
+
+    def answer(connection: socket.socket) -> None:
+        head = f"HTTP/1.1 {status} So\r\nConnection: close\r\n\r\n"
+        connection.sendall(head.encode() + (body or b""))
+        while body is None:
+            connection.sendall(b" " * 65536)
+
+    with answering(answer) as url:
+        gateway = StripeGateway("sk_test_ok", "stripe test", url)
+        with pytest.raises(GatewayUnavailable, match="that isn't like one of Stripe's"):
+            gateway.prepare(PAYMENT, 1) if step == "prepare" else gateway.pay("pi_1", PAYMENT)
+
+
+@pytest.mark.parametrize("begun", ["", "HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{"])
+def test_an_answer_that_trickles_in_is_given_up(
+    begun: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payments.stripe_gateway.CALL_SECONDS", 0.5)
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(begun.encode() or b"HTTP/1.1 200 ")
+        while True:
+            connection.sendall(b" ")
+            time.sleep(0.1)
+
+    with answering(answer) as url:
+        gateway = StripeGateway("sk_test_ok", "stripe test", url)
+        with pytest.raises(GatewayUnavailable, match="gave no answer in time"):
+            gateway.prepare(PAYMENT, 1)
+
+
+@pytest.mark.parametrize("base", ["not a url", "ftp://x", "http://", "http://[::1", "127.0.0.1:9"])
+def test_an_address_that_is_none_is_refused_at_the_start(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_API_KEY", "sk_test_x")
+    monkeypatch.setenv("STRIPE_API_BASE", base)
+    with pytest.raises(StartupError, match="STRIPE_API_BASE must begin with"):
+        open_stripe()
 
 
 @pytest.mark.parametrize("key", ["", "pk_test_x", "hidden", "sk_x", "sk_tests_x", "sk_test_x\n"])

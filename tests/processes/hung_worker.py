@@ -1,0 +1,34 @@
+"""A worker whose gateway never answers, with the limits at its end that its arguments say.
+
+They are followed by the ports of its embedded service where it is to have one.
+"""
+
+import os
+import sys
+import time
+
+import activities
+import worker
+from payments.gateway import Payment
+from payments.ledger import open_ledger
+from payments.simulated import SimulatedGateway
+from startup import data_directory
+from temporal_service import connection
+
+
+class HungGateway(SimulatedGateway):
+    def pay(self, reference: str, payment: Payment) -> None:
+        (data_directory() / "paying").touch()
+        while True:
+            time.sleep(60)
+
+
+if __name__ == "__main__":
+    worker.DRAIN_SECONDS, worker.END_SECONDS, *ports = map(int, sys.argv[1:])
+    if ports:
+        connection.PORT, connection.UI_PORT = ports
+    del sys.argv[1:]
+    directory = data_directory()
+    payments = (HungGateway(directory), open_ledger(directory))
+    activities.open_payments = lambda: payments  # type: ignore[assignment]
+    os._exit(worker.main())  # worker.py says why
