@@ -30,7 +30,7 @@ from invoices.invoice import (
     line_number,
     workflow_id,
 )
-from invoices.refusals import unknown_invoice
+from invoices.refusals import InvoiceError, unknown_invoice
 from invoices.status import (
     CANCELLED,
     COMPLETED,
@@ -110,6 +110,16 @@ class InvoiceRun:
     def is_open(self) -> bool:
         """By Temporal's word; a status text may be anybody's."""
         return self.description.close_time is None
+
+    @property
+    def ledger(self) -> str | None:
+        """The id of its payment ledger, as far as the run has told it."""
+        return self.progress.ledger if self.progress else None
+
+    @property
+    def has_begun_to_pay(self) -> bool:
+        """Whether its ledger has, or may have, payments of the invoice."""
+        return bool(self.progress and (self.progress.paid_lines or self.progress.current_line))
 
 
 @dataclass
@@ -251,6 +261,31 @@ class InvoiceRuns:
         async for page in list_executions(self.temporal, query, page_size=limit):
             return page
         return []
+
+    async def ledger_of(self, last: InvoiceRun, limit: int) -> str | None:
+        """The id of the payment ledger that an invoice belongs to; None if no run tells it.
+
+        It is the ledger of the newest run that had begun to pay, else that of the newest that knows
+        one: another client's run may know none, or have met the worker of another ledger.
+
+        Args:
+            last: the invoice's latest run.
+            limit: of the earlier runs that are looked at.
+        """
+        if last.ledger and last.has_begun_to_pay:
+            return last.ledger
+        invoice_id = last.status.invoice_id
+        executions = await self.latest_executions(invoice_id, limit + 1)
+        calls = [self._find_run(invoice_id, one.run_id) for one in executions]
+        runs = [last, *(run for run in await _gather_bounded(calls) if run)]
+        known = [run for run in runs if run.ledger]
+        paying = [run for run in known if run.has_begun_to_pay]
+        return next((run.ledger for run in paying + known), None)
+
+    async def _find_run(self, invoice_id: str, run_id: str) -> InvoiceRun | None:
+        with suppress(InvoiceError):  # deleted in the meantime
+            return await self.get_run(invoice_id, run_id)
+        return None
 
     async def read_start(
         self, id: str, run_id: str | None = None, *, content_only: bool = False
