@@ -10,7 +10,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any, TypeVar
 
@@ -69,6 +69,8 @@ FIRST_EVENTS = 30
 """The workflow writes its memo within the first dozen events, unless signals came before."""
 MAX_EVENTS = 1000
 """How many events are looked through for the workflow's first memo."""
+RESET_AFTER = timedelta(milliseconds=10)
+"""A run that starts by more than this after its submission is what a reset has made of another."""
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
 
@@ -435,6 +437,11 @@ class InvoiceRuns:
         deadline = None
         if progress.state == "waiting" and isinstance(progress, RunProgress):
             deadline = approval_deadline(submitted_at, progress.approval_timeout_days)
+        # A run that was reset repeats what the ledger had answered before, and may have paid since.
+        was_reset = execution.start_time - submitted_at > RESET_AFTER
+        if was_reset and not progress.paid_lines:
+            unknown = {"paid_earlier_lines": None, "paid_earlier_amount": None}
+            progress = progress.model_copy(update=unknown)
         return InvoiceStatus(
             **progress.model_dump(include=set(Progress.model_fields)),
             invoice_id=invoice_id_of(execution.id),
