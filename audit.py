@@ -16,6 +16,7 @@ import json
 import os
 import sqlite3
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from temporalio.api.common.v1 import Payloads
-from temporalio.api.history.v1 import HistoryEvent
+from temporalio.api.history.v1 import ActivityTaskFailedEventAttributes, HistoryEvent
 from temporalio.service import RPCError
 
 from invoice_runs import InvoiceRun, InvoiceRuns, invoice_of
@@ -79,6 +80,7 @@ class PaymentActivity:
     asked: PaymentRequest
     scheduled_at: datetime
     paid_at: datetime | None = None
+    is_declined: bool = False
 
 
 @dataclass
@@ -86,6 +88,8 @@ class Run:
     """What Temporal has of one submission. Lines are known by their number, as text."""
 
     found: InvoiceRun
+    original_id: str = ""
+    """The same for a run and what an operator has made of it by resets."""
     invoice: Invoice | None = None
     signals: list[tuple[Decision, str]] = field(default_factory=list)
     """Each decision that was sent, with the identity of the Temporal client that sent it."""
@@ -122,6 +126,7 @@ class Run:
         at = event.event_time.ToDatetime(UTC)
         match kind.removesuffix("_event_attributes"), attributes:
             case "workflow_execution_started", started:
+                self.original_id = started.original_execution_run_id
                 self.invoice = invoice_of(started)
             case "workflow_execution_signaled", signal:
                 if signal.signal_name in DECISIONS:
@@ -133,14 +138,15 @@ class Run:
             case "activity_task_completed", completed:
                 if payment := self.under_way.pop(completed.scheduled_event_id, None):
                     # Of a payment that a cancellation left open it may be that it wasn't made.
-                    payment.paid_at = None if _data(completed.result) == b"false" else at
+                    payment.is_declined = _data(completed.result) == b"false"
+                    payment.paid_at = None if payment.is_declined else at
                 else:
                     self._take_answer(completed.result)
             case (
                 "activity_task_failed" | "activity_task_timed_out" | "activity_task_canceled",
                 ended,
             ):
-                self.under_way.pop(ended.scheduled_event_id, None)
+                self._end_payment(ended)
             case "marker_recorded", marker if "result" in marker.details:  # of a local activity
                 self._take_answer(marker.details["result"])
 
@@ -152,6 +158,12 @@ class Run:
             self.ledgers |= {asked.ledger} if asked.ledger else set()
         elif activity.activity_type.name == "payment_outcome" and line in self.payments:
             self.under_way[event_id] = self.payments[line]
+
+    def _end_payment(self, ended: Any) -> None:
+        payment = self.under_way.pop(ended.scheduled_event_id, None)
+        if payment and isinstance(ended, ActivityTaskFailedEventAttributes):
+            failure = ended.failure.application_failure_info
+            payment.is_declined = failure.type == "PaymentDeclined"
 
     def _take_answer(self, result: Payloads) -> None:
         answer = _parsed(LedgerAnswer, result)
@@ -235,7 +247,8 @@ async def _audit_invoice(
     latest = await read_run(temporal_runs, invoice_id)  # which Temporal's list may not have yet
     earlier = run_ids - {latest.found.id if latest else ""}
     read = [latest, *[await read_run(temporal_runs, invoice_id, run_id) for run_id in earlier]]
-    found = sorted((run for run in read if run), key=lambda run: run.found.status.submitted_at)
+    # A reset run begins later than it was submitted, perhaps after another submission.
+    found = sorted((run for run in read if run), key=lambda run: run.found.description.start_time)
     runs = [run for run in found if run.is_of_an_invoice]
     entries = ledger.entries(invoice_id)
     for row in _rows(invoice_id, runs, entries):
@@ -250,20 +263,51 @@ async def _audit_invoice(
 def _rows(invoice_id: str, runs: list[Run], entries: list[LedgerEntry]) -> list[Row]:
     """Of each run its lines, each with the attempts to pay it; then what no run accounts for."""
     rows: list[Row] = []
-    for run in reversed(runs):  # an entry belongs to the last run that had begun its line by then
+    left: dict[str, list[LedgerEntry]] = defaultdict(list)
+    for entry in entries:
+        left[_line(entry)].append(entry)
+    paid = {_line(entry) for entry in entries if entry.state == "paid"}
+    for number, run in enumerate(runs, start=1):
         numbers = map(str, range(1, len(run.invoice.lines) + 1)) if run.invoice else ()
-        of_run: list[Row] = []
         for line in dict.fromkeys([*numbers, *run.payments]) or [""]:
-            begun = run.payments.get(line)
-            own = [e for e in entries if begun and _line(e) == line and begun.scheduled_at <= e.at]
-            entries = [entry for entry in entries if entry not in own]
-            of_run += [_row(invoice_id, run, line, entry) for entry in own]
-            of_run += [] if own else [_row(invoice_id, run, line, None)]
-        rows = of_run + rows
-    return rows + [_row(invoice_id, None, _line(entry), entry) for entry in entries]
+            own: list[LedgerEntry] = []
+            if begun := run.payments.get(line):
+                is_last = not any(line in later.payments for later in runs[number:])
+                own, left[line] = _attempts(begun, left[line], is_last=is_last)
+            rows += [_row(invoice_id, run, line, entry) for entry in own]
+            rows += [] if own else [_row(invoice_id, run, line, None, was_paid=line in paid)]
+    for line, of_line in left.items():
+        rows += [_row(invoice_id, None, line, entry) for entry in of_line]
+    return rows
 
 
-def _row(invoice_id: str, run: Run | None, line: str, entry: LedgerEntry | None) -> Row:
+def _attempts(
+    begun: PaymentActivity, entries: list[LedgerEntry], *, is_last: bool
+) -> tuple[list[LedgerEntry], list[LedgerEntry]]:
+    """Which entries of a line are of a run that had begun it, and those left for later runs.
+
+    By their order and by how the payment ended, since the ledger has the time by the worker's
+    clock and Temporal by its own. A later run takes up an attempt of which no end is known.
+    """
+    states = [entry.state for entry in entries]
+    count = 0
+    if is_last:
+        count = len(entries)
+    elif begun.is_declined:
+        count = int(states[:1] == ["declined"])
+    elif begun.paid_at and "paid" in states:
+        count = states.index("paid") + 1  # one that was declined before may not have been told
+    return entries[:count], entries[count:]
+
+
+def _row(
+    invoice_id: str,
+    run: Run | None,
+    line: str,
+    entry: LedgerEntry | None,
+    *,
+    was_paid: bool = False,
+) -> Row:
     row: Row = dict.fromkeys(COLUMNS)
     row |= {"invoice_id": invoice_id, "state": "not_in_temporal", "line": line}
     if run:
@@ -280,7 +324,9 @@ def _row(invoice_id: str, run: Run | None, line: str, entry: LedgerEntry | None)
             row["customer"] = run.invoice.customer
         begun = run.payments.get(line)
         if begun and begun.paid_at:
-            row |= {"payment": "not_in_ledger", "payment_at": _iso(begun.paid_at)}
+            # If it is in the ledger, an earlier run has made it, and this one found it so.
+            state = "paid_earlier" if was_paid else "not_in_ledger"
+            row |= {"payment": state, "payment_at": _iso(begun.paid_at)}
         elif line in run.paid_earlier:
             row["payment"] = "paid_earlier"
     if entry:
@@ -364,8 +410,9 @@ def _line_disagreements(
     paid = [entry for entry in entries if entry.state == "paid"]
     if len(paid) > 1:
         yield f"paid twice in the ledger: {', '.join(map(_described, paid))}"
-    # A reset by an operator copies events into another run; the copies keep their time.
-    if len({payment.paid_at for _, payment in done}) > 1:
+    # A run that an operator has reset repeats its payments: where it asks the same ledger, that
+    # tells it that they are made.
+    if len({(run.original_id, payment.asked.ledger) for run, payment in done}) > 1:
         yield f"paid by {' and by '.join(str(run) for run, _ in done)}"
     if told and not paid:
         run, known = told[0]

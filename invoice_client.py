@@ -55,7 +55,8 @@ Handle = WorkflowHandle[InvoiceWorkflow, str]
 RECENT_SECONDS = 10
 """For so long after an answer it is taken for granted, when submitting, that a worker runs."""
 EARLIER_RUNS = 50
-"""How many earlier submissions are compared with one that is to be approved."""
+"""How many earlier submissions are compared with one that is to be approved, and are looked through
+for the ledger of a new one."""
 
 
 class InvoiceClient:
@@ -96,8 +97,7 @@ class InvoiceClient:
             return _already_in_process(invoice, last)
         if last.status.state == "completed" and last.description.workflow_type == INVOICE_WORKFLOW:
             raise already_paid(last.status)
-        if last.progress:
-            progress.ledger = last.progress.ledger  # one invoice, one ledger
+        progress.ledger = await self.runs.ledger_of(last, EARLIER_RUNS)  # one invoice, one ledger
         try:
             handle, call = await self._start(
                 invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE

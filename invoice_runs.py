@@ -10,7 +10,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import Any, TypeVar
 
@@ -30,7 +30,7 @@ from invoices.invoice import (
     line_number,
     workflow_id,
 )
-from invoices.refusals import unknown_invoice
+from invoices.refusals import InvoiceError, unknown_invoice
 from invoices.status import (
     CANCELLED,
     COMPLETED,
@@ -69,6 +69,8 @@ FIRST_EVENTS = 30
 """The workflow writes its memo within the first dozen events, unless signals came before."""
 MAX_EVENTS = 1000
 """How many events are looked through for the workflow's first memo."""
+RESET_AFTER = timedelta(milliseconds=10)
+"""A run that starts by more than this after its submission is what a reset has made of another."""
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
 
@@ -110,6 +112,16 @@ class InvoiceRun:
     def is_open(self) -> bool:
         """By Temporal's word; a status text may be anybody's."""
         return self.description.close_time is None
+
+    @property
+    def ledger(self) -> str | None:
+        """The id of its payment ledger, as far as the run has told it."""
+        return self.progress.ledger if self.progress else None
+
+    @property
+    def has_begun_to_pay(self) -> bool:
+        """Whether its ledger has, or may have, payments of the invoice."""
+        return bool(self.progress and (self.progress.paid_lines or self.progress.current_line))
 
 
 @dataclass
@@ -251,6 +263,31 @@ class InvoiceRuns:
         async for page in list_executions(self.temporal, query, page_size=limit):
             return page
         return []
+
+    async def ledger_of(self, last: InvoiceRun, limit: int) -> str | None:
+        """The id of the payment ledger that an invoice belongs to; None if no run tells it.
+
+        It is the ledger of the newest run that had begun to pay, else that of the newest that knows
+        one: another client's run may know none, or have met the worker of another ledger.
+
+        Args:
+            last: the invoice's latest run.
+            limit: of the earlier runs that are looked at.
+        """
+        if last.ledger and last.has_begun_to_pay:
+            return last.ledger
+        invoice_id = last.status.invoice_id
+        executions = await self.latest_executions(invoice_id, limit + 1)
+        calls = [self._find_run(invoice_id, one.run_id) for one in executions]
+        runs = [last, *(run for run in await _gather_bounded(calls) if run)]
+        known = [run for run in runs if run.ledger]
+        paying = [run for run in known if run.has_begun_to_pay]
+        return next((run.ledger for run in paying + known), None)
+
+    async def _find_run(self, invoice_id: str, run_id: str) -> InvoiceRun | None:
+        with suppress(InvoiceError):  # deleted in the meantime
+            return await self.get_run(invoice_id, run_id)
+        return None
 
     async def read_start(
         self, id: str, run_id: str | None = None, *, content_only: bool = False
@@ -400,6 +437,11 @@ class InvoiceRuns:
         deadline = None
         if progress.state == "waiting" and isinstance(progress, RunProgress):
             deadline = approval_deadline(submitted_at, progress.approval_timeout_days)
+        # A run that was reset repeats what the ledger had answered before, and may have paid since.
+        was_reset = execution.start_time - submitted_at > RESET_AFTER
+        if was_reset and not progress.paid_lines:
+            unknown = {"paid_earlier_lines": None, "paid_earlier_amount": None}
+            progress = progress.model_copy(update=unknown)
         return InvoiceStatus(
             **progress.model_dump(include=set(Progress.model_fields)),
             invoice_id=invoice_id_of(execution.id),

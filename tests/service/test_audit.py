@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 import temporalio.worker
 from temporalio import activity, workflow
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError
 
 import activities
@@ -289,6 +291,43 @@ async def test_a_payment_that_a_terminated_run_had_begun_disagrees(
     assert "line 1: paid as “Web Development” for $5,000.00" in text
     assert "begun and not completed in run" in text
     assert text.endswith("(terminated)")
+
+
+async def test_a_payment_repeated_after_a_reset_is_in_the_books_once(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    desk = Desk(client)
+    async with Worker(namespace.address, tmp_path):
+        invoice = await desk.submit_and_approve(id="RESET")
+        await desk.until(invoice, "completed")
+        handle = desk.handle(invoice)
+        before = [event async for event in handle.fetch_history_events()]
+        paying = next(
+            event.activity_task_scheduled_event_attributes
+            for event in before
+            if event.HasField("activity_task_scheduled_event_attributes")
+        )
+        await client.workflow_service.reset_workflow_execution(
+            ResetWorkflowExecutionRequest(
+                namespace=client.namespace,
+                workflow_execution=WorkflowExecution(
+                    workflow_id=handle.id, run_id=(await handle.describe()).run_id
+                ),
+                workflow_task_finish_event_id=paying.workflow_task_completed_event_id,
+                request_id="a test",
+                reason="a test",
+            )
+        )
+        await desk.until(invoice, "completed")
+    found = await audited(namespace.address, tmp_path)
+    assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements\n"])
+    assert [(row["line"], row["payment"], row["attempt"]) for row in found.of("RESET")] == [
+        ("1", "paid", "1"),
+        ("2", "paid", "1"),
+        ("1", "paid_earlier", ""),
+        ("2", "paid_earlier", ""),
+    ]
 
 
 async def test_runs_on_two_ledgers_that_both_paid_disagree(

@@ -507,6 +507,9 @@ async def test_the_deadline_is_the_same_after_a_reset(tools: Tools, client: Clie
     assert (await handle.describe()).run_id != run_id
     after = await tools.until(invoice, "waiting")
     assert after["deadline"] == before["deadline"]
+    # What the run paid before the reset isn't in what it tells.
+    assert before["paid_earlier_lines"] == 0
+    assert "paid_earlier_lines" not in after
 
     async def listed() -> bool:  # the list lags behind
         result = await tools.client.call_tool("list_invoices", {"status": "waiting"})

@@ -190,6 +190,48 @@ async def test_a_forged_ledger_is_not_carried_on(idle: Namespace) -> None:
     assert "ledger" not in await (await handle.describe()).memo()
 
 
+async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    invoices = InvoiceClient(client)
+
+    async def until(invoice: dict[str, Any], state: str) -> None:
+        async def reached() -> bool:
+            return (await invoices.get_status(invoice["id"])).state == state
+
+        await eventually(reached)
+
+    lines = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
+    ended, invalid, elsewhere = broken = [an_invoice(lines=lines) for _ in range(3)]
+    directories = tmp_path / "own", tmp_path / "other"
+    for directory in directories:
+        directory.mkdir()
+    other = Worker(namespace.address, directories[1])
+    async with Worker(namespace.address, directories[0], INVOICE_DECLINE_OVER="50") as own:
+        for invoice in broken:
+            await invoices.submit(Invoice.model_validate(invoice))
+            await invoices.decide(invoice["id"], approve=True)
+        for invoice in broken:
+            await until(invoice, "failed")
+        ledger = (await invoices.runs.get_run(ended["id"])).ledger
+        assert ledger
+        await Desk(client).start({"id": invalid["id"]}, memo={})
+        await until(invalid, "failed")
+        await own.end()
+        async with other:
+            await Desk(client).start(elsewhere, memo={})
+            await until(elsewhere, "waiting")
+        await Desk(client).start(ended, memo={})
+        for invoice in (ended, elsewhere):
+            await client.get_workflow_handle(workflow_id(invoice["id"])).terminate()
+        for invoice in broken:
+            # By another MCP server, since this one knows which runs are its own.
+            await InvoiceClient(client).submit(Invoice.model_validate(invoice))
+            handle = client.get_workflow_handle(workflow_id(invoice["id"]))
+            assert (await (await handle.describe()).memo()).get("ledger") == ledger
+
+
 async def test_what_the_workflow_has_written_is_believed(
     namespace: Namespace, tmp_path: Path
 ) -> None:

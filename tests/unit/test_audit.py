@@ -34,6 +34,7 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
 APPROVAL = Decision(approved=True, at=NOON)
+PAYMENT = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
 
 
 def recorded(
@@ -43,10 +44,11 @@ def recorded(
     status = InvoiceStatus(
         invoice_id="MADE-UP", workflow_id="", state=state, status="", submitted_at=NOON
     )
-    description: Any = SimpleNamespace(run_id=uuid4().hex, close_time=None)
+    run_id = uuid4().hex
+    description: Any = SimpleNamespace(run_id=run_id, close_time=None)
     payments = {"1": payment} if payment else {}
     found = InvoiceRun(description, status, progress=None)
-    return audit.Run(found, signals=[(signal, "a client")], payments=payments)
+    return audit.Run(found, run_id, signals=[(signal, "a client")], payments=payments)
 
 
 @pytest.mark.parametrize(
@@ -150,18 +152,71 @@ def test_what_a_run_has_asked_about_a_payment_without_an_answer_counts(answer: s
     assert not run.under_way
 
 
-def test_a_payment_that_a_reset_has_copied_is_one_payment(ledger: SQLiteLedger) -> None:
-    payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
-    entry = LedgerEntry(payment, 1, "simulated", "simulated-1", "paid", NOON)
-    asked = PaymentRequest(item="Domain", amount=Decimal("9.90"))
+def test_a_payment_that_a_reset_run_repeats_is_one_payment(ledger: SQLiteLedger) -> None:
+    entry = LedgerEntry(PAYMENT, 1, "simulated", "simulated-1", "paid", NOON)
 
-    def disagreements(*moments: datetime) -> list[str]:
-        runs = [
-            recorded("completed", APPROVAL, audit.PaymentActivity(asked, NOON, moment))
-            for moment in moments
-        ]
+    def disagreements(*payments: tuple[str, str]) -> list[str]:
+        runs = []
+        for number, (original_id, ledger_id) in enumerate(payments):
+            asked = PaymentRequest(item="Domain", amount=Decimal("9.90"), ledger=ledger_id)
+            paid_at = NOON + timedelta(seconds=number)
+            made = audit.PaymentActivity(asked, paid_at, paid_at)
+            run = recorded("completed", APPROVAL, made)
+            runs.append(replace(run, original_id=original_id))
         return list(audit._disagreements(ledger, runs, [entry], [entry]))
 
-    assert not disagreements(NOON, NOON)
-    [text] = disagreements(NOON, NOON + timedelta(seconds=1))
-    assert text.startswith("line 1: paid by run ")
+    assert not disagreements(("first", "one"), ("first", "one"))
+    for other in (("second", "one"), ("first", "other")):
+        [text] = disagreements(("first", "one"), other)
+        assert text.startswith("line 1: paid by run ")
+
+
+@pytest.mark.parametrize("hours", [-1, 0, 1])
+def test_rows_are_the_same_however_wrong_the_workers_clock_is(hours: float) -> None:
+    """The ledger has the time by the worker's clock, Temporal by its own."""
+    declined = audit.PaymentActivity(PaymentRequest(), NOON, is_declined=True)
+    cut_off = audit.PaymentActivity(PaymentRequest(), NOON + timedelta(minutes=1))
+    made = audit.PaymentActivity(
+        PaymentRequest(), NOON + timedelta(minutes=2), NOON + timedelta(minutes=3)
+    )
+    states: list[Any] = ["declined", "declined", "paid"]
+    entries = [
+        LedgerEntry(
+            PAYMENT,
+            attempt,
+            "simulated",
+            f"simulated-{attempt}",
+            state,
+            NOON + timedelta(hours=hours, minutes=attempt - 1),
+        )
+        for attempt, state in enumerate(states, start=1)
+    ]
+
+    def rows(runs: list[audit.Run], entries: list[LedgerEntry]) -> list[tuple[object, ...]]:
+        found = audit._rows("MADE-UP", runs, entries)
+        return [(row["state"], row["payment"], row["attempt"]) for row in found]
+
+    runs = [
+        recorded("failed", APPROVAL, declined),
+        recorded("terminated", APPROVAL, cut_off),
+        recorded("completed", APPROVAL, made),
+        recorded("cancelled", APPROVAL, made),  # one that found it paid
+    ]
+    assert rows(runs, entries) == [
+        ("failed", "declined", 1),
+        ("terminated", None, None),
+        ("completed", "declined", 2),  # which the run before hasn't told
+        ("completed", "paid", 3),
+        ("cancelled", "paid_earlier", None),
+    ]
+    assert rows(runs[:2], entries[:2]) == [
+        ("failed", "declined", 1),
+        ("terminated", "declined", 2),
+    ]
+    # Of a ledger that doesn't have the first attempt.
+    assert rows([runs[0], runs[2]], entries[2:]) == [
+        ("failed", None, None),
+        ("completed", "paid", 3),
+    ]
+    assert rows(runs[2:3], []) == [("completed", "not_in_ledger", None)]
+    assert rows([], entries[:1]) == [("not_in_temporal", "declined", 1)]

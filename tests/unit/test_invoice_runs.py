@@ -1,6 +1,8 @@
 """Where an invoice stands, by its run's memo, by Temporal and by what a worker says."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -84,3 +86,22 @@ async def test_a_retry_is_told_without_a_worker(runs: InvoiceRuns) -> None:
     run = await found(runs, execution, progress_in("paying"))
     assert run.status.retry
     assert (run.status.retry.line, run.status.retry.attempt) == (2, 3)
+
+
+@pytest.mark.parametrize(("was_reset", "is_known"), [(False, True), (True, False)])
+async def test_what_a_run_paid_before_it_was_reset_is_not_known(
+    was_reset: bool, is_known: bool, runs: InvoiceRuns
+) -> None:
+    progress = progress_in("waiting").model_copy(
+        update={"paid_earlier_lines": 0, "paid_earlier_amount": Decimal("0.00")}
+    )
+    progress.submitted_at = NOON - timedelta(hours=was_reset)
+    listed = replace(an_execution(), raw_description=None)
+    described = an_execution()
+    assert described.raw_description
+    extended = described.raw_description.workflow_extended_info
+    extended.original_start_time.FromDatetime(progress.submitted_at)
+    for execution in (listed, described):
+        text = (await found(runs, execution, progress)).status.to_text()
+        assert ("; nothing of it is paid." in text) == is_known
+        assert ("; whether any of it was paid isn't known." in text) == (not is_known)
