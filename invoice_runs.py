@@ -89,7 +89,7 @@ class RunStart:
     has_own_memo: bool = False
     """Whether the workflow has written its memo. Until then, the memo is what the starter wrote."""
     submitted_at: Any = None
-    """From the workflow's first memo. A starter can't know it, because the service sets the time."""
+    """From the workflow's first memo. A starter can't know it: the service sets the time."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class TrustedMemos:
         return workflow_id in self._runs
 
     def add(self, id: str, run_id: str, submitted_at: Any) -> None:
-        """Trusts those memos of a run that have this `submitted_at`, which comes from its history."""
+        """Trusts memos of this run that have this `submitted_at`, which its history shows."""
         self._runs.pop(id, None)
         self._runs[id] = (run_id, submitted_at)
         if len(self._runs) > REMEMBERED_RUNS:
@@ -153,7 +153,7 @@ class InvoiceRuns:
         self.clock = ServiceClock()
         self.trusted_memos = TrustedMemos()
         self.has_state_attribute = True
-        """Whether the namespace has the search attribute `InvoiceState`. True until a call fails."""
+        """Whether the namespace has the search attribute `InvoiceState`, as far as is known."""
         self.last_worker_answer = -inf
         """When a worker last answered, by the monotonic clock."""
 
@@ -466,7 +466,7 @@ class InvoiceRuns:
         return (await self.temporal.count_workflows(others)).count == 0
 
     async def _is_latest(self, execution: Execution) -> bool:
-        """Whether this is the invoice's latest run. A list of one state can leave out later runs."""
+        """Whether it is the invoice's latest run. A list of one state can leave out later ones."""
         if execution.close_time is None:
             return True
         return (await describe_execution(self.temporal, execution.id)).run_id == execution.run_id

@@ -261,7 +261,7 @@ NOT_A_YES = {
     output_schema=STATUS_SCHEMA,
 )
 async def reject_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolResult:
-    """Reject an invoice, so that nothing more of it is paid. Call this only if the person tells you to.
+    """Reject an invoice, so that nothing more of it is paid. Only if the person tells you to.
 
     The first decision stands: a later call reports what was decided, by whom and why. A rejected
     invoice can be submitted again.
