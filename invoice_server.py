@@ -237,7 +237,7 @@ async def approve_invoice(
 
 
 def _asked_on_card(status: InvoiceStatus) -> ToolResult:
-    cards.note_shown()
+    cards.record_card_shown()
     return _answer(
         f"A card with invoice {status.invoice_id} is shown to the person, who approves or rejects"
         " it there. Nothing is approved or paid yet. Call this again only if the person says that"

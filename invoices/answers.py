@@ -30,7 +30,7 @@ class Retry(BaseModel):
 
     line: Annotated[
         int | None,
-        Field(description="The line's number, from 1. Missing if reading the ledger is retried."),
+        Field(description="The line's number, from 1. Missing for a call to the ledger."),
     ] = None
     attempt: Annotated[int, Field(description="The number of the current or next attempt.")]
     next_attempt_at: datetime | None = None
@@ -78,7 +78,7 @@ class InvoiceStatus(Progress):
         Field(description="The last submission with this id, if its content was different."),
     ] = None
     outcome: Annotated[
-        Outcome | None, Field(description="The result of this call, if it changes or decides.")
+        Outcome | None, Field(description="The result of this call, if it submitted or decided.")
     ] = None
     clock_offset_seconds: Annotated[
         float | None,

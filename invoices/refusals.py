@@ -16,6 +16,10 @@ SHOWN_LINES = 20
 """How many lines a refusal lists at most: the largest ones."""
 CODE_LENGTH = 12
 """Hexadecimal digits of a `content_code`."""
+_TIMES_OUT = (
+    "Unless somebody decided before the deadline, it times out and this submission pays nothing."
+    " After that, you can submit it again."
+)
 
 
 class InvoiceError(Exception):
@@ -100,12 +104,6 @@ def expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
             f" {format_utc(status.deadline)}, has passed{clock}."
             f" {_TIMES_OUT} {status.clock}".rstrip()
         )
-
-
-_TIMES_OUT = (
-    "Unless somebody decided before the deadline, it times out and this submission pays nothing."
-    " After that, you can submit it again."
-)
 
 
 def arrived_late(status: InvoiceStatus, approve: bool, arrived_at: datetime) -> InvoiceError:
