@@ -36,19 +36,17 @@ SETTINGS = (
     Setting("TEMPORAL_NAMESPACE", _ALL, "namespace of the invoices", "default"),
     Setting("TEMPORAL_API_KEY", _ALL, "API key; also turns TLS on", is_secret=True),
     Setting("TEMPORAL_TLS", _ALL, "true or false: whether to use TLS"),
-    Setting(
-        "TEMPORAL_TLS_CLIENT_CERT_PATH", _ALL, "file with the client certificate", is_path=True
-    ),
+    Setting("TEMPORAL_TLS_CLIENT_CERT_PATH", _ALL, "file of the client certificate", is_path=True),
     Setting("TEMPORAL_TLS_CLIENT_CERT_DATA", _ALL, "the client certificate itself, in PEM"),
-    Setting("TEMPORAL_TLS_CLIENT_KEY_PATH", _ALL, "file with the certificate's key", is_path=True),
+    Setting("TEMPORAL_TLS_CLIENT_KEY_PATH", _ALL, "file of the certificate's key", is_path=True),
     Setting("TEMPORAL_TLS_CLIENT_KEY_DATA", _ALL, "the key itself, in PEM", is_secret=True),
-    Setting("TEMPORAL_TLS_SERVER_CA_CERT_PATH", _ALL, "file with the service's CA", is_path=True),
+    Setting("TEMPORAL_TLS_SERVER_CA_CERT_PATH", _ALL, "file of the service's CA", is_path=True),
     Setting("TEMPORAL_TLS_SERVER_CA_CERT_DATA", _ALL, "the service's CA itself, in PEM"),
     Setting("TEMPORAL_TLS_SERVER_NAME", _ALL, "host name on the service's certificate"),
     Setting(
         "TEMPORAL_GRPC_META_*",
         _ALL,
-        "a header to send with each call to the service",
+        "a header to send to the service",
         is_secret=True,
     ),
     Setting("TEMPORAL_PROFILE", _ALL, "profile to use from the TOML file", "default"),
@@ -81,9 +79,7 @@ SETTINGS = (
         "webhook for notices that an invoice waits or has ended",
         is_secret=True,
     ),
-    Setting(
-        "INVOICE_METRICS_ADDRESS", _WORKER, "host:port on which to serve metrics for Prometheus"
-    ),
+    Setting("INVOICE_METRICS_ADDRESS", _WORKER, "host:port for Prometheus metrics"),
     Setting(
         "TEMPORAL_DEPLOYMENT_NAME", _WORKER, "deployment of this worker, for Worker Versioning"
     ),

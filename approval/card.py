@@ -201,7 +201,7 @@ class ApprovalCards(Middleware):
         return self._offered_with(ctx.session.client_capabilities)
 
     def _offered_with(self, capabilities: ClientCapabilities | None) -> bool:
-        """Whether a host gets cards. Elicitation has precedence, so a host that can ask gets none."""
+        """Whether a host gets cards. A host that supports elicitation doesn't need them."""
         if self._setting == "off":
             return False
         return can_show_cards(capabilities) and not can_ask(capabilities)

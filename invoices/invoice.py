@@ -52,7 +52,7 @@ def _invoice_id(value: str) -> str:
     if not letter_or_digit(value[0]) or not all(letter_or_digit(c) or c in "._/#-" for c in value):
         raise PydanticCustomError(
             "invoice_id",
-            "must be letters, digits and . _ / # - only, starting with a letter or digit",
+            "must contain only letters, digits and . _ / # -, and start with a letter or digit",
         )
     return value
 

@@ -209,7 +209,8 @@ class Progress(BaseModel):
             return f"{self.amounts}: {lines} paid earlier, {amount}; {left} to pay."
         paid = f"Paid: {lines}, {amount} of {format_money(self.total, self.currency)}"
         if earlier and self.paid_earlier_amount is not None:
-            paid += f", {format_money(self.paid_earlier_amount, self.currency)} of it earlier"
+            paid_earlier = format_money(self.paid_earlier_amount, self.currency)
+            paid += f", including {paid_earlier} paid earlier"
         return f"{paid}."
 
     @property
