@@ -353,9 +353,9 @@ async def test_a_click_on_what_was_replaced_decides_nothing(browser: Browser, ho
     await host("process_invoice", invoice_data=other)
     await card.click("Approve and pay $7,000.00")
     await card.sees("out of date")
-    assert await card.buttons() == ["Look again"]
+    assert await card.buttons() == ["Load again"]
     assert (await host.status(card.invoice))["state"] == "waiting"
-    await card.click("Look again")
+    await card.click("Load again")
     await card.sees("Approve and pay $9,000.00")
 
 
@@ -369,7 +369,7 @@ async def test_a_card_of_an_earlier_process_is_out_of_date(
         await card.click("Approve and pay")
         await card.sees("server was restarted")
         assert (await host.status(card.invoice))["state"] == "waiting"
-        await card.click("Look again")
+        await card.click("Load again")
         await card.sees("Approve and pay")
         await card.click("Approve and pay")
         await card.sees("Paid: 2 of 2 lines")
@@ -382,7 +382,7 @@ async def test_a_click_after_another_decision_is_told_that(browser: Browser, hos
     await host("reject_invoice", invoice_id=card.invoice["id"], reason="elsewhere")
     await card.click("Approve and pay")
     assert f"Rejected by {whoami()}" in await card.sees("can't be approved now")
-    await card.click("Look again")
+    await card.click("Load again")
     await card.sees("reason: “elsewhere”")
     assert not await card.buttons()
 
@@ -467,20 +467,20 @@ async def test_a_host_that_passes_on_only_text_still_shows_the_card(
 async def test_a_host_that_keeps_the_seal_back_is_told_of(browser: Browser, host: Tools) -> None:
     card = await opened(browser, host, "no-meta")
     assert "$7,000.00" in await card.sees("nothing can be decided here")
-    assert await card.buttons() == ["Look again"]
+    assert await card.buttons() == ["Load again"]
 
 
 async def test_a_host_that_refuses_calls_is_told_of(browser: Browser, host: Tools) -> None:
     card = await opened(browser, host, "refuses")
     await card.sees("The host refused: Not allowed")
-    assert await card.buttons() == ["Look again"]
+    assert await card.buttons() == ["Load again"]
 
 
 @pytest.mark.slow
 async def test_a_silent_host_does_not_leave_the_card_loading(browser: Browser, host: Tools) -> None:
     card = await opened(browser, host, "silent")
-    assert "Loading" not in await card.sees("has not said which invoice")
-    assert await card.buttons() == ["Look again"]
+    assert "Loading" not in await card.sees("hasn’t said which invoice")
+    assert await card.buttons() == ["Load again"]
 
 
 async def test_messages_from_other_frames_are_ignored(browser: Browser, host: Tools) -> None:
