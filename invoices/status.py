@@ -157,7 +157,7 @@ class Progress(BaseModel):
     line_count: LineCount | None = None
     total: Amount | None = None
     currency: Currency | None = None
-    paid_lines: Annotated[LineCount, Field(description="Including earlier submissions.")] = 0
+    paid_lines: Annotated[LineCount, Field(description="Lines paid so far, by any submission.")] = 0
     paid_amount: Amount = Decimal("0.00")
     paid_earlier_lines: Annotated[
         LineCount | None,
