@@ -38,7 +38,7 @@ from invoices.refusals import (
     id_in_use_by_workflow,
     id_not_allowed,
     not_an_invoice,
-    submitted_anew,
+    submitted_again,
     submitted_too_often,
     used_with_other_content,
 )
@@ -186,7 +186,7 @@ class InvoiceClient:
         run = await self.runs.get_run(invoice_id, with_content=is_unseen)
         _expect_invoice(run)
         if run_id and run.id != run_id:
-            raise submitted_anew(invoice_id)
+            raise submitted_again(invoice_id)
         if approve and run.status.state == "paying":
             return with_outcome(run.status, approve=True)
         if run.status.state == "waiting":

@@ -79,7 +79,7 @@ def failed_at_start(status: InvoiceStatus) -> InvoiceError:
     )
 
 
-def submitted_anew(invoice_id: str) -> InvoiceError:
+def submitted_again(invoice_id: str) -> InvoiceError:
     """The decision was on a run that is no longer the latest."""
     return InvoiceError(
         f"Invoice {invoice_id} was submitted again a moment ago, so nothing was decided. Look at"
