@@ -1,8 +1,8 @@
-"""What can be done with invoices, without MCP: submit, decide, get the status.
+"""Submitting invoices, deciding on them and getting their status, without MCP.
 
-Each call of `InvoiceClient` sends as few requests as it can and sets no limit to their time; the
-caller does (`asyncio.timeout`), but for a query, which would hang where no worker runs. Besides
-`InvoiceError` they raise what the Temporal client raises.
+Each method of `InvoiceClient` sends as few requests as possible. Only queries have a time limit,
+because a query hangs if no worker runs; for the rest, the caller sets one (`asyncio.timeout`).
+The methods raise `InvoiceError` and whatever the Temporal client raises.
 """
 
 import time
@@ -38,7 +38,7 @@ from invoices.refusals import (
     id_in_use_by_workflow,
     id_not_allowed,
     not_an_invoice,
-    submitted_anew,
+    submitted_again,
     submitted_too_often,
     used_with_other_content,
 )
@@ -53,10 +53,10 @@ from workflow import TASK_QUEUE, InvoiceWorkflow
 Handle = WorkflowHandle[InvoiceWorkflow, str]
 
 RECENT_SECONDS = 10
-"""For so long after an answer it is taken for granted, when submitting, that a worker runs."""
+"""For this long after a worker's answer, `submit` assumes that a worker runs."""
 EARLIER_RUNS = 50
-"""How many earlier submissions are compared with one that is to be approved, and are looked through
-for the ledger of a new one."""
+"""How many earlier submissions are compared with the one to be approved, and are searched for the
+ledger of a new one."""
 
 
 class InvoiceClient:
@@ -67,27 +67,28 @@ class InvoiceClient:
         self.runs = InvoiceRuns(temporal_client)
 
     async def submit(self, invoice: Invoice) -> InvoiceStatus:
-        """Starts the workflow of an invoice, unless one is open or the invoice is paid.
+        """Starts the workflow for an invoice, unless one is open or the invoice is paid.
 
-        The outcome is `started`, or `already_in_process` if the same invoice was.
+        The outcome is `started`, or `already_in_process` if the same invoice is open already.
 
         Raises:
-            InvoiceError: the id is in use by something else, or is new and could be taken for
-                another, or the invoice is paid, or a line of it was paid earlier with other
-                content.
+            InvoiceError: the id is in use by something else, or it is new and could be mistaken
+                for another id, or the invoice is paid, or one of its lines was paid earlier with
+                different content.
         """
         rule = rule_of_new_id(invoice.id)
         if rule and not await self.runs.exists(invoice.id):
             raise id_not_allowed(rule)
         progress = RunProgress.of(invoice)
         try:
-            # Atomic where the id is new. After a closed run the ledger guards what a race could do.
+            # Temporal makes this atomic for a new id. After a closed run, two clients can race,
+            # and then the ledger prevents a second payment.
             handle, call = await self._start(
                 invoice, progress, WorkflowIDReusePolicy.REJECT_DUPLICATE
             )
         except WorkflowAlreadyStartedError:
             return await self._submit_again(invoice, progress)
-        # Asking takes longer than starting: not again if a worker has answered just now.
+        # Asking takes longer than starting, so don't ask if a worker has answered recently.
         is_recent = time.monotonic() - self.runs.last_worker_answer <= RECENT_SECONDS
         return await self._started(invoice, handle, call, ask=not is_recent)
 
@@ -102,7 +103,7 @@ class InvoiceClient:
             handle, call = await self._start(
                 invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE
             )
-        except WorkflowAlreadyStartedError:  # another client was faster
+        except WorkflowAlreadyStartedError:  # another client started it first
             return _already_in_process(invoice, await self.runs.get_run(invoice.id))
         status = await self._started(invoice, handle, call, ask=True)
         if last.progress and last.progress.digest == invoice.digest:
@@ -159,25 +160,25 @@ class InvoiceClient:
     ) -> InvoiceStatus:
         """Sends a decision and finds out whether it is the one that stands.
 
-        The outcome is `approved` or `rejected`, `already_approved` or `already_rejected` if it had
-        been decided so before, or `decision_kept` without a worker, when the Temporal Service keeps
-        the decision.
+        The outcome is `approved` or `rejected`, or `already_approved` or `already_rejected` if an
+        earlier decision was the same, or `decision_kept` if no worker runs and the Temporal Service
+        keeps the decision.
 
         Args:
-            total: of the invoice that is to be approved; anything else is refused.
-            code: of its content, from the refusal of an approval where the id had other content
-                before.
-            run_id: the run meant, where the person was shown its content.
+            total: the total of the invoice to be approved. If it has a different total, the
+                decision is refused.
+            code: the `content_code` that an earlier refusal gave, because the id had been used
+                with different content.
+            run_id: the run whose content the person was shown.
 
         Raises:
-            InvoiceError: there is no such invoice, it is another than the one meant, its deadline
-                has passed, or a decision to the other effect stands.
+            InvoiceError: there is no such invoice, it isn't the one that the arguments describe,
+                its deadline has passed, or the opposite decision stands.
         """
-        # A host that shows the arguments of a call shows an id, a total and a code. Where the
-        # person was shown more there is a run id.
+        # Without a run id, the person has seen at most the arguments: an id, a total and a code.
         is_unseen = approve and run_id is None
         submissions = (
-            # One more than are compared, and the one to be approved.
+            # The one to be approved, those to compare, and one more to see whether there are more.
             in_background(self.runs.latest_executions(invoice_id, EARLIER_RUNS + 2))
             if is_unseen
             else None
@@ -185,7 +186,7 @@ class InvoiceClient:
         run = await self.runs.get_run(invoice_id, with_content=is_unseen)
         _expect_invoice(run)
         if run_id and run.id != run_id:
-            raise submitted_anew(invoice_id)
+            raise submitted_again(invoice_id)
         if approve and run.status.state == "paying":
             return with_outcome(run.status, approve=True)
         if run.status.state == "waiting":
@@ -193,7 +194,7 @@ class InvoiceClient:
         if not run.is_open:
             return with_outcome(run.status, approve=approve)
         if submissions:
-            await self._expect_seen(run, total, code, await submissions)
+            await self._expect_content_was_seen(run, total, code, await submissions)
         request = uuid4().hex
         details = DecisionDetails(
             by=whoami(), reason=reason, request=request, sent_at=run.status.now
@@ -204,7 +205,7 @@ class InvoiceClient:
     async def _send(
         self, run: InvoiceRun, details: DecisionDetails, request: str, *, approve: bool
     ) -> InvoiceStatus:
-        """Signals the run, and no later one; returns where it stands then."""
+        """Signals this run, never a later one, and returns its status after that."""
         invoice_id = run.status.invoice_id
         handle = self.temporal.get_workflow_handle_for(
             InvoiceWorkflow.run, run.description.id, run_id=run.id
@@ -230,18 +231,18 @@ class InvoiceClient:
                 raise arrived_late(status, approve, arrived_at)
         return status
 
-    async def _expect_seen(
+    async def _expect_content_was_seen(
         self,
         run: InvoiceRun,
         total: NamedTotal | None,
         code: str | None,
         submissions: list[Execution],
     ) -> None:
-        """An id and a total must not stand for two contents, of which the person knows one.
+        """Makes sure that the id and the total can't mean content that the person hasn't seen.
 
         Raises:
-            InvoiceError: the total is another, or the id had other content before and `code` isn't
-                that of the present one.
+            InvoiceError: the invoice has a different total, or the id was used before with
+                different content and `code` isn't the code of the present content.
         """
         invoice = await self._readable_invoice(run)
         if total:
@@ -261,12 +262,12 @@ class InvoiceClient:
             raise content_to_be_shown(invoice, expected, problem)
 
     async def get_status(self, invoice_id: str) -> InvoiceStatus:
-        """Where the latest run for an invoice stands; from its memo if no worker answers.
+        """The status of an invoice's latest run, from the run's memo if no worker answers.
 
         Raises:
             InvoiceError: there is no such invoice.
         """
-        # At the same time, since most invoices that are asked about are open.
+        # Ask the worker at the same time, since most invoices that people look up are open.
         asking = in_background(self.runs.ask_worker(invoice_id))
         try:
             run = await self.runs.get_run(invoice_id)
@@ -280,15 +281,15 @@ class InvoiceClient:
     async def invoice_for_approval(
         self, invoice_id: str, total: NamedTotal | None = None, *, ask_worker: bool = True
     ) -> tuple[InvoiceRun, Invoice]:
-        """What a person decides on, as the workflow has it: no worker is needed to see it.
+        """The run and the invoice that a person decides on. It can be read without a worker.
 
         Args:
-            total: of an invoice that isn't decided on yet; anything else is refused.
-            ask_worker: where the memo doesn't say yet whether any of it was paid earlier.
+            total: the total that the invoice must have, if it hasn't been decided on yet.
+            ask_worker: whether to ask a worker if the memo doesn't say yet what was paid earlier.
 
         Raises:
-            InvoiceError: there is no such invoice, its content breaks the rules, or its total is
-                another.
+            InvoiceError: there is no such invoice, its content breaks the rules, or it has a
+                different total.
         """
         run = await self.runs.get_run(invoice_id, with_content=True)
         _expect_invoice(run)
@@ -308,10 +309,10 @@ class InvoiceClient:
 
 
 def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
-    """The status of an open run, which is for exactly this invoice.
+    """The status of an open run, if that run is for exactly this invoice.
 
     Raises:
-        InvoiceError: it is for something else.
+        InvoiceError: the run is for something else.
     """
     if run.progress is None:
         raise id_in_use_by_workflow(invoice.id)
@@ -321,6 +322,6 @@ def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
 
 
 def _expect_invoice(run: InvoiceRun) -> None:
-    """Raises `InvoiceError` for the run of another workflow than ours."""
+    """Raises `InvoiceError` if the run isn't one of `InvoiceWorkflow`."""
     if run.description.workflow_type != INVOICE_WORKFLOW:
         raise not_an_invoice(run.status, run.description.workflow_type)

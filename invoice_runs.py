@@ -1,8 +1,8 @@
-"""What Temporal has of invoices and their runs, without changing anything there.
+"""Reads invoices and their runs from Temporal, and changes nothing there.
 
-Each call of `InvoiceRuns` sends as few requests as it can and sets no limit to their time; the
-caller does (`asyncio.timeout`), but for a query, which would hang where no worker runs. Besides
-`InvoiceError` they raise what the Temporal client raises.
+Each method of `InvoiceRuns` sends as few requests as possible. Only queries have a time limit,
+because a query hangs if no worker runs; for the rest, the caller sets one (`asyncio.timeout`).
+The methods raise `InvoiceError` and whatever the Temporal client raises.
 """
 
 import asyncio
@@ -59,50 +59,51 @@ from temporal_service.payloads import LenientPayloadConverter
 T = TypeVar("T")
 
 MAX_TEXT = 2000
-"""Of a status; the workflow's own are shorter."""
+"""The longest status text, in characters, taken from another client. Our own are shorter."""
 QUERY_SECONDS = 2
-"""A running worker answers a query in milliseconds; without one there is never an answer."""
+"""A running worker answers a query in milliseconds. Without one there is no answer."""
 LIST_LIMIT = 50
+"""How many invoices `list_invoices` returns at most."""
 SCAN_LIMIT = 1000
-"""How many invoices `list_invoices` looks at to find those of one state."""
+"""How many runs `list_invoices` reads at most to find those in one state."""
 FIRST_EVENTS = 30
-"""The workflow writes its memo within the first dozen events, unless signals came before."""
+"""The workflow writes its memo within the first dozen events, unless signals arrive earlier."""
 MAX_EVENTS = 1000
-"""How many events are looked through for the workflow's first memo."""
+"""How many events are searched for the workflow's first memo."""
 RESET_AFTER = timedelta(milliseconds=10)
-"""A run that starts by more than this after its submission is what a reset has made of another."""
+"""A run that starts by more than this after its submission is one that a reset has made."""
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
 
 WorkerAnswer = RunProgress | str
-"""What a worker says where a run stands; the tutorial's has the status text alone."""
+"""A worker's answer about a run. The tutorial's worker answers only with the status text."""
 
 _converter = LenientPayloadConverter()
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a run's history says of its beginning."""
+    """What a run's history says about its start."""
 
     run_id: str
     invoice: Invoice | None
-    """What it was started with, None if that isn't an invoice."""
+    """The content it was started with; None if that isn't an invoice."""
     has_own_memo: bool = False
-    """Whether the workflow has written its memo. Before that, the memo is its starter's word."""
+    """Whether the workflow has written its memo. Until then, the memo is what the starter wrote."""
     submitted_at: Any = None
-    """As the workflow's first memo has it. A starter can't know it: the service sets the time."""
+    """From the workflow's first memo. A starter can't know it: the service sets the time."""
 
 
 @dataclass(frozen=True)
 class InvoiceRun:
-    """The latest run for an invoice, as the Temporal Service has it; no worker is needed."""
+    """A run for an invoice, as the Temporal Service has it. It can be read without a worker."""
 
     description: Execution
     status: InvoiceStatus
     progress: RunProgress | None
-    """None if no invoice can be read from the run."""
+    """None if the run's input isn't an invoice and its memo has no progress."""
     start: RunStart | None = None
-    """None if it didn't have to be read."""
+    """None if it wasn't needed."""
 
     @property
     def id(self) -> str:
@@ -110,7 +111,7 @@ class InvoiceRun:
 
     @property
     def is_open(self) -> bool:
-        """By Temporal's word; a status text may be anybody's."""
+        """What Temporal says. The status text may come from another client."""
         return self.description.close_time is None
 
     @property
@@ -126,30 +127,30 @@ class InvoiceRun:
 
 @dataclass
 class TrustedMemos:
-    """The latest run of each invoice whose memo is known to be its workflow's, or our own."""
+    """The latest run of each invoice, if its memo is known to come from its workflow or from us."""
 
     _runs: dict[str, tuple[str, Any]] = field(default_factory=dict)
-    """By workflow id: the run, with the `submitted_at` in its memo."""
+    """Workflow id to run id, and the `submitted_at` that the memo must have."""
 
     def __contains__(self, workflow_id: object) -> bool:
         return workflow_id in self._runs
 
     def add(self, id: str, run_id: str, submitted_at: Any) -> None:
-        """Trusts a run's memos that have this `submitted_at`, which its history shows."""
+        """Trusts memos of this run that have this `submitted_at`, which its history shows."""
         self._runs.pop(id, None)
         self._runs[id] = (run_id, submitted_at)
         if len(self._runs) > REMEMBERED_RUNS:
             del self._runs[next(iter(self._runs))]
 
     def add_own(self, id: str, run_id: str) -> None:
-        """Trusts every memo of a run that was started here."""
+        """Trusts every memo of a run that this process started."""
         self.add(id, run_id, _ANY)
 
     def has_memo_of(self, execution: Execution) -> bool:
         run_id, submitted_at = self._runs.get(execution.id, ("", None))
         if run_id != execution.run_id:
             return False
-        # A memo may be older than the history, above all in a list.
+        # A memo can be older than the history, especially one from a list.
         return submitted_at is _ANY or execution.memo.get("submitted_at") == submitted_at
 
 
@@ -157,7 +158,7 @@ _ANY = object()
 
 
 class InvoiceRuns:
-    """The runs for the invoices of one Temporal namespace, read-only."""
+    """The runs for the invoices in one Temporal namespace, read-only."""
 
     def __init__(self, temporal_client: Client) -> None:
         self.temporal = temporal_client
@@ -166,12 +167,12 @@ class InvoiceRuns:
         self.has_state_attribute = True
         """Whether the namespace has the search attribute `InvoiceState`, as far as is known."""
         self.last_worker_answer = -inf
-        """By the monotonic clock."""
+        """When a worker last answered, by the monotonic clock."""
 
     def expect_missing_state_attribute(self, error: RPCError) -> None:
         """Raises `error` unless it says that the namespace doesn't have `InvoiceState`.
 
-        It needn't; that is found out by trying, once a process.
+        The attribute is optional. Each process finds out once, by trying to use it.
         """
         refused = error.status == RPCStatusCode.INVALID_ARGUMENT
         if not refused or INVOICE_STATE.name not in error.message:
@@ -184,13 +185,13 @@ class InvoiceRuns:
         """One run for an invoice, by default the latest.
 
         Args:
-            with_content: read what it was started with, too.
+            with_content: also read the content that it was started with.
 
         Raises:
             InvoiceError: Temporal has no such run.
         """
         id = workflow_id(invoice_id)
-        # At the same time, where it is likely to be needed.
+        # Read the start at the same time if it will probably be needed.
         is_needed = with_content or id not in self.trusted_memos
         reading = in_background(self.read_start(id, run_id)) if is_needed else None
         try:
@@ -216,14 +217,14 @@ class InvoiceRuns:
         return True
 
     async def ask_worker(self, invoice_id: str, run_id: str | None = None) -> WorkerAnswer | None:
-        """What a worker says where a run stands, None if none answers within `QUERY_SECONDS`."""
+        """A worker's answer about a run, or None if there is none within `QUERY_SECONDS`."""
         id = workflow_id(invoice_id)
         answer: WorkerAnswer | None = None
         with suppress(TimeoutError):
             async with asyncio.timeout(QUERY_SECONDS):
                 answer = await self._query_progress_or_status(id, run_id)
                 while isinstance(answer, RunProgress) and answer.status == PROCESSING:
-                    await asyncio.sleep(0.02)  # it has just begun and asks the ledger
+                    await asyncio.sleep(0.02)  # it has just started and is asking the ledger
                     answer = await self._query_progress_or_status(id, run_id)
         if answer is not None:
             self.last_worker_answer = time.monotonic()
@@ -232,8 +233,8 @@ class InvoiceRuns:
     async def status_with_answer(
         self, run: InvoiceRun, answer: WorkerAnswer | None
     ) -> InvoiceStatus:
-        """The status of an open run, with what a worker said about it."""
-        if answer is None:  # a worker may have taken it up meanwhile and failed, or ended it
+        """The status of an open run, updated with a worker's answer about it."""
+        if answer is None:  # meanwhile a worker may have failed to process it, or completed it
             run = await self.get_run(run.status.invoice_id, run.id)
             if not run.is_open:
                 return run.status
@@ -245,11 +246,11 @@ class InvoiceRuns:
         return self._make_status(run.description, progress, worker_answers=answer is not None)
 
     async def list_invoices(self, state: State | None = None) -> InvoiceList:
-        """The latest runs of fifty invoices, or of fifty in one state, from their memos.
+        """The latest runs of up to `LIST_LIMIT` invoices, all or in one state, from their memos.
 
-        They are those that Temporal lists first: open ones, newest first, then the ones closed
-        last. Of runs without the search attribute `InvoiceState`, 1,000 that may be in the state
-        are looked at.
+        These are the ones that Temporal lists first: open runs, newest first, then closed runs,
+        most recently closed first. Up to `SCAN_LIMIT` runs that may be in the state are read, which
+        matters for runs without the search attribute `InvoiceState`.
         """
         try:
             return await self._list(state, _list_query(state, self.has_state_attribute))
@@ -258,7 +259,7 @@ class InvoiceRuns:
             return await self.list_invoices(state)
 
     async def latest_executions(self, invoice_id: str, limit: int) -> list[Execution]:
-        """The latest runs for an invoice, newest first, as Temporal's list has them."""
+        """The latest runs for an invoice, newest first, from Temporal's visibility store."""
         query = f"WorkflowId = {quoted(workflow_id(invoice_id))}"
         async for page in list_executions(self.temporal, query, page_size=limit):
             return page
@@ -292,10 +293,10 @@ class InvoiceRuns:
     async def read_start(
         self, id: str, run_id: str | None = None, *, content_only: bool = False
     ) -> RunStart:
-        """How one run began, by default the latest under a workflow id.
+        """How a run started, by default the latest one with a workflow id.
 
         Args:
-            content_only: leave out the workflow's first memo, which may be some events later.
+            content_only: don't look for the workflow's first memo, which comes some events later.
         """
         handle = self.temporal.get_workflow_handle(id, run_id=run_id)
         start = RunStart("", None)
@@ -317,7 +318,7 @@ class InvoiceRuns:
         return start
 
     async def digests(self, executions: Sequence[Execution]) -> list[str | None]:
-        """Of what each run was started with; None for what isn't an invoice, or is gone."""
+        """The digest of each run's content; None if it isn't an invoice or was deleted."""
 
         async def digest(execution: Execution) -> str | None:
             try:
@@ -331,9 +332,13 @@ class InvoiceRuns:
         return await _gather_bounded([digest(execution) for execution in executions])
 
     async def signal_arrival(self, run: InvoiceRun, request: str) -> datetime | None:
-        """When the Temporal Service received the signal of a request just sent, by its own clock.
+        """When the Temporal Service received the signal that has just been sent, by its own clock.
 
-        None if the history doesn't show it yet.
+        Args:
+            request: the id that the signal carries.
+
+        Returns:
+            None if the history doesn't show the signal yet.
         """
         call = GetWorkflowExecutionHistoryReverseRequest(
             namespace=self.temporal.namespace,
@@ -341,7 +346,7 @@ class InvoiceRuns:
             maximum_page_size=FIRST_EVENTS,
         )
         service = self.temporal.workflow_service
-        with suppress(RPCError):  # the signal has been sent, and nothing depends on this
+        with suppress(RPCError):  # the signal was sent, and nothing else depends on its time
             last = await service.get_workflow_execution_history_reverse(call, retry=True)
             for event in last.history.events:
                 signal = event.workflow_execution_signaled_event_attributes
@@ -361,7 +366,7 @@ class InvoiceRuns:
             raise
 
     async def _query(self, id: str, run_id: str | None, query: str) -> Any:
-        """None where the workflow doesn't know the query, as the tutorial's."""
+        """The answer, or None if the workflow doesn't have the query, as in the tutorial."""
         try:
             return await query_execution(self.temporal, id, run_id, query)
         except RPCError as error:
@@ -372,18 +377,18 @@ class InvoiceRuns:
     async def _read_progress(
         self, execution: Execution, reading: asyncio.Task[RunStart] | None = None
     ) -> tuple[RunProgress | None, RunStart | None]:
-        """Where a run stands without a worker, None if it isn't an invoice; and how it began.
+        """A run's progress, found without a worker, and its start, if that was read.
 
-        That is what its memo says, if the workflow has written it. What is in a memo before that,
-        its starter has put there: then only the content counts.
+        The progress comes from the memo once the workflow has written it. Until then the memo is
+        what the starter wrote, so only the content counts. Without an invoice it is None.
 
         Args:
-            reading: of its beginning, if that was begun at the same time as the description.
+            reading: the task that reads the start, if the caller has begun to read it.
         """
         start = None
         if reading or not self.trusted_memos.has_memo_of(execution):
             start = await reading if reading else None
-            if start is None or start.run_id != execution.run_id:  # another run's, or after a reset
+            if start is None or start.run_id != execution.run_id:  # a different run, or a reset one
                 start = await self.read_start(execution.id, execution.run_id)
             if start.has_own_memo and not self.trusted_memos.has_memo_of(execution):
                 self.trusted_memos.add(execution.id, execution.run_id, start.submitted_at)
@@ -404,17 +409,17 @@ class InvoiceRuns:
     async def _status_from_memo(
         self, execution: Execution, progress: RunProgress | None
     ) -> InvoiceStatus:
-        """The final status of a closed run, or the one in the memo of an open one."""
+        """The final status of a closed run, or the last recorded status of an open one."""
         known: Progress = progress or self._unreadable(execution)
         has_result = execution.status == WorkflowExecutionStatus.COMPLETED
-        if has_result and known.state not in _COMPLETED_STATES:  # by the tutorial's worker
+        if has_result and known.state not in _COMPLETED_STATES:  # the tutorial's worker ran it
             known = _by_result(known, await self._result(execution))
         elif execution.close_time:
             known = _by_temporal(known, execution.status)
         return self._make_status(execution, known)
 
     def _unreadable(self, execution: Execution) -> Progress:
-        """Where a run stands from which no invoice can be read."""
+        """The progress of a run whose input can't be read as an invoice."""
         text = _plain_text(self._trusted_memo(execution).get("status")) or INVALID_INVOICE
         failure = "InvalidInvoice" if text.startswith(INVALID_INVOICE) else None
         return Progress(state=state_of_text(text), status=text, failure=failure)
@@ -460,7 +465,7 @@ class InvoiceRuns:
         seen: set[str] = set()
         scanned = 0
         async for page in list_executions(self.temporal, query, page_size=LIST_LIMIT):
-            # In Temporal's order, the first run is an invoice's latest.
+            # Temporal lists an invoice's latest run before its other runs.
             latest = {one.id: one for one in reversed(page) if one.id not in seen}
             seen.update(latest)
             calls = [self._status_in(state, execution) for execution in latest.values()]
@@ -474,27 +479,27 @@ class InvoiceRuns:
                     break
             if len(found) == LIST_LIMIT or scanned >= SCAN_LIMIT:
                 break
-        # Visibility lags a little behind, and the two calls may see different moments.
+        # Visibility lags behind, so the list and the count may not match.
         not_shown = max(0, (await self.temporal.count_workflows(query)).count - scanned)
         found.sort(key=lambda invoice: (invoice.is_open, invoice.submitted_at), reverse=True)
         exact = not_shown == 0 or await self._is_exact(state, query)
         return InvoiceList.of(found, not_shown, exact=exact)
 
     async def _status_in(self, state: State | None, execution: Execution) -> InvoiceStatus | None:
-        """The status of a run; None if it isn't in the state, or not an invoice's latest one."""
+        """The status of a run; None if it is in another state or isn't the invoice's latest run."""
         try:
             progress, _ = await self._read_progress(execution)
             status = await self._status_from_memo(execution, progress)
             if state is None or (status.state == state and await self._is_latest(execution)):
                 return status
         except RPCError as error:
-            if not is_unknown_workflow(error):  # deleted in the meantime
+            if not is_unknown_workflow(error):  # a run can be deleted in the meantime
                 raise
         return None
 
     async def _is_exact(self, state: State | None, query: str) -> bool:
-        """Whether all that the query finds is in the state."""
-        if state is None or not _states_beside(state):
+        """Whether every run that the query finds is in the state."""
+        if state is None or not _states_with_same_execution_status(state):
             return True
         if not self.has_state_attribute:
             return False
@@ -503,14 +508,14 @@ class InvoiceRuns:
         return (await self.temporal.count_workflows(others)).count == 0
 
     async def _is_latest(self, execution: Execution) -> bool:
-        """A list of one state leaves out later runs in another."""
+        """Whether it is the invoice's latest run. A list of one state can leave out later ones."""
         if execution.close_time is None:
             return True
         return (await describe_execution(self.temporal, execution.id)).run_id == execution.run_id
 
 
 def invoice_of(started: WorkflowExecutionStartedEventAttributes) -> Invoice | None:
-    """The content that a run was started with, None if it isn't an invoice."""
+    """The content that a run was started with; None if it isn't an invoice."""
     payloads = started.input.payloads
     data = payloads[0].data if payloads else b""
     for context in (None, BEFORE_1_1):
@@ -524,15 +529,15 @@ def is_unknown_workflow(error: RPCError) -> bool:
 
 
 def in_background(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Makes a call at the same time as others."""
+    """Starts a call without waiting for it."""
     task = asyncio.create_task(call)
-    # Where another call fails meanwhile, nobody asks what became of this one.
+    # If another call fails first, nobody reads this one's exception, and asyncio would log it.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
 
 
 async def _gather_bounded(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of calls, of which some are made at once."""
+    """The results of the calls, of which at most `READS_AT_ONCE` run at the same time."""
     limit = asyncio.Semaphore(READS_AT_ONCE)
 
     async def limited(call: Coroutine[Any, Any, T]) -> T:
@@ -543,7 +548,7 @@ async def _gather_bounded(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _plain_text(value: Any) -> str | None:
-    """What a worker or a memo says, if it is a text, and as it can be passed on."""
+    """A text from a worker or a memo, shortened to `MAX_TEXT`; None if it isn't a text."""
     if not isinstance(value, str):
         return None
     return value[:MAX_TEXT]
@@ -557,11 +562,11 @@ def _in_state(progress: P, state: State, status: str) -> P:
 
 
 def _by_result(progress: Progress, result: Any) -> Progress:
-    """Where a run of the tutorial's workflow stands, by the result that it completed with."""
+    """The progress of a run of the tutorial's workflow, according to its result."""
     match result:
         case "COMPLETED":
             ended = _in_state(progress, "completed", COMPLETED)
-            if ended.line_count and ended.total:  # all is paid, by that worker's word
+            if ended.line_count and ended.total:  # that worker says that all lines are paid
                 paid = {"paid_lines": ended.line_count, "paid_amount": ended.total}
                 ended = ended.model_copy(update=paid)
             return ended
@@ -572,7 +577,7 @@ def _by_result(progress: Progress, result: Any) -> Progress:
 
 
 def _by_temporal(progress: Progress, status: WorkflowExecutionStatus | None) -> Progress:
-    """Where a closed run stands, if its workflow hadn't time to write it into its memo."""
+    """The progress of a closed run, also if its workflow couldn't write its end into the memo."""
     match status:
         case WorkflowExecutionStatus.FAILED if progress.state != "failed":
             return _in_state(progress, "failed", "Failed")
@@ -580,14 +585,14 @@ def _by_temporal(progress: Progress, status: WorkflowExecutionStatus | None) -> 
             return _in_state(progress, "cancelled", CANCELLED)
         case WorkflowExecutionStatus.TERMINATED | WorkflowExecutionStatus.TIMED_OUT:
             return _in_state(progress, "terminated", TERMINATED)
-        case _ if progress.is_open:  # continued as new, which ours never is
+        case _ if progress.is_open:  # continued as new, which our workflow never does
             return _in_state(progress, "failed", UNKNOWN_RESULT)
         case _:
             return progress
 
 
 def _submitted_at(execution: Execution, progress: Progress) -> datetime:
-    """As the workflow has it: after a reset, a run's own start is later than the submission."""
+    """When the invoice was submitted. After a reset, the run itself has started later."""
     if execution.raw_description:
         extended = execution.raw_description.workflow_extended_info
         if extended.HasField("original_start_time"):
@@ -597,7 +602,7 @@ def _submitted_at(execution: Execution, progress: Progress) -> datetime:
 
 
 def _retry(execution: Execution) -> Retry | None:
-    """The payment of an open run that is being tried again, as far as it was described."""
+    """The payment that an open run is retrying, if the run was described and has one."""
     raw = execution.raw_description if execution.close_time is None else None
     for pending in raw.pending_activities if raw else []:
         if pending.attempt > 1:
@@ -613,8 +618,8 @@ def _retry(execution: Execution) -> Retry | None:
     return None
 
 
-def _states_beside(state: State) -> list[State]:
-    """The others that an invoice may be in by Temporal's word, where it may be in this one."""
+def _states_with_same_execution_status(state: State) -> list[State]:
+    """The other states that have the same execution status in Temporal."""
     by_temporal = _EXECUTION_STATUS[state]
     return [
         other
@@ -627,16 +632,17 @@ def _list_query(state: State | None, has_state_attribute: bool) -> str:
     query = f"WorkflowType='{INVOICE_WORKFLOW}'"
     if state:
         query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
-        # Only what it can be beside is left out. Whoever started a run has set the attribute, a
-        # worker that doesn't know it leaves it as it is, and a terminated run keeps it.
-        if has_state_attribute and (others := _states_beside(state)):
+        # This only excludes states with the same execution status. The attribute can be wrong:
+        # any starter can set it, the tutorial's worker never changes it, and a terminated run
+        # keeps its last value.
+        if has_state_attribute and (others := _states_with_same_execution_status(state)):
             name = INVOICE_STATE.name
             query += f" AND ({name} NOT IN ({', '.join(map(repr, others))}) OR {name} IS NULL)"
     return query
 
 
 _NO_ANSWER = (
-    RPCStatusCode.NOT_FOUND,  # whoever describes it says so
+    RPCStatusCode.NOT_FOUND,  # the call that describes the run reports this
     RPCStatusCode.CANCELLED,
     RPCStatusCode.FAILED_PRECONDITION,
 )

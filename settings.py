@@ -1,7 +1,7 @@
-"""Every environment variable of the worker, the MCP server and the audit, and how one is read.
+"""Every environment variable of the worker, the MCP server and the audit.
 
-A variable is read when it is asked for, and an empty one counts as not set: hosts pass on fields
-that a person has left empty. What a value must look like is checked where it is used.
+A variable is read each time its value is needed. An empty variable counts as not set, because hosts
+pass on fields that a person left empty. Each value is validated where it is used.
 """
 
 import os
@@ -15,7 +15,7 @@ Program = Literal["worker", "server", "audit"]
 
 @dataclass(frozen=True)
 class Setting:
-    """An environment variable, or all whose names begin alike where `name` ends with `*`."""
+    """An environment variable. If `name` ends with `*`, all variables with that prefix."""
 
     name: str
     readers: tuple[Program, ...]
@@ -30,11 +30,11 @@ _BOOKS: tuple[Program, ...] = ("worker", "audit")
 _WORKER: tuple[Program, ...] = ("worker",)
 _SERVER: tuple[Program, ...] = ("server",)
 
-# `temporalio.envconfig` reads most of those that all programs have.
+# `temporalio.envconfig` reads most of the variables that all three programs use.
 SETTINGS = (
     Setting("TEMPORAL_ADDRESS", _ALL, "host:port of the Temporal Service", "localhost:7233"),
     Setting("TEMPORAL_NAMESPACE", _ALL, "namespace of the invoices", "default"),
-    Setting("TEMPORAL_API_KEY", _ALL, "API key, which turns TLS on as well", is_secret=True),
+    Setting("TEMPORAL_API_KEY", _ALL, "API key; also turns TLS on", is_secret=True),
     Setting("TEMPORAL_TLS", _ALL, "true or false: whether to use TLS"),
     Setting("TEMPORAL_TLS_CLIENT_CERT_PATH", _ALL, "file of the client certificate", is_path=True),
     Setting("TEMPORAL_TLS_CLIENT_CERT_DATA", _ALL, "the client certificate itself, in PEM"),
@@ -43,8 +43,13 @@ SETTINGS = (
     Setting("TEMPORAL_TLS_SERVER_CA_CERT_PATH", _ALL, "file of the service's CA", is_path=True),
     Setting("TEMPORAL_TLS_SERVER_CA_CERT_DATA", _ALL, "the service's CA itself, in PEM"),
     Setting("TEMPORAL_TLS_SERVER_NAME", _ALL, "host name on the service's certificate"),
-    Setting("TEMPORAL_GRPC_META_*", _ALL, "a header of each call to the service", is_secret=True),
-    Setting("TEMPORAL_PROFILE", _ALL, "profile of the TOML file to use", "default"),
+    Setting(
+        "TEMPORAL_GRPC_META_*",
+        _ALL,
+        "a header to send to the service",
+        is_secret=True,
+    ),
+    Setting("TEMPORAL_PROFILE", _ALL, "profile to use from the TOML file", "default"),
     Setting(
         "TEMPORAL_CONFIG_FILE",
         _ALL,
@@ -55,7 +60,7 @@ SETTINGS = (
     Setting(
         "INVOICE_DATA_DIR",
         _BOOKS,
-        "where the ledger and the embedded service's files are",
+        "directory of the ledger and of the embedded service's files",
         str(Path(__file__).with_name("data")),
         is_path=True,
     ),
@@ -71,10 +76,10 @@ SETTINGS = (
     Setting(
         "INVOICE_NOTIFY_URL",
         _WORKER,
-        "web hook that is told when an invoice waits and how it ended",
+        "webhook for notices that an invoice waits or has ended",
         is_secret=True,
     ),
-    Setting("INVOICE_METRICS_ADDRESS", _WORKER, "host:port where Prometheus may fetch metrics"),
+    Setting("INVOICE_METRICS_ADDRESS", _WORKER, "host:port for Prometheus metrics"),
     Setting(
         "TEMPORAL_DEPLOYMENT_NAME", _WORKER, "deployment of this worker, for Worker Versioning"
     ),
@@ -87,17 +92,17 @@ _DEFAULTS = {setting.name: setting.default for setting in SETTINGS}
 
 
 def read_setting(name: str) -> str:
-    """What the variable says, else the setting's default, which may be an empty text."""
+    """The variable's value, or the setting's default, which may be an empty string."""
     return environment().get(name, _DEFAULTS[name])
 
 
 def environment() -> dict[str, str]:
-    """All variables of this process that aren't empty."""
+    """All environment variables of this process that aren't empty."""
     return {name: value for name, value in os.environ.items() if value}
 
 
 def find_setting(variable: str) -> Setting | None:
-    """The setting that a variable belongs to, if any."""
+    """The setting that an environment variable belongs to, if any."""
     return next((setting for setting in SETTINGS if fnmatchcase(variable, setting.name)), None)
 
 

@@ -1,4 +1,4 @@
-"""What the worker finds out at its start: where its data lies, and what keeps it from starting."""
+"""The data directory, and the error that keeps a program from starting."""
 
 from pathlib import Path
 
@@ -6,21 +6,22 @@ from settings import read_setting
 
 
 class StartupError(Exception):
-    """What is wrong at the start, in words for the person who can mend it."""
+    """Tells a person why the program can't start, and what to do about it."""
 
 
 def data_directory(*, make: bool = True) -> Path:
-    """`INVOICE_DATA_DIR`, by default `data` beside the code; made private to the user if missing.
+    """`INVOICE_DATA_DIR`, by default `data` next to the code.
 
-    With `make=False` a missing one stays missing, for whoever only reads.
+    Args:
+        make: create the directory, readable only by this user, if it doesn't exist.
 
     Raises:
-        StartupError: it can't be made, or isn't a directory.
+        StartupError: it can't be created, or isn't a directory.
     """
     try:
         directory = Path(read_setting("INVOICE_DATA_DIR")).expanduser().resolve()
         if make:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home for `~`
+    except (OSError, RuntimeError) as error:  # RuntimeError: `~` without a home directory
         raise StartupError(f"The data directory can't be used: {error}.") from error
     return directory

@@ -1,1 +1,1 @@
-"""How a person says yes to paying an invoice. Nothing here knows Temporal."""
+"""How a person approves an invoice. Nothing here uses Temporal."""

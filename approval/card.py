@@ -1,9 +1,8 @@
 """The card in the chat on which a person decides, in hosts that show cards (MCP Apps).
 
-There `approve_invoice` shows the card and approves nothing. The person's click calls
-`decide_on_card`, which hosts offer to the card and not to the model. That is a promise of the host;
-the server adds a seal, which only a card gets, in the answer's `_meta`: without it nothing is
-decided.
+In such a host, `approve_invoice` shows the card and doesn't approve anything. The person's click
+calls `decide_on_card`, which the host must offer only to the card, not to the model. In addition,
+the server gives the card a seal, in the answer's `_meta`, and refuses a decision without it.
 """
 
 import hmac
@@ -44,20 +43,20 @@ from settings import read_setting
 CARD_URI = "ui://invoice-processor/approval-card.html"
 APPROVE_TOOL = "approve_invoice"
 APP_TOOLS = frozenset({"invoice_card", "decide_on_card"})
-"""For the card alone: hosts keep them from the model."""
+"""Tools only for the card. Hosts don't offer them to the model."""
 LOADING_SECONDS = 10
-"""How long a host may take from the first answer with a card until a card asks for its data."""
+"""How long after the first answer with a card a card must have asked for its data."""
 
 log = logging.getLogger("invoice_server")
 
 
 def card_html(version: str) -> str:
-    """The card, which tells the host that it is of this version."""
+    """The card's HTML. The card tells the host this version."""
     return Path(__file__).with_name("card.html").read_text("utf-8").replace("{{version}}", version)
 
 
 class CardLine(BaseModel):
-    """One line as it is shown."""
+    """One line, ready to be shown."""
 
     item: str
     description: str | None
@@ -65,7 +64,7 @@ class CardLine(BaseModel):
 
 
 class InvoiceCard(BaseModel):
-    """What the card shows: sentences and amounts ready to read, other people's text sanitized."""
+    """What the card shows: sentences and amounts, with other people's text sanitized."""
 
     invoice_id: str
     charged: str | None
@@ -100,9 +99,9 @@ class InvoiceCard(BaseModel):
 
 
 def _details(view: ApprovalView, status: InvoiceStatus) -> str:
-    """What is left to say beside the lines, amounts and deadline."""
+    """What the card says in addition to the lines, amounts and deadline."""
     if status.state == "waiting" and not status.is_past_deadline:
-        kept = "No worker answers now: the decision is kept and takes effect when one runs."
+        kept = "No worker answers now: your decision is kept and takes effect when a worker runs."
         parts = (view.caution, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":
@@ -111,14 +110,14 @@ def _details(view: ApprovalView, status: InvoiceStatus) -> str:
 
 
 def can_show_cards(capabilities: ClientCapabilities | None) -> bool:
-    """Whether the host says, in the handshake or with the request, that it shows cards."""
+    """Whether the host's capabilities, from the handshake or the request, say it shows cards."""
     settings = (capabilities.extensions or {}).get(UI_EXTENSION_ID) if capabilities else None
     mime_types = settings.get("mimeTypes") if settings else None
     return isinstance(mime_types, list) and UI_MIME_TYPE in mime_types
 
 
 class ApprovalCards(Middleware):
-    """The cards of this process: which hosts see of them what, and which clicks count.
+    """The cards of this process: decides which hosts get cards and which clicks count.
 
     `INVOICE_APPROVAL_CARD` is `auto` (default), `required` or `off`.
     """
@@ -127,51 +126,52 @@ class ApprovalCards(Middleware):
         self.setting = read_setting("INVOICE_APPROVAL_CARD")
         self._key = secrets.token_bytes(32)
         self.first_shown: float | None = None
-        """When the first card was to be shown, by the monotonic clock."""
+        """When the first answer with a card was made, by the monotonic clock."""
         self.has_loaded = False
         """Whether any card has asked for its data."""
 
     def ask_on_card(self, ctx: Context) -> bool:
-        """Whether approving is left to the person's click on a card.
+        """Whether the person decides on a card.
 
-        Some hosts say that they show cards and don't. So with `auto`, if no card has asked for its
-        data `LOADING_SECONDS` after the first one was to be shown, approving is left to the host's
-        own permission dialog; but never again once a card has.
+        Some hosts say that they show cards but don't. So with `auto`, if no card has asked for its
+        data `LOADING_SECONDS` after the first answer with one, approving falls back to the host's
+        permission dialog. Once a card has loaded, it never falls back.
 
         Raises:
-            ToolError: a card is required and this host shows none, or the setting is unknown.
+            ToolError: a card is required but this host doesn't show cards, or the setting has an
+                unknown value.
         """
         if self.setting not in ("auto", "required", "off"):
             raise _refusal(
                 f"INVOICE_APPROVAL_CARD is {sanitized(self.setting)!r}, but must be auto, required"
-                " or off. Nothing was approved; correct it and restart the server."
+                " or off. Nothing was approved. Correct it and restart the server."
             )
         if not self._offered_to(ctx):
             if self.setting == "required":
                 raise _refusal(
                     "Nothing was approved: INVOICE_APPROVAL_CARD is required, and this host neither"
-                    " shows cards nor asks the person. Decide in a host that does, or in Temporal's"
-                    " Web UI."
+                    " shows cards nor asks the person. Decide in a host that does one of these, or"
+                    " in Temporal's Web UI."
                 )
             return False
         if self.setting == "required" or self.has_loaded or self.first_shown is None:
             return True
         if monotonic() - self.first_shown < LOADING_SECONDS:
             return True
-        log.warning("This host shows no card; its permission dialog decides")
+        log.warning("This host doesn't show the card, so approving uses its permission dialog")
         return False
 
-    def note_shown(self) -> None:
-        """Notes that the answer under way has the host show a card.
+    def record_card_shown(self) -> None:
+        """Records that an answer that shows a card is being sent.
 
-        Only such an answer starts the clock: a call that fails shows none, so a host that does show
-        cards couldn't load one in time.
+        Only such an answer starts the time limit. A call that fails shows no card, so even a host
+        that shows cards couldn't load one in time.
         """
         if self.first_shown is None:
             self.first_shown = monotonic()
 
     def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus) -> ToolResult:
-        """The data of a card, with the seal for a click on it while the invoice waits."""
+        """The card's data, with the seal that a click needs while the invoice waits."""
         card = InvoiceCard.of(ApprovalView.of(invoice, status), status)
         return ToolResult(
             content=status.to_text(),
@@ -180,28 +180,28 @@ class ApprovalCards(Middleware):
         )
 
     def check_seal(self, seal: str, run_id: str, invoice: Invoice) -> None:
-        """Makes sure that the card clicked on has shown this run and this content.
+        """Makes sure that the card has shown this run with this content.
 
         Raises:
-            ToolError: it has shown another, or was sealed by another process.
+            ToolError: the card has shown something else, or another process sealed it.
         """
         if not hmac.compare_digest(seal.encode(), self._seal(run_id, invoice).encode()):
             raise _refusal(
-                f"This card is out of date: invoice {invoice.id} was submitted anew, or the server"
-                " was restarted. Nothing was decided; look at it again."
+                f"This card is out of date: invoice {invoice.id} was submitted again, or the server"
+                " was restarted. Nothing was decided. Load the invoice again."
             )
 
     def _seal(self, run_id: str, invoice: Invoice) -> str:
         return hmac.new(self._key, f"{run_id} {invoice.digest}".encode(), "sha256").hexdigest()
 
     def _offered_to(self, ctx: Context | None) -> bool:
-        # Without a request there is no host.
+        # Outside a request there is no host.
         if ctx is None or ctx.request_context is None:
             return False
         return self._offered_with(ctx.session.client_capabilities)
 
     def _offered_with(self, capabilities: ClientCapabilities | None) -> bool:
-        """Whether a host gets cards: not where it asks the person itself, which goes first."""
+        """Whether a host gets cards. A host that supports elicitation doesn't need them."""
         if self.setting == "off":
             return False
         return can_show_cards(capabilities) and not can_ask(capabilities)
@@ -212,12 +212,12 @@ class ApprovalCards(Middleware):
         call_next: CallNext[InitializeRequest, InitializeResult | None],
     ) -> InitializeResult | None:
         result = await call_next(context)
-        # The SDK leaves extensions out of this era's answer, and some hosts then show no cards.
+        # The SDK leaves extensions out of this answer, and without them some hosts show no cards.
         if result and self.setting != "off":
             result.capabilities.extensions = {UI_EXTENSION_ID: {}}
         # The session has the host's capabilities only after this.
         if result and not self._offered_with(context.message.params.capabilities):
-            result.capabilities.resources = None  # the card is the only one
+            result.capabilities.resources = None  # the card is the only resource
         return result
 
     async def on_discover(
@@ -260,7 +260,7 @@ class ApprovalCards(Middleware):
 
 
 def _with_card(tool: Tool) -> Tool:
-    # The second key is an older form of the first, which some hosts still read.
+    # The second key is an older form of the first. Some hosts still read it.
     card: dict[str, Any] = {
         "ui": {"resourceUri": CARD_URI, "visibility": ["model"]},
         "ui/resourceUri": CARD_URI,

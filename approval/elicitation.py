@@ -1,4 +1,4 @@
-"""Asking the person within the tool's call, where the host can put a question (elicitation)."""
+"""Asks the person during the tool's call, if the host supports elicitation."""
 
 import asyncio
 import json
@@ -20,10 +20,10 @@ from pydantic import ValidationError
 from invoices.approval_view import ApprovalView
 
 PERSON_SECONDS = 50
-"""For the person's answer, where the host asks within the call; it gives up at about 60 s."""
+"""The person's time to answer, if the host asks within the call. Hosts give up after about 60 s."""
 
 SHOWN_LINES = 50
-"""How many lines a question shows: the largest ones."""
+"""How many lines a question shows at most: the largest ones."""
 
 APPROVAL_FORM: dict[str, Any] = {
     "type": "object",
@@ -31,7 +31,7 @@ APPROVAL_FORM: dict[str, Any] = {
         "approve": {
             "type": "boolean",
             "title": "Pay this invoice",
-            "description": "Yes pays every line. Payments can't be undone.",
+            "description": "If you say yes, every line is paid. Payments can't be undone.",
         }
     },
     "required": ["approve"],
@@ -41,27 +41,26 @@ log = logging.getLogger("invoice_server")
 
 
 def supports_elicitation(ctx: Context) -> bool:
-    """Whether the host can put a question to the person by a form."""
+    """Whether the host can ask the person with a form."""
     return can_ask(ctx.session.client_capabilities)
 
 
 def can_ask(capabilities: ClientCapabilities | None) -> bool:
-    """The same of a host with these capabilities."""
+    """Whether a host with these capabilities can ask the person with a form."""
     elicitation = capabilities.elicitation if capabilities else None
     return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
 
 
 Answer = Literal["yes", "no", "late"]
-"""`no` is anything but a clear yes; `late` is none within `PERSON_SECONDS`."""
+"""`no` is any answer except a clear yes. `late` is no answer within `PERSON_SECONDS`."""
 
 
 async def ask_person(ctx: Context, view: ApprovalView, run_id: str) -> Answer | InputRequiredResult:
-    """Whether the person says yes to paying exactly this, with the view's reason kept as theirs.
+    """Asks whether to pay exactly this, and to record the view's reason as the person's.
 
-    The handshake era of MCP asks within the call. The era from 2026-07-28 on ends the call with the
-    question, and the host repeats it with the answer and with `request_state`, which the SDK seals
-    and binds to the call's arguments: so only an answer to the question about this very run and
-    reason counts.
+    Older versions of MCP ask within the call. From version 2026-07-28 on, the call ends with the
+    question, and the host repeats the call with the answer and with `request_state`, which the SDK
+    seals and binds to the call's arguments. So an answer counts only for this run and reason.
     """
     text = render_question(view)
     question = ElicitRequestFormParams(message=text, requested_schema=APPROVAL_FORM)
@@ -79,7 +78,7 @@ async def ask_person(ctx: Context, view: ApprovalView, run_id: str) -> Answer | 
     except TimeoutError:
         return "late"
     except (MCPError, ValidationError) as error:
-        log.info("No usable answer about invoice %s: %r", view.invoice.id, error)
+        log.info("The host's answer about invoice %s can't be used: %r", view.invoice.id, error)
         return "no"
 
 
@@ -94,6 +93,7 @@ def _parse_answer(answer: object) -> Answer:
 
 
 def render_question(view: ApprovalView) -> str:
+    """The question as plain text."""
     lines = [f"Pay invoice {view.invoice.id}: {view.invoice.summary}?"]
     if view.caution:
         lines.append(view.caution)

@@ -1,6 +1,6 @@
-"""A worker for a workflow of the tutorial's shape and nothing else.
+"""A worker that runs only the tutorial's workflow.
 
-Without validation, ledger, memo and summaries, and without pacing.
+It has no validation, ledger, memo or summaries, and doesn't pause between lines.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""The time from spawning the MCP server to its answers of `initialize` and `tools/list`.
+"""Measures the time from starting the MCP server to its answers to `initialize` and `tools/list`.
 
-Against a FastMCP server with one empty tool and without Temporal.
+Compares it with a FastMCP server that has one empty tool and doesn't use Temporal.
 
     uv run benchmarks/cold_start.py [--rounds 30]
 """
@@ -22,7 +22,7 @@ async def main(rounds: int) -> None:
     initialized: dict[str, list[float]] = defaultdict(list)
     listed: dict[str, list[float]] = defaultdict(list)
     for script in SERVERS.values():
-        await start_up(script)  # compiles what is not yet compiled
+        await start_up(script)  # compiles modules that aren't compiled yet
     for _ in range(rounds):
         for name in random.sample(list(SERVERS), len(SERVERS)):
             first, second = await start_up(SERVERS[name])
@@ -36,7 +36,7 @@ async def main(rounds: int) -> None:
     print_table(
         ["server", "initialize, ms", "to empty", "tools/list, ms", "to empty"], map(row, SERVERS)
     )
-    print("\nTo reach: 1.10 for ours.")
+    print("\nGoal: at most 1.10 for ours.")
 
 
 async def start_up(script: Path) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""What the benchmarks share: the service and workers they run on, the table.
+"""What the benchmarks share: a service with workers, calls, and the output as a table.
 
-Imported before any other module of the project, since it puts their folders on the path.
+Import it before any other module of the project, because it adds their folders to the path.
 """
 
 import sys
@@ -29,7 +29,7 @@ TUTORIAL_SERVER = support.PROCESSES / "tutorial_server.py"
 
 @asynccontextmanager
 async def running(*scripts: Path) -> AsyncIterator[tuple[Client, list[support.Worker]]]:
-    """A fresh Temporal Service with a worker process for each script, and a client of it."""
+    """Starts a new Temporal Service and a worker process for each script. Yields a client."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         service = support.Service(Path(folder))
         workers = [support.Worker(service.address, Path(folder), script) for script in scripts]
@@ -54,7 +54,7 @@ async def start(
     workflow: str = "InvoiceWorkflow",
     task_queue: str = "invoice-task-queue",
 ) -> WorkflowHandle[Any, Any]:
-    """The bare call, as the tutorial makes it."""
+    """Starts a workflow with a single call, as in the tutorial."""
     return await client.start_workflow(
         workflow, invoice, id=f"invoice-{invoice['id']}", task_queue=task_queue
     )
@@ -71,7 +71,7 @@ def ms(seconds: Iterable[float]) -> float:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """In Markdown."""
+    """Prints a Markdown table."""
 
     def cell(value: object) -> str:
         if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""The floor of the benchmarks: a FastMCP server that does nothing."""
+"""A FastMCP server that does nothing, as the baseline of the benchmarks."""
 
 from fastmcp import FastMCP
 

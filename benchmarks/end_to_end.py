@@ -1,8 +1,9 @@
-"""Invoices end to end, through one worker: submitted, approved, two lines paid; how many a second.
+"""Measures how many invoices one worker completes per second.
 
-Without pacing, against a bare workflow of the tutorial's shape, on one service, in batches that
-take turns. Also with the calls of our tools instead of the bare start and signal: they find out
-whether a worker runs and what became of the decision.
+Each invoice is submitted, approved, and paid in two lines, without pauses between them. Batches of
+three kinds take turns on one service: the tutorial's workflow (`bare`), our workflow, and our
+workflow with the calls that our tools make, which also find out whether a worker runs and what the
+outcome of the decision is.
 
     uv run benchmarks/end_to_end.py [--rounds 40] [--invoices 20]
 """
@@ -24,7 +25,7 @@ from invoices.refusals import NamedTotal
 from support import an_invoice
 
 invoice_client = cache(InvoiceClient)
-"""One for a Temporal client, as in the MCP server."""
+"""One `InvoiceClient` for each Temporal client, as in the MCP server."""
 
 
 async def bare(client: Client) -> None:
@@ -68,12 +69,12 @@ async def main(rounds: int, invoices: int) -> None:
         ratios = [a / b for a, b in zip(rates[name], rates["bare"], strict=True)]
         low, middle, high = quantiles(ratios, n=4) if rounds > 1 else ratios * 3
         rows.append([name, median(rates[name]), middle, f"{low:.2f} to {high:.2f}"])
-    print_table(["workflow", "invoices a second", "to bare", "middle half of the rounds"], rows)
-    print("\nTo reach: 0.90 for ours.")
+    print_table(["workflow", "invoices per second", "to bare", "middle half of the rounds"], rows)
+    print("\nGoal: at least 0.90 for ours.")
 
 
 if __name__ == "__main__":
     parser = ArgumentParser()
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--invoices", type=int, default=20, help="in a batch, all at once")
+    parser.add_argument("--invoices", type=int, default=20, help="how many in a batch, all at once")
     asyncio.run(main(**vars(parser.parse_args())))

@@ -1,7 +1,7 @@
-"""What a line costs in invoices of 10, 100 and 500 lines: time, events and bytes of history.
+"""Measures the cost of a line in invoices of 10, 100 and 500 lines: time, events, history bytes.
 
-From the approval to the end, without pacing, against a bare workflow; sizes and workflows take
-turns.
+Measures from the approval to the end, without pauses between lines, and compares our workflow with
+the tutorial's. Sizes and workflows take turns.
 
     uv run benchmarks/line_cost.py [--rounds 5]
 """
@@ -18,7 +18,7 @@ from common import BARE_WORKER, OUR_WORKER, print_table, running, start
 from support import an_invoice
 
 SIZES = {10: 10, 100: 1, 500: 1}
-"""Lines of an invoice; how many such invoices a round pays, one after another."""
+"""Lines in an invoice, and how many such invoices a round pays, one after another."""
 OURS = ("InvoiceWorkflow", "invoice-task-queue")
 BARE = ("BareWorkflow", "bare-task-queue")
 
@@ -42,14 +42,21 @@ async def main(rounds: int) -> None:
         to_bare = seconds / median(cost[0] for cost in bare[lines])
         rows.append([lines, seconds * 1000, seconds * 1000 / first, to_bare, events, size])
     print_table(
-        ["lines", "ms a line", "to 10 lines", "to a bare line", "events a line", "bytes a line"],
+        [
+            "lines",
+            "ms per line",
+            "to 10 lines",
+            "to a bare line",
+            "events per line",
+            "bytes per line",
+        ],
         rows,
     )
-    print("\nGrowth to stay within: 1.2.")
+    print("\nGoal: at most 1.2 times the time per line in 10 lines.")
 
 
 async def pay(client: Client, lines: int, workflow: str, task_queue: str) -> list[float]:
-    """Seconds, events and bytes of history a line."""
+    """The seconds, history events and history bytes per line."""
     invoice = an_invoice(
         lines=[{"item": f"Item {n}", "amount": f"{n}.50"} for n in range(1, lines + 1)]
     )

@@ -1,6 +1,6 @@
-"""10,000 waiting invoices: the worker's memory, and the time to list them and to look at one.
+"""Measures the worker's memory, and the time to list invoices and to get one's status.
 
-Two services, one with 100 waiting invoices and one with all of them, are called in turn.
+Calls two services in turn: one with 100 waiting invoices and one with 10,000.
 
     uv run benchmarks/many_waiting.py [--invoices 10000] [--rounds 50]
 """
@@ -55,11 +55,11 @@ async def main(invoices: int, rounds: int) -> None:
         small, large = ms(times[tool, FEW]), ms(times[tool, invoices])
         rows.append([tool, small, large, large / small])
     print_table(["tool", f"ms at {FEW}", f"ms at {invoices:,}", "ratio"], rows)
-    print("\nTo stay within: 2.")
+    print("\nGoal: a ratio of at most 2.")
 
 
 async def submit_all(client: Client, count: int) -> list[str]:
-    """The ids of so many more invoices, once all of them wait for a decision."""
+    """Submits invoices. Returns their ids once all of them wait for a decision."""
     ids: list[str] = []
 
     async def submit_some() -> None:
@@ -76,7 +76,7 @@ async def submit_all(client: Client, count: int) -> list[str]:
 
 
 def resident_mib(pid: int) -> float:
-    """The memory a process has in use."""
+    """The resident memory of a process."""
     if sys.platform == "linux":
         status = Path(f"/proc/{pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024

@@ -1,9 +1,9 @@
-"""The time of each tool call, against the Temporal calls it can't do without.
+"""Measures each tool call, and compares it with the Temporal calls that it needs.
 
-The floor is those calls by a client in this process, plus a FastMCP tool over stdio that does
-nothing. What is decided on was submitted by our client. `process_invoice` is measured twice: right
-after other calls, when it takes for granted that a worker runs, and after a pause, when it asks.
-The second has no goal: asking is what it adds to the floor.
+The floor is the time of those Temporal calls from this process, plus the time of an empty FastMCP
+tool over stdio. Our client submits the invoices that are decided on. `process_invoice` is measured
+twice: soon after other calls, when it assumes that a worker runs, and after a pause, when it asks
+the worker. The second has no goal, because the floor doesn't include asking.
 
     uv run benchmarks/tool_calls.py [--rounds 100]
 """
@@ -34,15 +34,15 @@ from raw_client import RawClient
 from support import an_invoice
 
 AFTER_PAUSE = "process_invoice, after a pause"
-TO_REACH = {
+GOALS = {
     "process_invoice": "1.15",
     AFTER_PAUSE: "",
     "approve_invoice": "1.15",
     "reject_invoice": "1.15",
     "get_invoice_status": "1.20",
 }
-# In these ways: the raw calls that our tool makes, those that the tutorial's tool makes, and both
-# tools themselves.
+# The Temporal calls that our tool needs, those that the tutorial's tool makes, our tool, and the
+# tutorial's tool.
 WAYS = ["raw", "plain", "ours", "tutorial"]
 
 
@@ -60,30 +60,30 @@ async def main(rounds: int) -> None:
             begin = perf_counter()
             await call_tool(empty, "nothing")
             nothing.append(perf_counter() - begin)
-            for call in TO_REACH:
+            for call in GOALS:
                 if call == AFTER_PAUSE:
-                    if number % 5:  # as it takes so long
+                    if number % 5:  # because it takes so long
                         continue
                     await asyncio.sleep(RECENT_SECONDS + 1)
                 for way in random.sample(WAYS, len(WAYS)):
                     seconds = await measure(client, servers, call, way)
-                    if number >= 0:  # the first are to warm up
+                    if number >= 0:  # the first rounds are to warm up
                         times[call, way].append(seconds)
     for name, raw in (("ours", "raw"), ("tutorial", "plain")):
         rows = []
-        for call, goal in TO_REACH.items():
+        for call, goal in GOALS.items():
             bare, tool = ms(times[call, raw]), ms(times[call, name])
             ratio = tool / (bare + ms(nothing))
             rows.append([call, bare, ms(nothing), tool, ratio, goal if name == "ours" else ""])
         print_table(
-            [name, "raw calls, ms", "empty tool, ms", "tool, ms", "to the floor", "to reach"], rows
+            [name, "raw calls, ms", "empty tool, ms", "tool, ms", "to the floor", "goal"], rows
         )
 
 
 async def measure(client: Client, servers: dict[str, RawClient], call: str, way: str) -> float:
-    """Makes one call, on an invoice of its own; leaves the worker with nothing to do."""
+    """Times one call, on a new invoice, and waits until the worker is idle again."""
     tool = call.partition(",")[0]
-    # Nothing is paid meanwhile, as with the two seconds that invoices have by default.
+    # The long pause makes sure that no payment runs at the same time.
     invoice = an_invoice(payment_interval_seconds=3600)
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     if tool != "process_invoice":
@@ -101,7 +101,7 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
         await make_bare_calls(client, invoice, tool, way)
     seconds = perf_counter() - begin
 
-    # The worker is idle again before the next call, which would wait for its workflow task.
+    # Wait until the worker is idle, because its workflow task would delay the next call.
     while await handle.query("get_status") == "Processing":
         await asyncio.sleep(0.01)
     if not (await handle.describe()).close_time:
@@ -110,7 +110,7 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
 
 
 async def make_bare_calls(client: Client, invoice: dict[str, Any], tool: str, way: str) -> None:
-    """The calls that a tool makes: ours (`raw`), or the tutorial's (`plain`)."""
+    """Makes the Temporal calls of our tool (`raw`) or of the tutorial's (`plain`)."""
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     if tool == "process_invoice":
         await start(client, invoice)

@@ -1,7 +1,7 @@
-"""Two workers against one: invoices end to end a second.
+"""Measures how many invoices per second two workers complete, compared with one.
 
-Two services, one with each number of workers, in batches that take turns. What it shows depends on
-the machine: where the service takes all of it, a second worker has nothing to add.
+Batches take turns on two services, one with one worker and one with two. The result depends on the
+machine: if the service uses all of its processors, a second worker doesn't help.
 
     uv run benchmarks/two_workers.py [--rounds 10] [--invoices 40]
 """
@@ -29,7 +29,7 @@ async def main(rounds: int, invoices: int) -> None:
                 rates[workers].append(invoices / (perf_counter() - begin))
     first = median(rates[1])
     print_table(
-        ["workers", "invoices a second", "to one"],
+        ["workers", "invoices per second", "to one"],
         [[workers, median(rate), median(rate) / first] for workers, rate in rates.items()],
     )
 
@@ -37,5 +37,5 @@ async def main(rounds: int, invoices: int) -> None:
 if __name__ == "__main__":
     parser = ArgumentParser()
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--invoices", type=int, default=40, help="in a batch, all at once")
+    parser.add_argument("--invoices", type=int, default=40, help="how many in a batch, all at once")
     asyncio.run(main(**vars(parser.parse_args())))

@@ -1,7 +1,7 @@
-"""What the tools answer: typed content for programs, and the same in words for a person.
+"""The tools' answers: structured content for programs, and the same as text for people.
 
-Other people's text (items, reasons, names, errors) is sanitized on its way into words; the typed
-content has it as it is.
+Text that other people wrote (items, reasons, names, errors) is sanitized in the text for people.
+The structured content has it unchanged.
 """
 
 from collections import defaultdict
@@ -22,16 +22,17 @@ from invoices.wording import (
 )
 
 CLOCK_TOLERANCE_SECONDS = 3
-"""By so much the clocks of two computers may differ without a word."""
+"""If two computers' clocks differ by no more than this, the answers don't mention it."""
 
 
 class Retry(BaseModel):
-    """A payment that is being tried again."""
+    """A payment that is being retried."""
 
     line: Annotated[
-        int | None, Field(description="The line's number, from 1; missing for the ledger itself.")
+        int | None,
+        Field(description="The line's number, from 1. Missing for a call to the ledger."),
     ] = None
-    attempt: Annotated[int, Field(description="The number of the attempt under way or next.")]
+    attempt: Annotated[int, Field(description="The number of the current or next attempt.")]
     next_attempt_at: datetime | None = None
     last_error: str
 
@@ -46,10 +47,10 @@ Outcome = Literal[
     "decision_kept",
     "asked_on_card",
 ]
-"""What a call has brought about.
+"""The result of a call.
 
 `decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs,
-unless an earlier one is waiting too.
+unless an earlier decision is also waiting.
 """
 
 
@@ -62,58 +63,58 @@ class InvoiceStatus(Progress):
     workflow_id: str
     submitted_at: datetime
     deadline: Annotated[
-        datetime | None, Field(description="A waiting invoice is rejected then.")
+        datetime | None, Field(description="When a waiting invoice is rejected.")
     ] = None
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
-        bool | None, Field(description="Whether a worker runs; missing if that wasn't asked.")
+        bool | None, Field(description="Whether a worker answered. Missing if none was asked.")
     ] = None
     worker_failures: Annotated[
-        int | None, Field(description="How often a worker took this invoice up and failed.")
+        int | None, Field(description="How often a worker failed to process this invoice.")
     ] = None
     replaces: Annotated[
         str | None,
-        Field(description="What was submitted under this id last, if it was something else."),
+        Field(description="The last submission with this id, if its content was different."),
     ] = None
     outcome: Annotated[
-        Outcome | None, Field(description="What this call has brought about, if anything.")
+        Outcome | None, Field(description="The result of this call, if it submitted or decided.")
     ] = None
     clock_offset_seconds: Annotated[
         float | None,
         Field(
-            description="How far the Temporal Service's clock is ahead of this computer's; missing"
-            f" up to {CLOCK_TOLERANCE_SECONDS} seconds, and where it hasn't been compared yet."
+            description="How far the Temporal Service's clock is ahead of this computer's. Missing"
+            f" up to {CLOCK_TOLERANCE_SECONDS} seconds, and if they haven't been compared yet."
         ),
     ] = None
-    message: Annotated[str | None, Field(description="All of this in words.")] = None
+    message: Annotated[str | None, Field(description="All of this as text.")] = None
 
     @property
     def caution(self) -> str:
-        """What is unusual about the id, in a sentence; empty if nothing is.
+        """A warning about an unusual id, as a sentence; empty if the id isn't unusual.
 
-        Other clients may have started an invoice under any, and earlier versions under more.
+        Other clients and earlier versions can start invoices with ids that aren't allowed now.
         """
         rule = rule_of_new_id(self.invoice_id)
         return f"Take care with its id: an id {rule}." if rule else ""
 
     @property
     def now(self) -> datetime:
-        """By the Temporal Service's clock where that is known, else by this computer's."""
+        """The Temporal Service's time if that is known, otherwise this computer's."""
         return datetime.now(UTC) + timedelta(seconds=self.clock_offset_seconds or 0)
 
     @property
     def is_past_deadline(self) -> bool:
-        """A waiting invoice that can't be approved any more, and ends when a worker runs."""
+        """Whether the invoice still waits but can no longer be approved. A worker will end it."""
         return self.deadline is not None and self.deadline <= self.now
 
     @property
     def is_decided(self) -> bool:
-        """Whether somebody has decided, also where that hasn't taken effect yet."""
+        """Whether somebody has decided, even if that hasn't taken effect yet."""
         return self.state != "waiting" or self.decision is not None
 
     def to_structured(self) -> dict[str, Any]:
-        """For programs: without empty fields, and without what only this project needs."""
+        """The structured content, without empty fields and without fields for internal use."""
         inner: dict[str, Any] = {"decision": {"request", "sent_at"}}
         if not self._clock_is_wrong:
             inner["clock_offset_seconds"] = True
@@ -125,12 +126,12 @@ class InvoiceStatus(Progress):
 
     @property
     def details(self) -> str:
-        """What a person would ask next, in sentences."""
+        """What a person would want to know next, in sentences."""
         return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
 
     def _details(self) -> list[str]:
         match self.state:
-            case "waiting" if self.decision:  # which is about to take effect
+            case "waiting" if self.decision:  # the decision is about to take effect
                 return [self.paid, self.decided]
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
@@ -147,8 +148,8 @@ class InvoiceStatus(Progress):
                 return [self.paid, where, self.decided, self.advice]
             case "terminated":
                 return [
-                    f"When last noted: {self.paid} A payment under way at the end may have been"
-                    " made as well; the payment ledger has the last word.",
+                    f"Last recorded: {self.paid} If a payment was in progress at the end, it may"
+                    " have been made too: check the payment ledger.",
                     self.decided,
                 ]
             case _:
@@ -160,7 +161,7 @@ class InvoiceStatus(Progress):
         if self.is_past_deadline:
             return (
                 f"The approval deadline, {format_utc(self.deadline)}, has passed: it can't be"
-                " approved any more. Once it has timed out it can be submitted again."
+                " approved any more. Once it has timed out, you can submit it again."
             )
         left = self.deadline - self.now
         return (
@@ -185,11 +186,12 @@ class InvoiceStatus(Progress):
         if self.worker_failures:
             times = pluralize(self.worker_failures, "time")
             return (
-                f"A worker took this invoice up and failed, {times} so far; its log says why. This"
-                " is what was last noted."
+                f"A worker tried to process this invoice and failed, {times} so far; its log says"
+                " why. This is the last recorded status."
             )
         return (
-            "No worker answers now: this is what was last noted, and it goes on when a worker runs."
+            "No worker answers now: this is the last recorded status. The invoice continues when a"
+            " worker runs."
         )
 
     @property
@@ -198,18 +200,18 @@ class InvoiceStatus(Progress):
 
     @property
     def clock(self) -> str:
-        """What is wrong with this computer's clock, as a sentence; empty if nothing is known."""
+        """A sentence that this computer's clock is wrong; empty if it isn't known to be."""
         if self.clock_offset_seconds is None or not self._clock_is_wrong:
             return ""
         difference = format_duration(timedelta(seconds=abs(self.clock_offset_seconds)))
         direction = "behind" if self.clock_offset_seconds > 0 else "ahead of"
         return (
-            f"This computer's clock is {difference} {direction} the Temporal Service's, which"
-            " counts; set it."
+            f"This computer's clock is {difference} {direction} the Temporal Service's. The"
+            " service's clock counts, so correct this computer's."
         )
 
     def to_line(self) -> str:
-        """One line of `list_invoices`."""
+        """The invoice's line in the text of `list_invoices`."""
         parts = [sanitized(self.status, 200), self.amounts]
         parts.append(f"submitted {format_duration(self.now - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
@@ -228,21 +230,21 @@ class InvoiceStatus(Progress):
 
 
 class InvoiceList(BaseModel):
-    """The latest submission of each invoice: open ones first, and each kind newest first."""
+    """The latest submission of each invoice: open ones first, then closed ones, newest first."""
 
     invoices: list[InvoiceStatus]
-    not_shown: Annotated[int, Field(description="How many older submissions are left out.")]
+    not_shown: Annotated[int, Field(description="How many older submissions were left out.")]
     not_shown_may_differ: Annotated[
-        bool, Field(description="Whether some of those may be in another state.")
+        bool, Field(description="Whether some of those may be in a different state.")
     ]
     total: Annotated[
-        dict[str, Decimal], Field(description="Sum of the invoices shown, by currency.")
+        dict[str, Decimal], Field(description="Sum of the listed invoices, by currency.")
     ]
     totals_by_state: Annotated[
         dict[State, dict[str, Decimal]],
-        Field(description="The same by state, then by currency."),
+        Field(description="The same sum by state, then by currency."),
     ]
-    message: Annotated[str | None, Field(description="All of this in words.")] = None
+    message: Annotated[str | None, Field(description="All of this as text.")] = None
 
     @classmethod
     def of(cls, invoices: list[InvoiceStatus], not_shown: int, *, exact: bool) -> Self:
@@ -261,7 +263,7 @@ class InvoiceList(BaseModel):
         )
 
     def to_structured(self) -> dict[str, Any]:
-        """For programs: without empty fields, and without what only this project needs."""
+        """The structured content, without empty fields and without fields for internal use."""
         content = self.model_dump(mode="json", exclude_none=True, exclude={"invoices"})
         return {"invoices": [invoice.to_structured() for invoice in self.invoices], **content}
 
@@ -283,7 +285,7 @@ class InvoiceList(BaseModel):
         if self.not_shown:
             older = pluralize(self.not_shown, "older one")
             lines.append(
-                f"Not looked at: {older} that may match too."
+                f"Not checked: {older} that may also match."
                 if self.not_shown_may_differ
                 else f"Not shown: {older}."
             )

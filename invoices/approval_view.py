@@ -1,7 +1,7 @@
-"""What a person decides on, ready to be shown: the question, the card and refusals render it.
+"""What a person decides on, ready to be shown in the question, on the card and in refusals.
 
-Other people's text is sanitized here. Beside other words on a line it is in quotation marks, which
-it can't end.
+Text that other people wrote is sanitized here. Where it shares a line with our own words, it is in
+quotation marks, which it can't close itself.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class LineView:
     description: str | None
     amount: Decimal
     price: str
-    """The amount in words."""
+    """The amount with its currency, `$5,000.00`."""
 
     def __str__(self) -> str:
         """`1. $5,000.00 for “Web Development”`."""
@@ -39,7 +39,7 @@ class LineView:
 
 @dataclass(frozen=True)
 class InvoiceView:
-    """What an invoice says."""
+    """The content of an invoice."""
 
     id: str
     summary: str
@@ -73,7 +73,7 @@ class InvoiceView:
         )
 
     def largest_lines(self, limit: int) -> list[str]:
-        """The largest lines in their order, and what the others come to."""
+        """The largest lines, in the invoice's order, and the number and sum of the others."""
         by_amount = sorted(self.lines, key=lambda line: line.amount, reverse=True)
         largest, others = by_amount[:limit], by_amount[limit:]
         texts = [str(line) for line in sorted(largest, key=lambda line: line.number)]
@@ -87,17 +87,17 @@ class InvoiceView:
 
 @dataclass(frozen=True)
 class ApprovalView:
-    """An invoice that a person is to decide on, with what is known of it beside its content."""
+    """An invoice that a person decides on, with what is known about it besides its content."""
 
     invoice: InvoiceView
     caution: str
-    """What is unusual about the id; empty if nothing is."""
+    """A warning about an unusual id; empty if it isn't unusual."""
     paid_earlier: str | None
-    """`1 line, $10.00` or `not known`; None if nothing was."""
+    """`1 line, $10.00` or `not known`; None if nothing was paid earlier."""
     to_pay: str
     deadline: datetime | None
     reason: str | None
-    """The whole reason that an approval will be kept with, in quotation marks."""
+    """The whole reason that will be recorded with an approval, in quotation marks."""
 
     @classmethod
     def of(cls, invoice: Invoice, status: InvoiceStatus, reason: str | None = None) -> Self:
@@ -114,6 +114,6 @@ class ApprovalView:
             paid_earlier=paid_earlier,
             to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
             deadline=status.deadline,
-            # All of it, since the model wrote it; normalizing can make it three times as long.
+            # Show all of it, since the model wrote it. Normalizing can triple its length.
             reason=sanitized_quote(reason, 3 * len(reason)) if reason else None,
         )

@@ -24,11 +24,11 @@ from invoices.wording import format_lines_and_total, format_money, sanitized_quo
 
 MAX_LINES = 500
 MAX_JSON_BYTES = 1024 * 1024
-"""An invoice's JSON stays well below Temporal's 2 MiB for one payload."""
+"""Keeps an invoice's JSON well below Temporal's limit of 2 MiB for a payload."""
 
 
 def _json_string(value: Any) -> Any:
-    """Some hosts send an object as the JSON text of it."""
+    """Some hosts send an object as its JSON text."""
     if isinstance(value, str):
         try:
             return json.loads(value)
@@ -42,7 +42,7 @@ def _digits(value: Any) -> Any:
 
 
 _FILLERS = "\u115f\u1160\u3164\uffa0"
-"""Letters to Unicode, but blank."""
+"""Letters in Unicode, but drawn as blanks."""
 
 
 def _invoice_id(value: str) -> str:
@@ -51,7 +51,8 @@ def _invoice_id(value: str) -> str:
 
     if not letter_or_digit(value[0]) or not all(letter_or_digit(c) or c in "._/#-" for c in value):
         raise PydanticCustomError(
-            "invoice_id", "must begin with a letter or digit and go on with those or . _ / # - only"
+            "invoice_id",
+            "must contain only letters, digits and . _ / # -, and start with a letter or digit",
         )
     return value
 
@@ -61,14 +62,14 @@ _ALIKE = {
     *("BAMUM", "CARIAN", "DESERET", "ELBASAN", "LYCIAN", "MIAO", "OSAGE", "RUNIC", "TIFINAGH"),
     "WARANG",
 }
-"""Scripts that have letters in common to the eye: the first word of their letters' names."""
+"""Scripts with letters that look alike, by the first word of their letters' Unicode names."""
 
 
 def rule_of_new_id(invoice_id: str) -> str | None:
-    """The rule that `invoice_id` breaks, if any, besides those of `InvoiceId`.
+    """The additional rule for new ids that `invoice_id` breaks, if any.
 
-    Only new ids have to follow these: by them two that look the same are the same. Invoices that
-    have another id go on.
+    These rules make sure that two ids that look the same are the same. Invoices that already have
+    an id that breaks them continue.
     """
     if invoice_id.isascii():
         return None
@@ -79,18 +80,18 @@ def rule_of_new_id(invoice_id: str) -> str | None:
     if len(alike) > 1:
         scripts = " and ".join(sorted(script.capitalize() for script in alike))
         return f"must not mix {scripts} letters, which look alike"
-    # Letters in name only: of the first, some look like punctuation, of the second all do.
+    # Some modifier letters look like punctuation, and all letters for clicks do.
     if any(name.startswith("MODIFIER LETTER") or name.endswith(" CLICK") for name in names):
         return "must not have letters that look like punctuation"
     ascii_digits = all(character.isascii() for character in invoice_id if character.isdecimal())
-    # Bengali 4 looks like an 8; beside letters of its own script nobody takes it for one.
+    # The Bengali digit 4 looks like an 8. Next to Bengali letters, nobody mistakes it for one.
     if not ascii_digits and (alike or not names):
-        return "must have the digits 0 to 9 only, unless all its letters are of another script"
+        return "must use only the digits 0 to 9, unless all its letters are of another script"
     return None
 
 
 def plain_number(value: Any) -> Any:
-    # Python would also take "1_000", " 5 ", digits of other scripts, and true for 1.
+    # Python would also accept "1_000", " 5 ", digits of other scripts, and true for 1.
     text = isinstance(value, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
     if text or isinstance(value, bool):
         raise PydanticCustomError("number", "must be a plain number such as 5000.00")
@@ -129,8 +130,8 @@ InvoiceId = Annotated[
     Field(
         min_length=1,
         max_length=100,
-        description="The invoice's id: letters, digits and . _ / # - only, beginning with a letter "
-        "or digit, 100 characters at most.",
+        description="The invoice's id: only letters, digits and . _ / # -, starting with a letter "
+        "or digit, at most 100 characters.",
         examples=["INV-001"],
     ),
     AfterValidator(_invoice_id),
@@ -143,8 +144,8 @@ Amount = Annotated[
         gt=0,
         lt=10**10,
         decimal_places=2,
-        description="Greater than 0, below 10,000,000,000, two decimals at most. A string such as "
-        '"5000.00" is exact; a number is accepted too.',
+        description="Greater than 0, below 10,000,000,000, at most two decimals. A string such as "
+        '"5000.00" is exact; a number is also accepted.',
         examples=["5000.00"],
     ),
     BeforeValidator(plain_number),
@@ -153,13 +154,13 @@ Amount = Annotated[
 
 
 class LineItem(BaseModel):
-    """One line of an invoice. Fields not named here are kept as they are."""
+    """One line of an invoice. Other fields are kept unchanged."""
 
     model_config = ConfigDict(extra="allow")
 
     item: Annotated[
         str,
-        Field(min_length=1, max_length=200, description="What is charged, 1 to 200 characters."),
+        Field(min_length=1, max_length=200, description="What is paid for, 1 to 200 characters."),
     ]
     amount: Amount
     description: Annotated[
@@ -168,10 +169,10 @@ class LineItem(BaseModel):
 
 
 class Invoice(BaseModel):
-    """An invoice of 1 to 500 lines in one currency. Fields not named here are kept as they are.
+    """An invoice of 1 to 500 lines in one currency. Other fields are kept unchanged.
 
     Raises:
-        pydantic.ValidationError: naming each field that breaks its rule.
+        pydantic.ValidationError: names each field that breaks its rule.
     """
 
     model_config = ConfigDict(
@@ -192,7 +193,11 @@ class Invoice(BaseModel):
     id: InvoiceId
     lines: Annotated[
         list[LineItem],
-        Field(min_length=1, max_length=MAX_LINES, description="1 to 500 lines, paid in order."),
+        Field(
+            min_length=1,
+            max_length=MAX_LINES,
+            description="1 to 500 lines, paid in this order.",
+        ),
     ]
     currency: Annotated[
         str,
@@ -215,7 +220,7 @@ class Invoice(BaseModel):
             gt=0,
             le=365,
             allow_inf_nan=False,
-            description="Days to wait for a person's decision; then the invoice is rejected.",
+            description="Days to wait for a person's decision. Then the invoice is rejected.",
         ),
         BeforeValidator(plain_number),
     ] = 5
@@ -232,7 +237,7 @@ class Invoice(BaseModel):
         if isinstance(value, dict) and "lines" in value:
             value = {**value, "lines": _json_string(value["lines"])}
         if isinstance(value, dict) and info.context != BEFORE_1_1:
-            # Models fill fields that they don't need with null.
+            # Models set fields that they don't need to null.
             value = {
                 name: field
                 for name, field in value.items()
@@ -240,8 +245,8 @@ class Invoice(BaseModel):
             }
         try:
             text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
-            from_json(text)  # as the workflow will, with its limits to nesting and digits
-        except (ValueError, RecursionError):  # NaN, a lone surrogate, nesting without end
+            from_json(text)  # which is how the workflow reads it, with limits to nesting and digits
+        except (ValueError, RecursionError):  # NaN, a lone surrogate, endless nesting
             raise PydanticCustomError("json", "must be plain JSON") from None
         return value
 
@@ -268,8 +273,8 @@ class Invoice(BaseModel):
 
     def to_json(self) -> bytes:
         """The wire format: the same invoice always gives the same bytes; amounts are strings."""
-        # Without the fields that came with 1.1 where they aren't given: the digest of an invoice
-        # that was submitted before must stay what it was. No warnings: see `_unless_before_1_1`.
+        # Leaves out the fields that 1.1 added if they aren't set, so that an invoice submitted
+        # before 1.1 keeps its digest. Warnings are off because of `_unless_before_1_1`.
         unset = {"customer", "payment_method"} - self.model_fields_set
         content = self.model_dump(mode="json", exclude=unset, warnings=False)
         return json.dumps(
@@ -278,12 +283,12 @@ class Invoice(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Tells one content from another: two invoices are the same if this is."""
+        """A hash of the content. Two invoices are the same if their digests are."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
 
 INVOICE_WORKFLOW = "InvoiceWorkflow"
-"""The type of the workflow that an invoice is."""
+"""The workflow type."""
 WORKFLOW_ID_PREFIX = "invoice-"
 
 
@@ -292,27 +297,27 @@ def workflow_id(invoice_id: str) -> str:
 
 
 def line_id(number: int) -> str:
-    """Of a line, counted from 1, within its invoice; also the id of the activity that pays it."""
+    """The id of a line within its invoice, counted from 1, and of the activity that pays it."""
     return f"line-{number}"
 
 
 def line_number(line_id: str) -> int | None:
-    """None for anything else, such as the id of an activity about the whole invoice."""
+    """The number in a line's id. None for any other id, such as that of another activity."""
     digits = line_id.removeprefix("line-")
     is_line = digits != line_id and digits.isascii() and digits.isdecimal() and len(digits) < 10
     return int(digits) if is_line else None
 
 
 def payment_key(workflow_id: str, line_id: str) -> str:
-    """By which a line's payment is known for ever: `invoice-{id}/line-{n}`."""
+    """The permanent key of a line's payment: `invoice-{id}/line-{n}`."""
     return f"{workflow_id}/{line_id}"
 
 
 def line_id_of(payment_key: str, invoice_id: str) -> str:
-    """The other way round: the line, or whatever else a client has paid under the invoice's id."""
+    """The line id in a payment's key, or whatever another client put there instead."""
     return payment_key.removeprefix(f"{workflow_id(invoice_id)}/")
 
 
 def invoice_id_of(workflow_id: str) -> str:
-    """The id of the invoice that a workflow of this id is for."""
+    """The id of the invoice that the workflow with this id is for."""
     return workflow_id.removeprefix(WORKFLOW_ID_PREFIX)

@@ -1,4 +1,4 @@
-"""What a decision has brought about."""
+"""The outcome of a decision."""
 
 from invoices.answers import InvoiceStatus, Outcome
 from invoices.refusals import decided_otherwise
@@ -7,21 +7,21 @@ from invoices.refusals import decided_otherwise
 def decision_outcome(
     status: InvoiceStatus, *, approve: bool, request: str | None = None
 ) -> Outcome | None:
-    """The outcome of a decision; None if one to the other effect stands.
+    """The outcome of a decision; None if it can't take effect.
 
     Args:
-        status: where the invoice stands after it.
-        request: of the decision that was sent, None if none was.
+        status: the invoice's status after the decision.
+        request: the id of the decision that was sent; None if none was sent.
     """
     has_effect = status.state in (("paying", "completed") if approve else ("rejected",))
     decision = status.decision
-    # The tutorial's worker doesn't tell whose decision it took.
+    # The tutorial's worker doesn't report whose decision it took.
     is_own = decision.request == request if decision else has_effect
     if request and is_own:
         return "approved" if approve else "rejected"
     if request and status.state == "waiting" and status.worker_answers is False:
         return "decision_kept"
-    # Made, and about to take effect: the workflow still asks the ledger.
+    # The decision takes effect once the workflow has asked the ledger.
     if status.state == "waiting" and decision and decision.approved == approve:
         has_effect = True
     if has_effect:
@@ -32,10 +32,10 @@ def decision_outcome(
 def with_outcome(
     status: InvoiceStatus, *, approve: bool, request: str | None = None
 ) -> InvoiceStatus:
-    """The status with the outcome of a decision, as for `decision_outcome`.
+    """The status with the outcome of a decision; the arguments are those of `decision_outcome`.
 
     Raises:
-        InvoiceError: a decision to the other effect stands.
+        InvoiceError: the decision can't take effect, for example because the opposite one stands.
     """
     outcome = decision_outcome(status, approve=approve, request=request)
     if outcome is None:

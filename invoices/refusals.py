@@ -1,4 +1,4 @@
-"""Refusals: what can't be done with an invoice, and what can be done instead."""
+"""Refusals: why something can't be done with an invoice, and what to do instead."""
 
 import hashlib
 import re
@@ -13,16 +13,21 @@ from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflo
 from invoices.wording import format_money, format_utc, sanitized
 
 SHOWN_LINES = 20
-"""How many lines a refusal names: the largest ones."""
+"""How many lines a refusal lists at most: the largest ones."""
 CODE_LENGTH = 12
+"""Hexadecimal digits of a `content_code`."""
+_TIMES_OUT = (
+    "Unless somebody decided before the deadline, it times out and this submission pays nothing."
+    " After that, you can submit it again."
+)
 
 
 class InvoiceError(Exception):
-    """Why something can't be done with an invoice and what can be, in words for a person."""
+    """Tells a person why something can't be done with an invoice, and what to do instead."""
 
 
 def unknown_invoice(invoice_id: str) -> InvoiceError:
-    text = f"There is no invoice {invoice_id}; list_invoices shows the ones there are."
+    text = f"There is no invoice {invoice_id}; list_invoices shows the invoices that exist."
     if invoice_id.startswith(WORKFLOW_ID_PREFIX):
         text += (
             f" {invoice_id} looks like a workflow id: the invoice's own id is"
@@ -32,32 +37,32 @@ def unknown_invoice(invoice_id: str) -> InvoiceError:
 
 
 def id_not_allowed(rule: str) -> InvoiceError:
-    """Of a new invoice whose id could be taken for another."""
+    """A new invoice has an id that could be mistaken for another."""
     return InvoiceError(f"Nothing was done. invoice_data.id: {rule}.")
 
 
 def id_in_use_by_invoice(status: InvoiceStatus) -> InvoiceError:
-    """Of an invoice whose id an open one with other content has."""
+    """An open invoice with different content has the same id."""
     return InvoiceError(
         f"The id {status.invoice_id} is in use by a different invoice: {status.amounts},"
-        f" {sanitized(status.status, 600)}; nothing was changed. Use another id, or have that one"
-        " rejected first."
+        f" {sanitized(status.status, 600)}; nothing was changed. Use another id, or reject that"
+        " invoice first."
     )
 
 
 def id_in_use_by_workflow(invoice_id: str) -> InvoiceError:
-    """Of an invoice whose id an open workflow has that isn't for an invoice."""
+    """An open workflow that isn't for an invoice has the workflow id of this one."""
     return InvoiceError(
-        f"The id {invoice_id} is in use by something that is no invoice: the workflow"
+        f"The id {invoice_id} is in use by something that isn't an invoice: the workflow"
         f" {workflow_id(invoice_id)}. Nothing was started. Use another id, or terminate that"
         " workflow in the Web UI."
     )
 
 
 def not_an_invoice(status: InvoiceStatus, workflow_type: str) -> InvoiceError:
-    """Of an id under which Temporal has a workflow of another type."""
+    """The workflow with this invoice's workflow id has a different type."""
     return InvoiceError(
-        f"The id {status.invoice_id} is in use by something that is no invoice: the workflow"
+        f"The id {status.invoice_id} is in use by something that isn't an invoice: the workflow"
         f" {status.workflow_id} of type {sanitized(workflow_type)}."
     )
 
@@ -69,53 +74,51 @@ def already_paid(status: InvoiceStatus) -> InvoiceError:
 
 def failed_at_start(status: InvoiceStatus) -> InvoiceError:
     return InvoiceError(
-        f"Invoice {status.invoice_id} failed at its start: {sanitized(status.status, 600)}."
+        f"Invoice {status.invoice_id} failed when it started: {sanitized(status.status, 600)}."
         f" {status.paid} {status.advice}"
     )
 
 
-def submitted_anew(invoice_id: str) -> InvoiceError:
-    """Of a decision on a run that isn't the latest any more."""
+def submitted_again(invoice_id: str) -> InvoiceError:
+    """The decision was on a run that is no longer the latest."""
     return InvoiceError(
-        f"Invoice {invoice_id} was submitted anew a moment ago, so nothing was decided. Look at it"
-        " before you decide on it."
+        f"Invoice {invoice_id} was submitted again a moment ago, so nothing was decided. Look at"
+        " the new submission before you decide."
     )
 
 
 def content_unreadable(invoice_id: str) -> InvoiceError:
     return InvoiceError(
         f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a person."
-        " Nothing was approved; reject it."
+        " Nothing was approved. Reject it."
     )
 
 
 def expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
     """Raises `InvoiceError` for a decision on a waiting invoice whose deadline has passed."""
     if status.deadline and status.is_past_deadline:
-        # Not compared yet with the Temporal Service's clock, which is the one that counts.
+        # The clock that counts is the Temporal Service's. Say so if it isn't known yet.
         clock = " by this computer's clock" if status.clock_offset_seconds is None else ""
         raise InvoiceError(
             f"Invoice {status.invoice_id} can't be {_decided(approve)} now: its approval deadline,"
-            f" {format_utc(status.deadline)}, has passed{clock}. Unless somebody decided before, it"
-            " times out, and nothing is paid by this submission. To start anew, submit it again"
-            f" then. {status.clock}".rstrip()
+            f" {format_utc(status.deadline)}, has passed{clock}."
+            f" {_TIMES_OUT} {status.clock}".rstrip()
         )
 
 
 def arrived_late(status: InvoiceStatus, approve: bool, arrived_at: datetime) -> InvoiceError:
-    """Of a decision that the Temporal Service got after the deadline, by its own clock."""
+    """The Temporal Service received the decision after the deadline, by its own clock."""
     deadline = format_utc(status.deadline) if status.deadline else "which has passed"
     return InvoiceError(
         f"Invoice {status.invoice_id} can't be {_decided(approve)} any more: the Temporal Service"
-        f" got the decision on {format_utc(arrived_at)}, after the approval deadline, {deadline}."
-        " Unless somebody decided before, it times out, and nothing is paid by this submission."
-        f" To start anew, submit it again then. {status.clock}".rstrip()
+        f" received the decision on {format_utc(arrived_at)}, after the approval deadline,"
+        f" {deadline}. {_TIMES_OUT} {status.clock}".rstrip()
     )
 
 
 @dataclass(frozen=True)
 class NamedTotal:
-    """The total that somebody names when they approve an invoice."""
+    """The total that is passed with an approval."""
 
     amount: Decimal
     currency: str | None
@@ -126,7 +129,7 @@ class NamedTotal:
         """Reads `7000.00 KWD`, `KWD 7000.00` or `7000.00`.
 
         Raises:
-            ValueError: it is anything else.
+            ValueError: the text is anything else.
         """
         match = re.fullmatch(
             r"(?:([A-Za-z]{3}) )?([0-9]{1,13}(?:\.[0-9]{1,2})?)(?: ([A-Za-z]{3}))?", text
@@ -155,32 +158,33 @@ def expect_total(invoice: Invoice, named: NamedTotal) -> None:
 
 
 def content_code(invoice: Invoice, run_id: str) -> str:
-    """Stands for one content in one submission; nobody knows it before that was submitted.
+    """A code for the content of one submission.
 
-    So two contents can't be made that have the same code, though it is short.
+    It depends on the run id, which nobody knows before the submission. So nobody can prepare two
+    invoices with the same code, although the code is short.
     """
     return hashlib.sha256(f"{run_id} {invoice.digest}".encode()).hexdigest()[:CODE_LENGTH]
 
 
-CODE_OF_OTHER_CONTENT = "The content_code is that of another content."
+CODE_OF_OTHER_CONTENT = "This content_code is for different content."
 
 
 def used_with_other_content(invoice_id: str) -> str:
-    return f"The id {invoice_id} was used before with other content."
+    return f"The id {invoice_id} was used before with different content."
 
 
 def submitted_too_often(invoice_id: str, compared: int) -> str:
     return (
-        f"Invoice {invoice_id} was submitted more than {compared} times before, too often to"
-        " compare the contents."
+        f"Invoice {invoice_id} was submitted more than {compared} times before, which is too often"
+        " to compare the contents."
     )
 
 
 def content_to_be_shown(invoice: Invoice, code: str, problem: str) -> InvoiceError:
-    """Of an approval that doesn't show that the person has seen this very content.
+    """The approval doesn't show that the person has seen the invoice's present content.
 
     Args:
-        problem: why that has to be shown: one of the three sentences above.
+        problem: why that is necessary: one of the three sentences above.
     """
     return InvoiceError(
         f"{problem} Nothing was approved. Invoice {invoice.id} is now for"
@@ -195,7 +199,7 @@ def _total_argument(invoice: Invoice) -> str:
 
 
 def _lines_in_words(invoice: Invoice) -> str:
-    """Who is charged and what for, as far as a person needs it to know an invoice again."""
+    """Who is charged and for what, so that a person can recognize the invoice."""
     view = InvoiceView.of(invoice)
     charged = f"{view.charged}. " if view.charged else ""
     return f"{charged}Lines: {'; '.join(view.largest_lines(SHOWN_LINES))}."
@@ -206,18 +210,18 @@ def _decided(approve: bool) -> str:
 
 
 def decided_otherwise(status: InvoiceStatus, approve: bool) -> InvoiceError:
-    """Of a decision that can't take effect: where the invoice stands, and what can be done now."""
+    """The decision can't take effect: says what the invoice's status is, and what to do now."""
     if status.state == "failed" and status.closed_at is None:
         next_step = (
-            f"The workflow {status.workflow_id} is open, but no invoice: terminate it in the Web"
-            " UI."
+            f"The workflow {status.workflow_id} is open but isn't an invoice. Terminate it in the"
+            " Web UI."
         )
     elif approve:
-        next_step = status.advice or "To start anew, submit it again."
+        next_step = status.advice or "You can submit it again."
     elif status.state == "paying":
         next_step = (
             f"To stop it before the next line, cancel the workflow {status.workflow_id} in the Web"
-            " UI; what is paid stays paid."
+            " UI. Lines that are already paid stay paid."
         )
     else:
         next_step = status.paid

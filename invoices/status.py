@@ -1,4 +1,4 @@
-"""Where an invoice stands: its state, the decision on it and what is paid; typed."""
+"""An invoice's progress: its state, the decision on it and what has been paid."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -28,9 +28,9 @@ from invoices.wording import (
 State = Literal[
     "waiting", "paying", "completed", "rejected", "timed_out", "failed", "cancelled", "terminated"
 ]
-"""Every state an invoice can be in; `waiting` and `paying` are open, the others final."""
+"""Every state of an invoice. `waiting` and `paying` are open, the others are final."""
 
-# The status texts, which the query `get_status` answers; the first six are the tutorial's.
+# The status texts, which the query `get_status` returns. The first six are the tutorial's.
 PROCESSING = "Processing"
 AWAITING_APPROVAL = "Awaiting approval"
 APPROVAL_TIMEOUT = "Approval timeout - invoice rejected"
@@ -43,10 +43,10 @@ PAYMENT_FAILED = "Payment failed"
 INVALID_INVOICE = "Invalid invoice"
 """Followed by a colon, the fields and their rules."""
 UNKNOWN_RESULT = "Ended with a result that is not an invoice's"
-"""Of a run that another worker than ours or the tutorial's has completed."""
+"""For a run that was completed by a worker that is neither ours nor the tutorial's."""
 
 TERMINATED = "Terminated by an operator in Temporal"
-"""Said by the client: a terminated run says nothing any more."""
+"""Set by the client, because a terminated run no longer runs any code."""
 
 STATUS_TEXTS: dict[State, str] = {
     "waiting": AWAITING_APPROVAL,
@@ -62,7 +62,7 @@ STATUS_TEXTS: dict[State, str] = {
 
 
 def state_of_text(status: str) -> State:
-    """The state behind a status text: of the tutorial's worker, or of a memo from before 1.1."""
+    """The state for a status text from the tutorial's worker or from a memo of before 1.1."""
     if status.startswith(INVALID_INVOICE):
         return "failed"
     return next((s for s, text in STATUS_TEXTS.items() if status.startswith(text)), "waiting")
@@ -75,17 +75,17 @@ def describe_failure(kind: str, line: str | None, reason: str) -> str:
 
 
 def approval_deadline(submitted_at: datetime, timeout_days: float) -> datetime:
-    """It counts from the submission, also where the first worker came later."""
+    """The deadline counts from the submission, even if the first worker started later."""
     return submitted_at + timedelta(days=timeout_days)
 
 
-# A memo or an answer may be anybody's, and with numbers and times beyond these reckoning fails or
-# never ends. Not as `Field(ge=...)`, which would be in the tools' schemas.
+# Other clients can write memos and answers. With larger numbers or odd times, calculations would
+# fail or never end. These aren't `Field(ge=...)`, because that would appear in the tools' schemas.
 
 
 def _known_century(moment: datetime) -> datetime:
     if not 1970 < moment.year < 9000:
-        raise ValueError("must be a time of these centuries")
+        raise ValueError("must be between the years 1971 and 8999")
     return moment.astimezone(UTC)
 
 
@@ -114,20 +114,20 @@ Currency = Annotated[str, AfterValidator(_currency)]
 
 
 class DecisionDetails(BaseModel):
-    """What a signal says about a decision besides the decision; each part may be missing."""
+    """What a signal says about a decision, besides approve or reject. Each field is optional."""
 
     by: Annotated[str | None, Field(max_length=200)] = None
     reason: Annotated[str | None, Field(max_length=1000)] = None
     request: SkipJsonSchema[Annotated[str | None, Field(max_length=100)]] = None
-    """Made up by the sender, to know its own decision again."""
+    """An id that the sender makes up, so that it can recognize its own decision."""
     sent_at: SkipJsonSchema[AwareDatetime | None] = None
-    """By the sender's clock. What counts is when the service received the decision, but for runs
-    that had read one after the deadline before 1.2.
+    """By the sender's clock. It counts only for runs that read a decision after the deadline under
+    a version before 1.2. For all others, the time at which the service received it counts.
     """
 
 
 DECISIONS = {"approve_invoice": True, "reject_invoice": False}
-"""The signals that decide, and whether each approves."""
+"""The signals that carry a decision, and whether each one approves."""
 
 
 class Decision(DecisionDetails):
@@ -138,7 +138,7 @@ class Decision(DecisionDetails):
 
     @classmethod
     def sent(cls, approved: bool, data: bytes, at: datetime) -> Self:
-        """As the JSON of a signal says it. Nonsense in that doesn't lose the decision."""
+        """Reads the details from a signal's JSON. Invalid JSON doesn't invalidate the decision."""
         try:
             details = DecisionDetails.model_validate_json(data)
         except ValidationError:
@@ -149,25 +149,25 @@ class Decision(DecisionDetails):
         """`approved by user@host on 2026-11-29 06:02:11 UTC, reason: “as agreed”`."""
         verb = "approved" if self.approved else "rejected"
         by = sanitized(self.by, 200) if self.by else "another client, name unknown"
-        if self.by and not re.fullmatch(r"[\w.@+-]+", by):  # whoever signals writes it
+        if self.by and not re.fullmatch(r"[\w.@+-]+", by):  # the sender can write anything
             by = sanitized_quote(self.by, 200)
         reason = f", reason: {sanitized_quote(self.reason, 300)}" if self.reason else ""
         return f"{verb} by {by} on {format_utc(self.at)}{reason}"
 
 
 class Progress(BaseModel):
-    """Where an invoice stands. Amounts are decimal strings, times are UTC."""
+    """An invoice's progress. Amounts are decimal strings, times are UTC."""
 
     state: State
-    status: Annotated[str, Field(description="The status in words, as the workflow gives it.")]
+    status: Annotated[str, Field(description="The status text, as the workflow reports it.")]
     line_count: LineCount | None = None
     total: Amount | None = None
     currency: Currency | None = None
-    paid_lines: Annotated[LineCount, Field(description="By this submission and earlier ones.")] = 0
+    paid_lines: Annotated[LineCount, Field(description="Lines paid so far, by any submission.")] = 0
     paid_amount: Amount = Decimal("0.00")
     paid_earlier_lines: Annotated[
         LineCount | None,
-        Field(description="Of those, by earlier submissions; missing where that isn't known."),
+        Field(description="Lines paid by earlier submissions. Missing if that isn't known."),
     ] = None
     paid_earlier_amount: Amount | None = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
@@ -175,8 +175,8 @@ class Progress(BaseModel):
     failure: Annotated[
         str | None,
         Field(
-            description="Why it failed: PaymentDeclined, PaymentConflict (a line was paid before"
-            " with other content) or InvalidInvoice."
+            description="Why it failed: PaymentDeclined, PaymentConflict (a line was paid earlier"
+            " with different content) or InvalidInvoice."
         ),
     ] = None
 
@@ -186,26 +186,28 @@ class Progress(BaseModel):
 
     @property
     def amounts(self) -> str:
-        """`2 lines, $7,000.00`, or a word on why that isn't known."""
+        """`2 lines, $7,000.00`, or `content unreadable`."""
         if self.line_count is None or self.total is None or self.currency is None:
             return "content unreadable"
         return format_lines_and_total(self.line_count, self.total, self.currency)
 
     @property
     def paid(self) -> str:
-        """How much is paid, as a sentence."""
+        """How much has been paid, as a sentence."""
         if self.total is None or self.currency is None or self.line_count is None:
-            return "This submission paid nothing." if self.failure else "What is paid isn't known."
+            return (
+                "This submission paid nothing." if self.failure else "It isn't known what was paid."
+            )
         earlier = self.paid_earlier_lines
         if not self.paid_lines:
             if self.failure == "PaymentConflict":
                 return f"{self.amounts}; this submission paid nothing."
             if earlier == 0:
-                return f"{self.amounts}; nothing of it is paid."
-            return f"{self.amounts}; whether any of it was paid isn't known."
+                return f"{self.amounts}; nothing has been paid."
+            return f"{self.amounts}; it isn't known whether any of it was paid."
         if self.failure == "PaymentConflict" and self.paid_lines == earlier:
             amount = format_money(self.paid_amount, self.currency)
-            return f"Paid earlier, as it was then: {pluralize(self.paid_lines, 'line')}, {amount}."
+            return f"Paid before the change: {pluralize(self.paid_lines, 'line')}, {amount}."
         lines = f"{self.paid_lines:,} of {pluralize(self.line_count, 'line')}"
         amount = format_money(self.paid_amount, self.currency)
         if earlier == self.paid_lines and self.is_open:
@@ -213,7 +215,8 @@ class Progress(BaseModel):
             return f"{self.amounts}: {lines} paid earlier, {amount}; {left} to pay."
         paid = f"Paid: {lines}, {amount} of {format_money(self.total, self.currency)}"
         if earlier and self.paid_earlier_amount is not None:
-            paid += f", of that {format_money(self.paid_earlier_amount, self.currency)} earlier"
+            paid_earlier = format_money(self.paid_earlier_amount, self.currency)
+            paid += f", including {paid_earlier} paid earlier"
         return f"{paid}."
 
     @property
@@ -224,22 +227,22 @@ class Progress(BaseModel):
 
     @property
     def advice(self) -> str:
-        """What to do about an invoice that failed or was cancelled; empty if it never began."""
+        """What to do about an invoice that failed or was cancelled; may be empty."""
         if self.failure == "PaymentConflict":
             return (
-                "Submit it as it was when that line was paid, or put the correction under a new id,"
-                " with only what is unpaid."
+                "Submit it with that line as it was when it was paid, or submit only the unpaid"
+                " lines under a new id."
             )
         if self.decision and self.failure != "InvalidInvoice":
-            return "Submitted again and approved, it pays only the lines not yet paid."
+            return "If you submit it again and approve it, only its unpaid lines are paid."
         return ""
 
 
 class RunProgress(Progress):
-    """What a run keeps in its memo and answers when asked: its progress and a few inner fields."""
+    """What a run keeps in its memo and returns from a query: progress and a few internal fields."""
 
     digest: str
-    """Tells whether another submission has the same content."""
+    """`Invoice.digest`, which shows whether two submissions have the same content."""
     approval_timeout_days: Annotated[float, Field(gt=0, le=365)]
     ledger: str | None = None
     """The id of the payment ledger that this invoice belongs to."""
@@ -247,7 +250,7 @@ class RunProgress(Progress):
     """The name of the payment gateway that this run belongs to."""
     submitted_at: Moment | None = None
     deadline: datetime | None = None
-    """Not in the memo: it follows from the others."""
+    """Not in the memo, since it is computed from the other fields."""
 
     @classmethod
     def of(cls, invoice: Invoice) -> Self:
@@ -264,11 +267,11 @@ class RunProgress(Progress):
     @model_validator(mode="before")
     @classmethod
     def _with_state(cls, memo: Any) -> Any:
-        """Memos from before 1.1 have the status text only."""
+        """Memos from before 1.1 have only the status text."""
         if isinstance(memo, dict) and "state" not in memo and isinstance(memo.get("status"), str):
             return {**memo, "state": state_of_text(memo["status"])}
         return memo
 
     def to_memo(self) -> dict[str, Any]:
-        """A key for each field that is there."""
+        """The memo, with a key for each field that isn't None."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"deadline"})

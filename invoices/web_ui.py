@@ -1,4 +1,4 @@
-"""The details that Temporal's Web UI shows of an invoice, as Markdown."""
+"""The details of an invoice in Temporal's Web UI, as Markdown."""
 
 from collections.abc import Container, Iterator
 from datetime import datetime
@@ -9,11 +9,11 @@ from invoices.status import Progress
 from invoices.wording import format_money, format_utc, sanitized
 
 _GAP = "\N{NO-BREAK SPACE}" * 2
-"""Keeps the columns apart: the Web UI leaves no room between them."""
+"""Separates the columns, because the Web UI leaves no space between them."""
 
 
 class WebUiDetails:
-    """Renders the details of one invoice; the cells of its table are made once."""
+    """Renders the details of one invoice. Builds the cells of its table only once."""
 
     def __init__(self, invoice: Invoice, deadline: datetime) -> None:
         self._deadline = deadline
@@ -26,12 +26,12 @@ class WebUiDetails:
         ]
 
     def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
-        """Takes the numbers of the lines that earlier runs for this invoice have paid."""
+        """The Markdown. `paid_earlier` has the numbers of the lines that earlier runs paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
         sentences = [progress.paid, progress.decided]
         match progress.state:
             case "paying":
-                pending = "A payment that is being tried again stands under Pending Activities."
+                pending = "A payment that is being retried is listed under Pending Activities."
                 sentences.append(pending)
             case "failed" | "cancelled":
                 sentences.append(progress.advice)
@@ -46,12 +46,12 @@ class WebUiDetails:
                 self._cells, self._line_states(progress, paid_earlier), strict=True
             )
         ]
-        # The Web UI takes $...$ for mathematics, and cuts off the last lines of what it shows.
+        # The Web UI renders $...$ as mathematics, and cuts off the last lines.
         table = (header + "\n".join(rows)).replace("$", "\\$")
         return table + "\n\n\N{NO-BREAK SPACE}" * 2
 
     def _line_states(self, progress: Progress, paid_earlier: Container[int]) -> Iterator[str]:
-        """A word for each line: they are paid in order, so the first unpaid is the current one."""
+        """The state of each line. Lines are paid in order, so the first unpaid one is current."""
         paid_now = progress.paid_lines - (progress.paid_earlier_lines or 0)
         current = {"failed": "failed", "cancelled": "stopped"}.get(progress.state, "next")
         words = chain(repeat("paid", paid_now), [current] if progress.current_line else [])

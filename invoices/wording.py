@@ -1,4 +1,4 @@
-"""Money, times and other people's text, as a person reads them."""
+"""Formats money, times and other people's text for people to read."""
 
 import re
 import unicodedata
@@ -9,12 +9,12 @@ from pydantic import ValidationError
 
 
 def currency_sign(currency: str) -> str:
-    """What stands before an amount: `$`, or `EUR ` for any currency but the US dollar."""
+    """What comes before an amount: `$` for US dollars, otherwise the code, such as `EUR `."""
     return "$" if currency == "USD" else f"{currency} "
 
 
 def format_money(amount: Decimal, currency: str) -> str:
-    """`$5,000.00`, or `EUR 5,000.00`; no zeros without end for 1E+999999."""
+    """`$5,000.00` or `EUR 5,000.00`. Uses an exponent for huge amounts such as 1E+999999."""
     return f"{currency_sign(currency)}{amount:{',.2f' if amount.adjusted() < 30 else '.2e'}}"
 
 
@@ -44,43 +44,43 @@ def format_duration(duration: timedelta) -> str:
     return f"{minutes} min" if seconds >= 60 else f"{seconds} s"
 
 
-# Characters that mean something to Markdown or HTML, and what stands in for them.
+# Characters with a meaning in Markdown or HTML, and their replacements.
 _LOOKALIKES = str.maketrans("<>[]*`~|\\&", "‹›()∗’∼¦⧵＆")
 
 _LEFT_OUT = str.maketrans(
     {
-        # Blank, but letters or symbols to Unicode: the Hangul, Braille, musical, SignWriting and
-        # Egyptian ones.
+        # Letters or symbols in Unicode that are drawn as blanks: Hangul, Braille, musical,
+        # SignWriting and Egyptian.
         **dict.fromkeys(
             map(chr, (0x115F, 0x1160, 0x3164, 0xFFA0, 0x2800, 0x1D159, 0x1DA7F, 0x1DA80)), " "
         ),
         **dict.fromkeys(map(chr, (0x13441, 0x13442)), " "),
-        # Marks that can't be seen, among them the variation selectors.
+        # Invisible marks, including the variation selectors.
         **dict.fromkeys((0x034F, 0x17B4, 0x17B5, 0x16FE4, *range(0x180B, 0x1810)), None),
         **dict.fromkeys((*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)), None),
-        # Marks that enclose what stands before them.
+        # Marks that enclose the character before them.
         **dict.fromkeys((0x0488, 0x0489, 0x1ABE, 0xA670, 0xA671, 0xA672), None),
         **dict.fromkeys((*range(0x20DD, 0x20E1), *range(0x20E2, 0x20E5)), None),
-        # As wide as a line or as high as several, or often drawn as nothing.
+        # As wide as a line, as high as several lines, or often invisible.
         **dict.fromkeys("\ufdfd\ua9c5\U00012219\U0001242b\ufffc", "\N{REPLACEMENT CHARACTER}"),
     }
 )
 
 
 def sanitized(text: str, limit: int = 60) -> str:
-    """Somebody else's text as it is safe to show a person, a model, Markdown or a terminal.
+    """Makes somebody else's text safe to show to people and models, in Markdown and terminals.
 
-    On one line, blanks of every kind as single spaces, without markup, without control and
-    formatting characters (which could hide or reorder what stands beside it), with accents on
-    letters only and two at most, cut after `limit` characters.
+    The result is one line of at most `limit` characters. Every kind of blank becomes a single
+    space. Markup is replaced, and so are control and formatting characters, which could hide or
+    reorder the text next to them. Only letters keep accents, and at most two each.
     """
     text = text.strip()
-    # Cut first: the time to normalize grows with the square of the accents on one letter. A letter
-    # of the scripts in use is three characters at most before it is normalized.
+    # Cut before normalizing, which takes time with the square of the accents on a letter. In the
+    # scripts in use, a letter has at most three characters before it is normalized.
     start = text[: 3 * limit].translate(_LEFT_OUT)
     clean = ""
     accents = 0
-    """How many more may follow."""
+    """How many more accents the current letter may have."""
     for character in unicodedata.normalize("NFC", start):
         category = unicodedata.category(character)
         if category == "Mn":
@@ -96,7 +96,7 @@ def sanitized(text: str, limit: int = 60) -> str:
         elif category in {"Cc", "Cf", "Cs", "Co", "Cn"}:
             character = "\N{REPLACEMENT CHARACTER}"
         clean += character.translate(_LOOKALIKES)
-    # What was left out may have stood between two that are one.
+    # Characters that were apart may now be next to each other and combine.
     clean = unicodedata.normalize("NFC", clean.strip())
     if len(clean) > limit or len(text) > 3 * limit:
         return clean[: limit - 1] + "…"
@@ -108,8 +108,8 @@ def describe_payment(item: str, amount: Decimal, currency: str) -> str:
     return f"{sanitized(item)}: {format_money(amount, currency)}"
 
 
-# Quotation marks, what they are made of by hand, and what is drawn like them, in every script. Not
-# the ‹ › that stand for < >.
+# Quotation marks, characters that people use for them, and characters that look like them, in
+# every script. Without ‹ and ›, which replace < and >.
 _QUOTATION_MARKS = re.compile(
     "["
     "\"'`\u00ab\u00b4\u00bb\u2018-\u201f\u275b-\u2760\u2e42\u300c-\u300f\u301d-\u301f"
@@ -127,15 +127,15 @@ _QUOTATION_MARKS = re.compile(
 
 
 def sanitized_quote(text: str, limit: int = 60) -> str:
-    """The same in quotation marks, which the text itself can't end: its own become `'`."""
+    """The sanitized text in quotation marks. It can't close them: its own become `'`."""
     return "“" + _QUOTATION_MARKS.sub("'", sanitized(text, limit)) + "”"
 
 
 def describe_validation_errors(error: ValidationError) -> str:
     """The fields and the rules they break, in one line: `lines[0].amount: must be ...; id: ...`.
 
-    Names five at most and says how many more there are. Values are left out: they may be long, or
-    written to mislead.
+    Names at most five fields and says how many more there are. Values are left out, because they
+    can be long or misleading.
     """
     errors = error.errors(include_url=False, include_input=False)
     described = [f"{_path(one['loc'])}: {_rule(one['msg'])}" for one in errors[:5]]
@@ -170,5 +170,5 @@ _PLAIN_WORDS = {
     "match pattern '^[A-Z]{3}$'": "be three capital letters such as EUR",
     "Field required": "is required",
     "Missing required argument": "is required",
-    "Unexpected keyword argument": "is no argument of this tool",
+    "Unexpected keyword argument": "isn't an argument of this tool",
 }

@@ -1,4 +1,4 @@
-"""The Temporal Service's clock, which counts, against this computer's, which may be wrong."""
+"""Compares the Temporal Service's clock, which counts, with this computer's, which may be wrong."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class CallTimes(NamedTuple):
-    """When a call was sent and when it had been answered, by this computer's clock."""
+    """When a call was sent and when it was answered, by this computer's clock."""
 
     sent: datetime
     answered: datetime
@@ -14,18 +14,18 @@ class CallTimes(NamedTuple):
 
 @dataclass
 class ServiceClock:
-    """How far the service's clock is ahead of this computer's, as far as calls have shown it."""
+    """How far the service's clock is ahead of this computer's, as measured by calls."""
 
     offset_seconds: float | None = None
-    """None while nothing has been compared."""
+    """None until the clocks have been compared."""
 
     def compare(self, call: CallTimes, at: datetime) -> None:
-        """Takes over by how much the clocks differ at least.
+        """Adjusts the offset by the smallest amount that agrees with the call's times.
 
         Args:
-            at: something that the service did during `call`, by its own clock.
+            at: when the service did something during `call`, by its own clock.
         """
         least = (at - call.answered).total_seconds()
         most = (at - call.sent).total_seconds()
-        if least <= most:  # else this computer's clock was set meanwhile
+        if least <= most:  # otherwise this computer's clock was changed during the call
             self.offset_seconds = min(max(self.offset_seconds or 0.0, least), most)

@@ -1,8 +1,8 @@
-"""Where the Temporal Service is, connecting to it, and what goes wrong with it in words.
+"""Connects to the Temporal Service, and explains connection errors to people.
 
-`temporalio.envconfig` decides: `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`, `TEMPORAL_API_KEY`,
-`TEMPORAL_TLS...`, `TEMPORAL_PROFILE` and the TOML file; without any of these it is
-`localhost:7233`.
+`temporalio.envconfig` reads the configuration: `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
+`TEMPORAL_API_KEY`, `TEMPORAL_TLS...`, `TEMPORAL_PROFILE` and the TOML file. Without any of these,
+the address is `localhost:7233`.
 """
 
 import asyncio
@@ -32,15 +32,15 @@ from startup import StartupError
 from temporal_service.payloads import data_converter
 
 PORT = 7233
-"""Of the Temporal Service (gRPC)."""
+"""The Temporal Service's port (gRPC)."""
 UI_PORT = 8233
-"""Of its Web UI."""
+"""The Web UI's port."""
 MAX_NAME = 200
-"""Of who sends something, in characters."""
+"""The longest result of `whoami`, in characters."""
 
 
 def whoami() -> str:
-    """`user@host` of this process: the user as the operating system has it, not the environment."""
+    """`user@host` of this process. The operating system names the user, not the environment."""
     if sys.platform == "win32":
         user = os.getlogin()
     else:
@@ -48,16 +48,16 @@ def whoami() -> str:
 
         try:
             user = pwd.getpwuid(os.geteuid()).pw_name
-        except KeyError:  # no name for the number, as in some containers
+        except KeyError:  # in some containers, the user id has no name
             user = str(os.geteuid())
     return f"{user}@{platform.node()}"[:MAX_NAME]
 
 
 def connect_config() -> ClientConnectConfig:
-    """What the environment and the TOML file say about the service, with the default address.
+    """The configuration from the environment and the TOML file, with the default address.
 
     Raises:
-        StartupError: the configuration is broken or leaves out the address.
+        StartupError: the configuration can't be read, or lacks an address that it needs.
     """
     config = _configured()
     config.setdefault("target_host", f"localhost:{PORT}")
@@ -66,7 +66,7 @@ def connect_config() -> ClientConnectConfig:
 
 
 def address_is_configured() -> bool:
-    """Whether the environment or the TOML file names an address.
+    """Whether the environment or the TOML file sets an address.
 
     Raises:
         StartupError: as for `connect_config`.
@@ -81,15 +81,15 @@ async def connect(
     lazy: bool = False,
     runtime: Runtime | None = None,
 ) -> Client:
-    """A client that keeps one connection and restores it by itself.
+    """A client with one connection, which it restores by itself.
 
     Args:
-        identity: who the history shows as the sender of what this client sends.
-        lazy: connect with the first call, so that this one never fails on the network.
-        runtime: one of `quiet_runtime`, by default the one without metrics.
+        identity: the sender that event histories show for this client's calls.
+        lazy: connect in the first call, so that creating the client needs no network.
+        runtime: a runtime from `quiet_runtime`, by default the one without metrics.
 
     Raises:
-        StartupError: the service can't be reached within 10 s, or refuses.
+        StartupError: the service can't be reached within 10 s, or refuses the connection.
     """
     try:
         async with asyncio.timeout(10):
@@ -105,25 +105,23 @@ async def connect(
 
 
 def describe_connection_error(address: str, detail: str) -> str:
-    """A sentence for a person on why no service answers at `address`, from the SDK's words."""
+    """Explains the SDK's connection error `detail` to a person, in a sentence."""
     service = f"The Temporal Service at {address}"
     detail = detail.lower()
     if "unauthenticated" in detail or "permission" in detail:
         return f"{service} refuses the credentials; check TEMPORAL_API_KEY or the TLS certificate."
     if "invalidcertificate" in detail:
         return (
-            f"{service} shows a certificate that isn't trusted here; check"
+            f"{service} has a certificate that this computer doesn't trust; check"
             " TEMPORAL_TLS_SERVER_CA_CERT_PATH and TEMPORAL_TLS_SERVER_NAME."
         )
     if "invalidcontenttype" in detail:
         return f"{service} doesn't speak TLS; unset TEMPORAL_TLS and TEMPORAL_API_KEY."
     if address.endswith(f":{UI_PORT}"):
-        return (
-            f"{service} can't be reached: {UI_PORT} is the Web UI's port, the service's is {PORT}."
-        )
+        return f"{service} can't be reached: {UI_PORT} is the Web UI's port; use port {PORT}."
     if "after connection" in detail:
         return (
-            f"{service} ends the connection; check TLS: TEMPORAL_TLS,"
+            f"{service} closes the connection; check the TLS settings: TEMPORAL_TLS,"
             " TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH."
         )
     return f"{service} can't be reached; start it, or check TEMPORAL_ADDRESS."
@@ -132,18 +130,18 @@ def describe_connection_error(address: str, detail: str) -> str:
 NO_ANSWER = (
     RPCStatusCode.UNAVAILABLE,
     RPCStatusCode.DEADLINE_EXCEEDED,
-    RPCStatusCode.CANCELLED,  # the SDK's word for a time that ran out
+    RPCStatusCode.CANCELLED,  # how the SDK reports that time ran out
 )
 
 
 def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> str | None:
-    """What a failed call means and what to do, in words for a person; None for anything else."""
+    """Explains a failed call to a person, and what to do. None for other kinds of errors."""
     address = client.service_client.config.target_host
     if isinstance(error, RPCError) and error.status not in NO_ANSWER:
         if error.status == RPCStatusCode.NOT_FOUND:
             return (
                 f"The Temporal Service at {address} has no namespace {client.namespace!r};"
-                " set TEMPORAL_NAMESPACE to one it has."
+                " set TEMPORAL_NAMESPACE to one that exists."
             )
         if error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
             return describe_connection_error(address, "permission")
@@ -157,19 +155,19 @@ def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> 
         )
     if "client connect" in str(error):
         reason = describe_connection_error(address, str(error))
-        return f"{reason} Nothing was done; make the same call again then."
+        return f"{reason} Nothing was done. After that, make the same call again."
     return None
 
 
 def _configured() -> ClientConnectConfig:
     file = read_setting("TEMPORAL_CONFIG_FILE")
-    if file and not Path(file).is_file():  # which envconfig would pass over in silence
-        raise StartupError(f"TEMPORAL_CONFIG_FILE names {file}, which is no file.")
+    if file and not Path(file).is_file():  # envconfig would ignore this silently
+        raise StartupError(f"TEMPORAL_CONFIG_FILE is {file}, which doesn't exist or isn't a file.")
     try:
         config = ClientConfig.load_client_connect_config(override_env_vars=environment())
     except OSError as error:
         raise StartupError(
-            f"The Temporal configuration names a TLS file that can't be read:"
+            f"The Temporal configuration has a TLS file that can't be read:"
             f" {error.filename} ({error.strerror})."
         ) from error
     except (RuntimeError, ValueError) as error:
@@ -185,13 +183,13 @@ def _configured() -> ClientConnectConfig:
 
 @cache
 def quiet_runtime(metrics_address: str | None = None) -> Runtime:
-    """The SDK's core, which logs through `logging`.
+    """A runtime for the SDK that logs through `logging`.
 
-    By itself it logs to standard output, which belongs to MCP in the one process and to the person
-    in the other.
+    By default it would log to standard output. In the MCP server that carries the protocol, and in
+    the worker the messages for the person.
 
     Args:
-        metrics_address: `host:port` where Prometheus may fetch the SDK's metrics.
+        metrics_address: `host:port` on which to serve the SDK's metrics for Prometheus.
 
     Raises:
         StartupError: metrics can't be served at that address.
@@ -211,7 +209,7 @@ def quiet_runtime(metrics_address: str | None = None) -> Runtime:
 
 
 def _resolved(address: str) -> str:
-    """`host:port` with the host's IP address, since the SDK looks up no names."""
+    """`host:port` with the host's IP address, because the SDK doesn't resolve host names."""
     match = re.fullmatch(r"(?:\[(.+)\]|([^:]+)):([0-9]{1,5})", address)
     if not match:
         raise ValueError("it must be host:port, such as localhost:9464 or [::1]:9464")
@@ -219,7 +217,7 @@ def _resolved(address: str) -> str:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except UnicodeError as error:
-        raise ValueError(f"{host} isn't a host's name") from error
-    # Where a name has addresses of both kinds, most look at the older kind first.
+        raise ValueError(f"{host} isn't a host name") from error
+    # If a name has both IPv4 and IPv6 addresses, prefer IPv4, which most clients try first.
     family, *_, numbers = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     return f"[{numbers[0]}]:{port}" if family == socket.AF_INET6 else f"{numbers[0]}:{port}"

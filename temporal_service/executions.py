@@ -1,9 +1,9 @@
-"""Workflow executions as the Temporal Service has them, whatever other clients have put there.
+"""Reads workflow executions from the Temporal Service, whatever other clients have written there.
 
-The SDK's `describe` and `list_workflows` decode the search attributes of every execution, and raise
-where a client gave one the wrong type or an odd time zone, or where an execution is in a status
-that the SDK doesn't know: for one such run the whole list fails. Here search attributes aren't
-decoded, and of a memo what can't be decoded stays raw.
+The SDK's `describe` and `list_workflows` decode the search attributes of every execution. They
+raise an exception if a client set an attribute of the wrong type or with an odd time zone, or if an
+execution has a status that the SDK doesn't know. A single such run makes the whole list fail. The
+functions here don't decode search attributes, and keep undecodable memo fields raw.
 """
 
 import json
@@ -32,18 +32,18 @@ _STATUSES = {int(status): status for status in WorkflowExecutionStatus}
 
 @dataclass(frozen=True)
 class Execution:
-    """One run of a workflow. Ids, type and memo are whatever its starter chose."""
+    """One run of a workflow. Any client can have chosen the ids, the type and the memo."""
 
     id: str
     run_id: str
     workflow_type: str
     status: WorkflowExecutionStatus | None
-    """None for one that the SDK doesn't know, such as paused."""
+    """None for a status that the SDK doesn't know, such as paused."""
     start_time: datetime
     close_time: datetime | None
     memo: dict[str, Any]
     raw_description: DescribeWorkflowExecutionResponse | None = None
-    """None if it comes from a list."""
+    """None if the execution comes from a list."""
 
     @classmethod
     def of(
@@ -65,7 +65,7 @@ async def describe_execution(client: Client, id: str, run_id: str | None = None)
     """One run of a workflow, by default the latest.
 
     Raises:
-        temporalio.service.RPCError: as the SDK's `describe`.
+        temporalio.service.RPCError: in the same cases as the SDK's `describe`.
     """
     request = DescribeWorkflowExecutionRequest(
         namespace=client.namespace,
@@ -76,11 +76,11 @@ async def describe_execution(client: Client, id: str, run_id: str | None = None)
 
 
 async def query_execution(client: Client, id: str, run_id: str | None, query: str) -> Any:
-    """What a worker answers to a query without arguments; raw if it can't be decoded.
+    """A worker's answer to a query without arguments, raw if it can't be decoded.
 
     Raises:
-        temporalio.service.RPCError: as the SDK's `query`, with `INVALID_ARGUMENT` for a query that
-            fails.
+        temporalio.service.RPCError: in the same cases as the SDK's `query`, with
+            `INVALID_ARGUMENT` if the query fails.
     """
     request = QueryWorkflowRequest(
         namespace=client.namespace,
@@ -95,12 +95,12 @@ async def query_execution(client: Client, id: str, run_id: str | None, query: st
 async def list_executions(
     client: Client, query: str, *, page_size: int = 50
 ) -> AsyncIterator[list[Execution]]:
-    """What a visibility query finds, page by page.
+    """The results of a visibility query, page by page.
 
-    A memo may have 2 MB, and an answer of the service 128 MB at most.
+    A memo can have 2 MB, and an answer from the service at most 128 MB, so keep pages small.
 
     Raises:
-        temporalio.service.RPCError: as the SDK's `list_workflows`.
+        temporalio.service.RPCError: in the same cases as the SDK's `list_workflows`.
     """
     request = ListWorkflowExecutionsRequest(
         namespace=client.namespace, query=query, page_size=page_size
@@ -114,16 +114,16 @@ async def list_executions(
 
 
 def _plain(payload: Payload) -> Any:
-    """The value of a payload if it is one that can be passed on as JSON, else it stays raw."""
+    """The value of a payload, or the raw payload if its value can't be written as JSON."""
     value = _converter.from_payload(payload)
     try:
         json.dumps(value, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError):  # bytes, a lone surrogate, nesting without end
+    except (TypeError, ValueError, RecursionError):  # bytes, a lone surrogate, endless nesting
         return RawValue(payload)
     return value
 
 
 def quoted(text: str) -> str:
-    """A text as a visibility query takes it."""
+    """A text as a string literal for a visibility query."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

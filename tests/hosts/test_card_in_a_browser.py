@@ -257,9 +257,9 @@ async def test_a_click_on_what_was_replaced_decides_nothing(page: Page, host: To
     await host("process_invoice", invoice_data=other)
     await card.click("Approve and pay $7,000.00")
     await card.sees("out of date")
-    assert await card.buttons() == ["Look again"]
+    assert await card.buttons() == ["Load again"]
     assert (await host.status(card.invoice))["state"] == "waiting"
-    await card.click("Look again")
+    await card.click("Load again")
     await card.sees("Approve and pay $9,000.00")
 
 
@@ -273,7 +273,7 @@ async def test_a_card_of_an_earlier_process_is_out_of_date(
         await card.click("Approve and pay")
         await card.sees("server was restarted")
         assert (await host.status(card.invoice))["state"] == "waiting"
-        await card.click("Look again")
+        await card.click("Load again")
         await card.sees("Approve and pay")
         await card.click("Approve and pay")
         await card.sees("Paid: 2 of 2 lines")
@@ -286,7 +286,7 @@ async def test_a_click_after_another_decision_is_told_that(page: Page, host: Too
     await host("reject_invoice", invoice_id=card.invoice["id"], reason="elsewhere")
     await card.click("Approve and pay")
     assert f"Rejected by {whoami()}" in await card.sees("can't be approved now")
-    await card.click("Look again")
+    await card.click("Load again")
     await card.sees("reason: “elsewhere”")
     assert not await card.buttons()
 
@@ -360,20 +360,20 @@ async def test_a_host_that_passes_on_only_text_still_shows_the_card(
 async def test_a_host_that_keeps_the_seal_back_is_told_of(page: Page, host: Tools) -> None:
     card = await opened(page, host, "no-meta")
     assert "$7,000.00" in await card.sees("nothing can be decided here")
-    assert await card.buttons() == ["Look again"]
+    assert await card.buttons() == ["Load again"]
 
 
 async def test_a_host_that_refuses_calls_is_told_of(page: Page, host: Tools) -> None:
     card = await opened(page, host, "refuses")
     await card.sees("The host refused: Not allowed")
-    assert await card.buttons() == ["Look again"]
+    assert await card.buttons() == ["Load again"]
 
 
 @pytest.mark.slow
 async def test_a_silent_host_does_not_leave_the_card_loading(page: Page, host: Tools) -> None:
     card = await opened(page, host, "silent")
-    assert "Loading" not in await card.sees("has not said which invoice")
-    assert await card.buttons() == ["Look again"]
+    assert "Loading" not in await card.sees("hasn’t said which invoice")
+    assert await card.buttons() == ["Load again"]
 
 
 async def test_messages_from_other_frames_are_ignored(page: Page, host: Tools) -> None:

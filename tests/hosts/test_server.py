@@ -167,9 +167,9 @@ async def test_a_worker_that_fails_is_not_told_as_none(
 
             assert await eventually(failed)
             text = await tools("get_invoice_status", invoice_id=invoice["id"])
-            assert "A worker took this invoice up and failed" in text
+            assert "A worker tried to process this invoice and failed" in text
             text = await tools("approve_invoice", invoice_id=invoice["id"])
-            assert "A worker took this invoice up and failed" in text
+            assert "A worker tried to process this invoice and failed" in text
             assert "the decision is kept" in text
             assert "No worker" not in text
 

@@ -128,7 +128,7 @@ async def test_a_decision_that_the_service_got_late_is_told_as_late(
     if era != "no question":
         host = {"mode": era, "elicitation_handler": person}
     async with tools_in_memory(idle.address, **host) as tools:
-        with pytest.raises(Refused, match=r"got the decision on 20.*, after the approval deadline"):
+        with pytest.raises(Refused, match=r"received the decision on 20.* approval deadline"):
             await tools("approve_invoice", invoice_id=invoice.id)
         with pytest.raises(Refused, match=r"has passed\. .*clock is 1 h behind"):  # compared now
             await tools("approve_invoice", invoice_id=invoice.id)

@@ -351,7 +351,7 @@ async def test_a_yes_to_one_content_does_not_pay_another(
 
     person.answer = replaced_while_asked
     await asking("process_invoice", invoice_data=invoice)
-    with pytest.raises(Refused, match=r"submitted anew|was not approved"):
+    with pytest.raises(Refused, match=r"submitted again|was not approved"):
         await asking("approve_invoice", invoice_id=invoice["id"])
     assert (await asking.status(invoice))["state"] == "waiting"
 

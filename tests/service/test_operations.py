@@ -163,7 +163,7 @@ async def test_metrics_tell_how_invoices_ended(
 async def test_prompts_are_offered(tools: Tools) -> None:
     prompts = {prompt.name: prompt.title for prompt in await tools.client.list_prompts()}
     assert prompts == {
-        "what_waits": "What waits for me?",
+        "what_waits": "What is waiting for me?",
         "submit_an_invoice": "Submit an invoice",
     }
     result = await tools.client.get_prompt("what_waits")

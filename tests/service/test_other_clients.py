@@ -130,7 +130,7 @@ async def test_the_person_is_asked_about_what_is_there_whatever_the_memo_says(
     client = await idle.connect()
     await Desk(client).start(invoice, memo=forged(invoice, **forgery))
     async with tools_in_memory(idle.address, elicitation_handler=person) as tools:
-        with pytest.raises(Refused, match="has not clearly said yes"):
+        with pytest.raises(Refused, match="did not clearly say yes"):
             await tools("approve_invoice", invoice_id=invoice["id"])
         first, second = asked[0].splitlines()[:2]
         assert first == f"Pay invoice {invoice['id']}: 2 lines, $7,000.00?"

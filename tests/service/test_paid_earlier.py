@@ -59,7 +59,7 @@ async def test_it_is_told_when_the_invoice_is_rejected(
 ) -> None:
     await host("process_invoice", invoice_data=half_paid)
     text = await host("reject_invoice", invoice_id=half_paid["id"])
-    assert "Paid: 1 of 2 lines, $10.00 of $510.00, of that $10.00 earlier." in text
+    assert "Paid: 1 of 2 lines, $10.00 of $510.00, including $10.00 paid earlier." in text
 
 
 async def test_it_is_told_when_the_invoice_fails_again(
@@ -70,7 +70,7 @@ async def test_it_is_told_when_the_invoice_fails_again(
     await host.until(half_paid, "failed")
     text = await host("get_invoice_status", invoice_id=half_paid["id"])
     assert "Payment failed: line 2 of 2, “Server”, $500.00: declined" in text
-    assert "Paid: 1 of 2 lines, $10.00 of $510.00, of that $10.00 earlier." in text
+    assert "Paid: 1 of 2 lines, $10.00 of $510.00, including $10.00 paid earlier." in text
     assert paid(data, half_paid) == [f"invoice-{half_paid['id']}/line-1"]
 
 
@@ -110,8 +110,8 @@ async def test_a_changed_paid_line_fails_at_once_with_the_way_out(
     if "currency" in change:
         assert "2 lines, EUR 510.00; this submission paid nothing." in text
     else:
-        assert "Paid earlier, as it was then: 1 line, $10.00." in text
-    assert "Submit it as it was when that line was paid" in text
+        assert "Paid before the change: 1 line, $10.00." in text
+    assert "Submit it with that line as it was when it was paid" in text
     assert "under a new id, with only what is unpaid" in text
     status = await host.status(half_paid)
     assert (status["state"], status["failure"]) == ("failed", "PaymentConflict")

@@ -82,7 +82,7 @@ async def test_what_a_terminated_run_has_left_open_is_known_to_the_next_submissi
             await desk.client.submit(invoice)
             told.append((await desk.until(invoice, "waiting")).to_text())
         assert "1 of 1 line paid earlier, $5.00" in told[0]
-        assert "nothing of it is paid" in told[1]
+        assert "nothing has been paid" in told[1]
         for invoice in invoices:
             await desk.approve(invoice)
             await desk.until(invoice, "completed")

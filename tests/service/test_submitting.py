@@ -183,12 +183,12 @@ async def test_content_that_was_swapped_under_an_id_needs_its_total(
     await tools("process_invoice", invoice_data=invoice)
     await tools("reject_invoice", invoice_id=invoice["id"])
     text = await tools("process_invoice", invoice_data=swapped)
-    assert "The last submission under this id was another: 1 line, $10.00." in text
+    assert "The last submission with this id was different: 1 line, $10.00." in text
     with pytest.raises(Refused, match=r"is for \$9,999,999\.00, not \$10\.00"):
         await tools("approve_invoice", invoice_id=invoice["id"], total="10.00")
     code = await code_of_content(tools, invoice)
     for incomplete in ({"content_code": code}, {"total": "9999999.00"}):
-        with pytest.raises(Refused, match=r"used before with other content.*for \$9,999,999\.00"):
+        with pytest.raises(Refused, match=r"before with different content.*for \$9,999,999\.00"):
             await tools("approve_invoice", invoice_id=invoice["id"], **incomplete)
     assert not paid(worker.data, invoice)
     total = "9999999.00 USD"
@@ -213,7 +213,7 @@ async def test_the_same_total_of_other_content_is_refused_with_its_lines(
         await tools("approve_invoice", invoice_id=tea["id"], total=325)
     with pytest.raises(Refused, match=r"is for KWD 325\.00, not JPY 325\.00"):
         await tools("approve_invoice", invoice_id=tea["id"], total="325.00 JPY")
-    with pytest.raises(Refused, match="used before with other content") as refusal:
+    with pytest.raises(Refused, match="used before with different content") as refusal:
         await tools("approve_invoice", invoice_id=tea["id"], total="325.00 KWD")
     assert "Charged: customer “cus_other”. Lines: 1. KWD 325.00 for “Gold”." in str(refusal.value)
     code_of_gold = await code_of_content(tools, gold)

@@ -37,7 +37,7 @@ async def details(client: Client, invoice: dict[str, Any]) -> str:
 async def test_a_waiting_invoice_tells_its_amounts_and_deadline(tools: Tools) -> None:
     invoice = await tools.submit()
     text = await tools("get_invoice_status", invoice_id=invoice["id"])
-    assert "2 lines, $7,000.00; nothing of it is paid." in text
+    assert "2 lines, $7,000.00; nothing has been paid." in text
     assert "Approval deadline: 20" in text
     assert "(in 5 days); without a decision by then it is rejected." in text
     status = await tools.status(invoice)
@@ -106,7 +106,7 @@ async def test_a_list_that_leaves_something_out_says_so(tools: Tools, client: Cl
     text = await tools("list_invoices", status="waiting")
     assert text.startswith("50 waiting invoices, newest first, ")
     assert len(text.splitlines()) == 52
-    assert "Not looked at: " in text.splitlines()[-1]
+    assert "Not checked: " in text.splitlines()[-1]
 
 
 async def test_a_state_that_is_none_is_refused(tools: Tools) -> None:
@@ -138,7 +138,7 @@ async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -
     invoice = await tools.submit()
     text = await details(client, invoice)
     assert text.startswith("### Awaiting approval until 20")
-    assert "2 lines, \\$7,000.00; nothing of it is paid." in text
+    assert "2 lines, \\$7,000.00; nothing has been paid." in text
     # No-break spaces keep the columns apart; the Web UI leaves no room between them.
     gap = "\N{NO-BREAK SPACE}" * 2
     assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development |" in text

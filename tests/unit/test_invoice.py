@@ -102,8 +102,8 @@ def test_new_id_may_be_of_any_script(name: str) -> None:
         ("ОΙ-1", "must not mix Cyrillic and Greek letters, which look alike"),
         ("INV-\uff11", "must be in Unicode's normal form NFKC: “INV-1”"),
         ("\U0001d408NV-1", "must be in Unicode's normal form NFKC: “INV-1”"),
-        ("INV-৪", "must have the digits 0 to 9 only, unless all its letters are of another script"),
-        ("৪৭", "must have the digits 0 to 9 only, unless all its letters are of another script"),
+        ("INV-৪", "must use only the digits 0 to 9, unless all its letters are of another script"),
+        ("৪৭", "must use only the digits 0 to 9, unless all its letters are of another script"),
         ("INV-1ˮ", "must not have letters that look like punctuation"),
         ("INV-1ǃ", "must not have letters that look like punctuation"),
     ],
@@ -388,7 +388,7 @@ def test_memo_of_progress_has_no_empty_keys() -> None:
 def test_broken_rules_name_field_and_rule_but_no_value() -> None:
     rules = refusal(id="no good", lines=[line(amount="many")], currency="euro")
     assert rules == (
-        "id: must begin with a letter or digit and go on with those or . _ / # - only;"
+        "id: must contain only letters, digits and . _ / # -, and start with a letter or digit;"
         " lines[0].amount: must be a plain number such as 5000.00;"
         " currency: must be three capital letters such as EUR"
     )

@@ -103,5 +103,5 @@ async def test_what_a_run_paid_before_it_was_reset_is_not_known(
     extended.original_start_time.FromDatetime(progress.submitted_at)
     for execution in (listed, described):
         text = (await found(runs, execution, progress)).status.to_text()
-        assert ("; nothing of it is paid." in text) == is_known
-        assert ("; whether any of it was paid isn't known." in text) == (not is_known)
+        assert ("; nothing has been paid." in text) == is_known
+        assert ("; it isn't known whether any of it was paid." in text) == (not is_known)

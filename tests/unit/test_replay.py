@@ -1,33 +1,35 @@
-r"""Recorded runs of every course go on under the workflow as it is now.
+r"""Recorded runs of every kind replay with the present workflow code.
 
-Invoices wait for days, so a worker with new code finds runs that began under the old. Temporal
-brings such a run to where it was by running the new code over its history; where that asks for
-something else than the history has, the run is stuck. To change `workflow.py`:
+Invoices wait for days, so a worker with new code continues runs that began under old code. To
+restore such a run, Temporal replays its event history with the new code. If the new code issues
+different commands from those in the history, the run can't continue. To change `workflow.py`:
 
-1. Change it and run these tests. Green: runs under way aren't affected, go ahead. (Texts, summaries
-   and the content of a memo are free. Timers, activities and memo updates that are added, left out
-   or put in another order are not.)
-2. Red: keep the old way for runs that are past this point already,
+1. Make the change and run these tests. If they pass, open runs aren't affected and you are done.
+   You may change texts, summaries and the content of a memo. You may not add, remove or reorder
+   timers, activities and memo updates.
+2. If a test fails, keep the old behaviour for runs that have passed this point already:
 
        if workflow.patched("what-is-new"):
-           ...  # the new way
+           ...  # new behaviour
        else:
-           ...  # the old way
+           ...  # old behaviour
 
-   until the histories there are replay. Never record over them to get there.
-3. Record the new way beside them, in a folder of its own, and commit that:
+   Now the existing histories must replay. Never overwrite them to make a test pass.
+3. Record histories with the new behaviour, in a folder of their own, and commit that folder:
 
        uv run tests/record_histories.py what-is-new
 
-4. Once no run from before is open any more, which may take a year (`approval_timeout_days`),
+4. Wait until no run from before the change is open, which can take a year
+   (`approval_timeout_days`):
 
        temporal workflow list --query \
            "ExecutionStatus = 'Running' AND StartTime < '2027-01-31T00:00:00Z'"
 
-   `workflow.deprecate_patch("what-is-new")` takes the place of the `if`, and the old way goes, with
-   the histories recorded before step 3. Once no run from before that is open, that line goes too,
-   with the histories of step 3; record anew. Queries of closed runs from before then fail; the
-   server's tools don't need them.
+   Then replace the `if` with `workflow.deprecate_patch("what-is-new")`, and remove the old
+   behaviour and the histories recorded before step 3.
+5. Wait until no run from before step 4 is open. Then remove `deprecate_patch` and the histories of
+   step 3, and record new ones. From then on, queries of closed runs from before step 4 fail. The
+   server's tools don't need those queries.
 """
 
 import gzip
