@@ -125,27 +125,23 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     with _as_application_errors(invoice_id_of(caller)):
         question = LedgerQuestion.model_validate(invoice)
         _expect_ledger(ledger, question)
+        seconds = FIRST_ANSWER_SECONDS if info.is_local else PAYMENT_SECONDS
         try:
-            async with asyncio.timeout(FIRST_ANSWER_SECONDS if info.is_local else None):
+            async with asyncio.timeout(seconds):
                 begun_through = await _ask(ledger.providers, question.id)
                 expect_gateway(gateway, begun_through | _gateway_of(question))
                 _expect_payable(gateway, question)
-                # This attempt may be of a worker that was frozen, while the run has gone on to its
-                # own payments: those are begun after it was scheduled.
-                asked_at = info.current_attempt_scheduled_time
-                entries = await _within(
-                    PAYMENT_SECONDS,
-                    _ASKING,
-                    settled_entries,
-                    gateway,
-                    ledger,
-                    question.id,
-                    asked_at,
-                )
+                entries = await _ask(ledger.entries, question.id)
+                if any(entry.state == "begun" for entry in entries):
+                    # This attempt may be of a worker that was frozen, while the run has gone on to
+                    # its own payments: those are begun after it was scheduled.
+                    until = info.current_attempt_scheduled_time
+                    settling = (settled_entries, gateway, ledger, question.id, until)
+                    entries = await _within(PAYMENT_SECONDS, _PAYING, *settling)
         except (GatewayUnavailable, TimeoutError) as error:
+            reason = str(error) or f"the payment ledger gave no answer in {seconds} s"
             if not info.is_local:
-                raise
-            reason = str(error) or f"the payment ledger gave no answer in {FIRST_ANSWER_SECONDS} s"
+                raise GatewayUnavailable(reason) from error
             activity.logger.warning("%s: asked again before paying: %s", question.id, reason)
             return answer.to_json()
     paid: dict[int, Payment] = {}

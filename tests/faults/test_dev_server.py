@@ -415,6 +415,7 @@ async def test_a_service_that_hangs_ends_with_its_worker(embedded: Embedded) -> 
     server.suspend()
     assert await worker.end() == 0
     await eventually(lambda: not embedded.servers())
+    assert "cut off. The next worker tries it again." in worker.log.read_text()
     assert "Traceback" not in worker.log.read_text()
 
 
