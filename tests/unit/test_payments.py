@@ -705,9 +705,9 @@ async def test_the_outcome_is_asked_for_under_the_id_of_the_payment(
     assert await an_activity(activity_id="line-1").run(activities.payment_outcome, line) is True
     assert await an_activity(activity_id="line-2").run(activities.payment_outcome, line) is False
     # Also by a worker with another gateway, so that an invoice in the wrong one can be cancelled.
-    line["gateway"] = "stripe live"
+    line["bound_to_gateway"] = "stripe live"
     assert await an_activity(activity_id="line-3").run(activities.payment_outcome, line) is False
-    del line["gateway"]
+    del line["bound_to_gateway"]
     error = await refused(activities.process_payment, line, activity_id="line-2")
     assert (error.type, error.non_retryable) == ("PaymentDeclined", True)
 
