@@ -176,7 +176,9 @@ async def process_payment(line_item: dict[str, Any]) -> str:
     with _payment_of(line_item, ledger, "Processing payment") as (payment, request):
         expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
-        await _within(PAYMENT_SECONDS, _PAYING, pay_once, gateway, ledger, payment, request.attempt)
+        await _within(
+            PAYMENT_SECONDS, _PAYING, pay_once, gateway, ledger, payment, request.ledger_attempt
+        )
     sign = currency_sign(payment.currency)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
 
@@ -195,7 +197,7 @@ async def payment_outcome(line_item: dict[str, Any]) -> bool:
     gateway, ledger = open_payments()
     with _payment_of(line_item, ledger, "Looking for the payment") as (payment, request):
         return await _within(
-            PAYMENT_SECONDS, _PAYING, was_paid, gateway, ledger, payment, request.attempt
+            PAYMENT_SECONDS, _PAYING, was_paid, gateway, ledger, payment, request.ledger_attempt
         )
 
 

@@ -101,13 +101,16 @@ class Terms(BaseModel):
 class PaymentRequest(PricedLine, Terms):
     """What `process_payment` and `payment_outcome` take."""
 
-    attempt: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    ledger_attempt: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     """Of the ledger's attempts to pay the line, the one that this run may make. None from a run
-    that a worker before 1.2 told what was paid."""
+    that a worker before 1.2 told what was paid.
+
+    Not `attempt`, as with `bound_to_gateway`.
+    """
 
     @classmethod
     def of_line(cls, line: LineItem, terms: Terms, attempt: int | None) -> "PaymentRequest":
-        return cls(item=line.item, amount=line.amount, attempt=attempt, **terms.model_dump())
+        return cls(item=line.item, amount=line.amount, ledger_attempt=attempt, **terms.model_dump())
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

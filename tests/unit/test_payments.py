@@ -575,6 +575,16 @@ async def test_a_field_gateway_of_an_invoice_binds_to_none(
     assert await an_activity().run(activity, {**invoice, "gateway": "10.0.0.1"})
 
 
+@pytest.mark.parametrize("attempt", ["second", 7])
+async def test_a_field_attempt_of_a_line_numbers_no_payment(
+    attempt: object, opened: SQLiteLedger
+) -> None:
+    line = {"item": "Assembly", "amount": "5.00", "attempt": attempt}
+    await an_activity(activity_id="line-1").run(activities.process_payment, line)
+    [entry] = opened.entries("INV-1")
+    assert (entry.state, entry.attempt) == ("paid", 1)
+
+
 def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
     """Before 1.1 `customer` was any other client's field, of any type and size."""
     lines = [{"item": "Pen", "amount": "1.00", "description": "Ж" * 100_000, "customer": "cus_B"}]
@@ -690,14 +700,14 @@ async def test_a_worker_that_was_frozen_while_asking_does_not_stop_its_runs_own_
 async def test_the_outcome_is_asked_for_under_the_id_of_the_payment(
     opened: SQLiteLedger,
 ) -> None:
-    line = {"item": "Hosting", "amount": "19.99", "attempt": 1}
+    line = {"item": "Hosting", "amount": "19.99", "ledger_attempt": 1}
     await an_activity(activity_id="line-1").run(activities.process_payment, line)
     assert await an_activity(activity_id="line-1").run(activities.payment_outcome, line) is True
     assert await an_activity(activity_id="line-2").run(activities.payment_outcome, line) is False
     # Also by a worker with another gateway, so that an invoice in the wrong one can be cancelled.
-    line["gateway"] = "stripe live"
+    line["bound_to_gateway"] = "stripe live"
     assert await an_activity(activity_id="line-3").run(activities.payment_outcome, line) is False
-    del line["gateway"]
+    del line["bound_to_gateway"]
     error = await refused(activities.process_payment, line, activity_id="line-2")
     assert (error.type, error.non_retryable) == ("PaymentDeclined", True)
 
