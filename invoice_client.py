@@ -21,7 +21,13 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from invoice_runs import InvoiceRun, InvoiceRuns, in_background
 from invoices.answers import InvoiceStatus
-from invoices.invoice import INVOICE_WORKFLOW, Invoice, rule_of_new_id, workflow_id
+from invoices.invoice import (
+    INVOICE_WORKFLOW,
+    Invoice,
+    rule_of_new_content,
+    rule_of_new_id,
+    workflow_id,
+)
 from invoices.outcomes import with_outcome
 from invoices.refusals import (
     CODE_OF_OTHER_CONTENT,
@@ -29,6 +35,7 @@ from invoices.refusals import (
     already_paid,
     arrived_late,
     content_code,
+    content_not_allowed,
     content_to_be_shown,
     content_unreadable,
     expect_before_deadline,
@@ -73,9 +80,11 @@ class InvoiceClient:
 
         Raises:
             InvoiceError: the id is in use by something else, or it is new and could be mistaken
-                for another id, or the invoice is paid, or one of its lines was paid earlier with
-                different content.
+                for another id, or a field is nested too deeply, or the invoice is paid, or one of
+                its lines was paid earlier with different content.
         """
+        if rule := rule_of_new_content(invoice.content):
+            raise content_not_allowed(rule)
         rule = rule_of_new_id(invoice.id)
         if rule and not await self.runs.exists(invoice.id):
             raise id_not_allowed(rule)

@@ -74,6 +74,8 @@ RESET_AFTER = timedelta(milliseconds=10)
 """A run that starts by more than this after its submission is one that a reset has made."""
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
+MAX_CONTENT_BYTES = 2 * 1024 * 1024
+"""Of what a run was started with: Temporal's own limit to a payload. More isn't even parsed."""
 
 WorkerAnswer = RunProgress | str
 """A worker's answer about a run. The tutorial's worker answers only with the status text."""
@@ -86,12 +88,19 @@ class RunStart:
     """What a run's history says about its start."""
 
     run_id: str
-    invoice: Invoice | None
-    """The content it was started with; None if that isn't an invoice."""
+    content: bytes = b""
+    """The JSON that it was started with."""
+    progress: RunProgress | None = None
+    """Where it stood at first, None if the content isn't an invoice."""
     has_own_memo: bool = False
     """Whether the workflow has written its memo. Until then, the memo is what the starter wrote."""
     submitted_at: Any = None
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
+
+    @property
+    def invoice(self) -> Invoice | None:
+        """What it was started with. Validates it anew: large ones take long."""
+        return read_invoice(self.content) if self.progress else None
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,29 @@ class TrustedMemos:
 _ANY = object()
 
 
+@dataclass
+class RememberedStarts:
+    """What runs were started with, which never changes: no list validates the same ones again.
+
+    Only what a list shows is kept, since the invoices themselves may be large.
+    """
+
+    _runs: dict[str, RunProgress | None] = field(default_factory=dict)
+    """By the id of the run."""
+
+    def __contains__(self, run_id: object) -> bool:
+        return run_id in self._runs
+
+    def progress(self, run_id: str, content: bytes) -> RunProgress | None:
+        """Where a run with this content stood at first, None if that isn't an invoice."""
+        if run_id not in self._runs:
+            invoice = read_invoice(content)
+            self._runs[run_id] = RunProgress.of(invoice) if invoice else None
+            if len(self._runs) > REMEMBERED_RUNS:
+                del self._runs[next(iter(self._runs))]
+        return self._runs[run_id]
+
+
 class InvoiceRuns:
     """The runs for the invoices in one Temporal namespace, read-only."""
 
@@ -164,6 +196,7 @@ class InvoiceRuns:
         self.temporal = temporal_client
         self.clock = ServiceClock()
         self.trusted_memos = TrustedMemos()
+        self.remembered_starts = RememberedStarts()
         self.has_state_attribute = True
         """Whether the namespace has the search attribute `InvoiceState`, as far as is known."""
         self.last_worker_answer = -inf
@@ -299,7 +332,7 @@ class InvoiceRuns:
             content_only: don't look for the workflow's first memo, which comes some events later.
         """
         handle = self.temporal.get_workflow_handle(id, run_id=run_id)
-        start = RunStart("", None)
+        start = RunStart("")
         number = 0
         async for event in handle.fetch_history_events(
             page_size=1 if content_only else FIRST_EVENTS
@@ -307,7 +340,10 @@ class InvoiceRuns:
             number += 1
             if number == 1:
                 started = event.workflow_execution_started_event_attributes
-                start = RunStart(started.original_execution_run_id, invoice_of(started))
+                # A reset copies this event, with the id of the first run.
+                run_id, content = started.original_execution_run_id, _content(started)
+                progress = self.remembered_starts.progress(run_id, content)
+                start = RunStart(run_id, content, progress)
             elif event.HasField("workflow_properties_modified_event_attributes"):
                 memo = event.workflow_properties_modified_event_attributes.upserted_memo.fields
                 payload = memo.get("submitted_at")
@@ -327,7 +363,7 @@ class InvoiceRuns:
                 if not is_unknown_workflow(error):
                     raise
                 return None
-            return start.invoice.digest if start.invoice else None
+            return start.progress.digest if start.progress else None
 
         return await _gather_bounded([digest(execution) for execution in executions])
 
@@ -395,10 +431,13 @@ class InvoiceRuns:
         memo = self._trusted_memo(execution)
         with suppress(ValidationError):
             return RunProgress.model_validate(memo), start
-        start = start or await self.read_start(execution.id, execution.run_id)
-        if start.invoice is None:
+        if start is None and execution.run_id in self.remembered_starts:
+            progress = self.remembered_starts.progress(execution.run_id, b"")
+        else:
+            start = start or await self.read_start(execution.id, execution.run_id)
+            progress = start.progress
+        if progress is None:
             return None, start
-        progress = RunProgress.of(start.invoice)
         if status := _plain_text(memo.get("status")):
             progress = _in_state(progress, state_of_text(status), status)
         return progress, start
@@ -515,13 +554,29 @@ class InvoiceRuns:
 
 
 def invoice_of(started: WorkflowExecutionStartedEventAttributes) -> Invoice | None:
-    """The content that a run was started with; None if it isn't an invoice."""
-    payloads = started.input.payloads
-    data = payloads[0].data if payloads else b""
-    for context in (None, BEFORE_1_1):
-        with suppress(ValidationError):
-            return Invoice.model_validate_json(data, context=context)
+    """The content that a run was started with, None if it isn't an invoice."""
+    return read_invoice(_content(started))
+
+
+def read_invoice(content: bytes) -> Invoice | None:
+    """The invoice that a run of any version was started with, None if it isn't one."""
+    if len(content) > MAX_CONTENT_BYTES:
+        return None
+    try:
+        return Invoice.model_validate_json(content)
+    except ValidationError as error:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+    # Only these had no rules before 1.1; anything else isn't validated twice.
+    if any(one["loc"][:1] not in (("customer",), ("payment_method",)) for one in errors):
+        return None
+    with suppress(ValidationError):
+        return Invoice.model_validate_json(content, context=BEFORE_1_1)
     return None
+
+
+def _content(started: WorkflowExecutionStartedEventAttributes) -> bytes:
+    payloads = started.input.payloads
+    return payloads[0].data if payloads else b""
 
 
 def is_unknown_workflow(error: RPCError) -> bool:

@@ -40,7 +40,7 @@ from approval.card import CARD_URI, ApprovalCards, InvoiceCard, card_html
 from approval.elicitation import PERSON_SECONDS, ask_person, supports_elicitation
 from invoices.answers import InvoiceList, InvoiceStatus
 from invoices.approval_view import ApprovalView
-from invoices.invoice import Invoice, InvoiceId
+from invoices.invoice import Invoice, InvoiceId, rule_of_new_content, unpacked
 from invoices.outcomes import with_outcome
 from invoices.refusals import NamedTotal, expect_before_deadline
 from invoices.status import State
@@ -135,6 +135,14 @@ def _named_total(value: Any) -> NamedTotal | None:
         raise PydanticCustomError("total", "{rule}", {"rule": str(error)}) from None
 
 
+def _not_too_nested(content: Any) -> Any:
+    """Before the invoice is validated, which takes seconds where it is nested without end."""
+    content = unpacked(content)
+    if isinstance(content, dict) and (rule := rule_of_new_content(content)):
+        raise PydanticCustomError("nesting", "{rule}", {"rule": rule})
+    return content
+
+
 Total = Annotated[
     NamedTotal | None,
     PlainValidator(_named_total, json_schema_input_type=str | None),
@@ -166,7 +174,9 @@ Reason = Annotated[
     ),
     output_schema=STATUS_SCHEMA,
 )
-async def process_invoice(invoice_data: Invoice) -> ToolResult:
+async def process_invoice(
+    invoice_data: Annotated[Invoice, BeforeValidator(_not_too_nested)],
+) -> ToolResult:
     """Submit an invoice, which then waits for a person's approval. Nothing is paid before that.
 
     Returns at once. If you submit the same invoice again while it is open, nothing changes and you

@@ -18,13 +18,15 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError, from_json, to_jsonable_python
 
 from invoices.wording import format_lines_and_total, format_money, sanitized_quote
 
 MAX_LINES = 500
 MAX_JSON_BYTES = 1024 * 1024
 """Keeps an invoice's JSON well below Temporal's limit of 2 MiB for a payload."""
+MAX_NESTING = 20
+"""How many levels of lists and objects a field of a new invoice may have."""
 
 
 def _json_string(value: Any) -> Any:
@@ -88,6 +90,40 @@ def rule_of_new_id(invoice_id: str) -> str | None:
     if not ascii_digits and (alike or not names):
         return "must use only the digits 0 to 9, unless all its letters are of another script"
     return None
+
+
+def unpacked(content: Any) -> Any:
+    """The content of an invoice, where some of it is given as the JSON text of it."""
+    content = _json_string(content)
+    if isinstance(content, dict) and isinstance(content.get("lines"), str):
+        content = {**content, "lines": _json_string(content["lines"])}
+    return content
+
+
+def rule_of_new_content(content: dict[str, Any]) -> str | None:
+    """The rule that unpacked content breaks, if any, besides those of `Invoice`.
+
+    Only new invoices have to follow it: a megabyte of nesting costs every parser on the way seconds
+    and hundreds of megabytes. Invoices that are nested deeper go on.
+    """
+    for name, field in content.items():
+        # The lines are a list of objects by themselves.
+        if _is_nested_deeper(field, MAX_NESTING + 2 if name == "lines" else MAX_NESTING):
+            return f"must have at most {MAX_NESTING} levels of nesting in {sanitized_quote(name)}"
+    return None
+
+
+def _is_nested_deeper(value: Any, limit: int) -> bool:
+    containers = [value] if isinstance(value, dict | list) else []
+    # Level by level, so what lies deeper isn't even looked at.
+    for _ in range(limit):
+        containers = [
+            child
+            for container in containers
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, dict | list)
+        ]
+    return bool(containers)
 
 
 def plain_number(value: Any) -> Any:
@@ -167,6 +203,14 @@ class LineItem(BaseModel):
         str | None, Field(description="Optional detail.", exclude_if=lambda text: text is None)
     ] = None
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """What stands for it in the wire format."""
+        content = {**(self.model_extra or {}), "item": self.item, "amount": str(self.amount)}
+        if self.description is not None:
+            content["description"] = self.description
+        return content
+
 
 class Invoice(BaseModel):
     """An invoice of 1 to 500 lines in one currency. Other fields are kept unchanged.
@@ -233,9 +277,8 @@ class Invoice(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain_json(cls, value: Any, info: ValidationInfo) -> Any:
-        value = _json_string(value)
-        if isinstance(value, dict) and "lines" in value:
-            value = {**value, "lines": _json_string(value["lines"])}
+        given, value = value, unpacked(value)
+        is_parsed = info.mode == "json" and value is given
         if isinstance(value, dict) and info.context != BEFORE_1_1:
             # Models set fields that they don't need to null.
             value = {
@@ -245,7 +288,9 @@ class Invoice(BaseModel):
             }
         try:
             text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
-            from_json(text)  # which is how the workflow reads it, with limits to nesting and digits
+            if not is_parsed:
+                # The workflow reads it in the same way, with limits to nesting and digits.
+                from_json(text)
         except (ValueError, RecursionError):  # NaN, a lone surrogate, endless nesting
             raise PydanticCustomError("json", "must be plain JSON") from None
         return value
@@ -271,14 +316,32 @@ class Invoice(BaseModel):
         amount = format_money(line.amount, self.currency)
         return f"line {number} of {len(self.lines)}, {sanitized_quote(line.item)}, {amount}"
 
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the wire format says; other fields as they are."""
+        content = {
+            **(self.model_extra or {}),
+            "id": self.id,
+            "lines": [line.content for line in self.lines],
+            "currency": self.currency,
+            "approval_timeout_days": float(self.approval_timeout_days),
+            "payment_interval_seconds": float(self.payment_interval_seconds),
+        }
+        # Without the fields that came with 1.1 where they aren't given: the digest of an invoice
+        # that was submitted before must stay what it was.
+        for name in {"customer", "payment_method"} & self.model_fields_set:
+            content[name] = getattr(self, name)
+        return content
+
     def to_json(self) -> bytes:
         """The wire format: the same invoice always gives the same bytes; amounts are strings."""
-        # Leaves out the fields that 1.1 added if they aren't set, so that an invoice submitted
-        # before 1.1 keeps its digest. Warnings are off because of `_unless_before_1_1`.
-        unset = {"customer", "payment_method"} - self.model_fields_set
-        content = self.model_dump(mode="json", exclude=unset, warnings=False)
+        # Not by `model_dump`, which would copy the other fields, however large they are.
         return json.dumps(
-            content, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+            self.content,
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=False,
+            default=to_jsonable_python,
         ).encode()
 
     @property

@@ -41,6 +41,11 @@ def id_not_allowed(rule: str) -> InvoiceError:
     return InvoiceError(f"Nothing was done. invoice_data.id: {rule}.")
 
 
+def content_not_allowed(rule: str) -> InvoiceError:
+    """Of a new invoice that breaks a rule which older ones needn't follow."""
+    return InvoiceError(f"Nothing was done. invoice_data: {rule}.")
+
+
 def id_in_use_by_invoice(status: InvoiceStatus) -> InvoiceError:
     """An open invoice with different content has the same id."""
     return InvoiceError(

@@ -11,7 +11,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from invoices.invoice import MAX_JSON_BYTES, Invoice, rule_of_new_id, workflow_id
+from invoices.invoice import (
+    MAX_JSON_BYTES,
+    MAX_NESTING,
+    Invoice,
+    rule_of_new_content,
+    rule_of_new_id,
+    workflow_id,
+)
 from invoices.status import Decision, RunProgress
 from invoices.wording import (
     describe_validation_errors,
@@ -239,6 +246,31 @@ def test_other_fields_are_kept() -> None:
     kept = json.loads(invoice(**extra, lines=[line(tax=0.19)]).to_json())
     assert {name: kept[name] for name in extra} == extra
     assert kept["lines"][0]["tax"] == 0.19
+
+
+def test_json_is_parsed_once_and_other_fields_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each parse and each copy of a megabyte of nested lists takes as long as the first."""
+
+    def not_again(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the content is taken apart again")
+
+    extra = {"id": "INV-1", "lines": [line()], "vendor": nested(DEEPEST)}
+    text = json.dumps(extra)
+    monkeypatch.setattr("invoices.invoice.from_json", not_again)
+    monkeypatch.setattr(Invoice, "model_dump", not_again)
+    parsed = Invoice.model_validate_json(text)
+    assert json.loads(parsed.to_json())["vendor"] == nested(DEEPEST)
+
+
+def test_new_content_may_be_nested_to_a_limit() -> None:
+    deepest, deeper = nested(MAX_NESTING - 1), nested(MAX_NESTING)
+    assert rule_of_new_content(invoice(vendor=deepest, lines=[line(tax=deepest)]).content) is None
+    for name, fields in (("vendor", {"vendor": deeper}), ("lines", {"lines": [line(tax=deeper)]})):
+        # Runs under way have such fields.
+        rule = rule_of_new_content(invoice(**fields).content)
+        assert rule == f"must have at most {MAX_NESTING} levels of nesting in “{name}”"
 
 
 def test_json_stays_below_one_mebibyte() -> None:

@@ -1,16 +1,20 @@
 """Where an invoice stands, by its run's memo, by Temporal and by what a worker says."""
 
+import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
+from temporalio.api.common.v1 import Payload
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import WorkflowExecutionStatus
 
-from invoice_runs import InvoiceRun, InvoiceRuns
+from invoice_runs import MAX_CONTENT_BYTES, InvoiceRun, InvoiceRuns, read_invoice
 from invoices.invoice import Invoice
 from invoices.status import STATUS_TEXTS, RunProgress, State
 from support import an_invoice
@@ -105,3 +109,75 @@ async def test_what_a_run_paid_before_it_was_reset_is_not_known(
         text = (await found(runs, execution, progress)).status.to_text()
         assert ("; nothing has been paid." in text) == is_known
         assert ("; it isn't known whether any of it was paid." in text) == (not is_known)
+
+
+@pytest.fixture
+def validations(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The contents that were validated, in order."""
+    seen: list[bytes] = []
+    validate = Invoice.model_validate_json
+
+    def noting(data: bytes, **options: Any) -> Invoice:
+        seen.append(data)
+        return validate(data, **options)
+
+    monkeypatch.setattr(Invoice, "model_validate_json", noting)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("fields", "times"),
+    [
+        ({}, 1),
+        ({"approval_timeout_days": -1}, 1),
+        ({"approval_timeout_days": -1, "customer": 5}, 1),
+        ({"lines": 5}, 1),
+        # Without rules before 1.1.
+        ({"customer": 5}, 2),
+        ({"customer": 5, "payment_method": 5}, 2),
+        # Longer than Temporal takes.
+        ({"note": "x" * MAX_CONTENT_BYTES}, 0),
+    ],
+)
+def test_only_what_could_be_from_before_1_1_is_validated_twice(
+    fields: dict[str, Any], times: int, validations: list[bytes]
+) -> None:
+    content = json.dumps({**an_invoice(), **fields}).encode()
+    is_readable = times == 2 or not fields
+    assert (read_invoice(content) is not None) == is_readable
+    assert len(validations) == times
+
+
+class _OneRun:
+    """A Temporal client that has one run, whose history is its start alone."""
+
+    def __init__(self, content: bytes) -> None:
+        event = HistoryEvent()
+        started = event.workflow_execution_started_event_attributes
+        started.original_execution_run_id = "run"
+        started.input.payloads.append(Payload(data=content))
+        self.event = event
+
+    def get_workflow_handle(self, id: str, run_id: str | None) -> "_OneRun":
+        return self
+
+    async def fetch_history_events(self, page_size: int) -> AsyncIterator[HistoryEvent]:
+        yield self.event
+
+
+@pytest.mark.parametrize("days", [5, -1], ids=["invoice", "nonsense"])
+async def test_what_a_run_was_started_with_is_validated_once(
+    days: int, validations: list[bytes]
+) -> None:
+    content = json.dumps({**an_invoice(), "approval_timeout_days": days}).encode()
+    one_run: Any = _OneRun(content)
+    runs = InvoiceRuns(one_run)
+    found = [(await runs._read_progress(an_execution()))[0] for _ in range(3)]
+    digests = await runs.digests([an_execution()])
+    assert validations == [content]
+    assert found[0] == found[1] == found[2]
+    assert digests == [found[0].digest if found[0] else None]
+    assert (found[0] is None) == (days < 0)
+    # Who decides on it is shown the content itself.
+    start = await runs.read_start("invoice-INV-1")
+    assert (start.invoice is None) == (days < 0)

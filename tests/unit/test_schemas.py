@@ -44,3 +44,27 @@ def test_what_may_be_empty_may_be_missing(tool: dict[str, Any]) -> None:
                 check(part)
 
     check(tool["outputSchema"])
+
+
+@pytest.mark.parametrize("spelling", ["object", "text", "text of the lines"])
+async def test_nesting_is_refused_before_the_invoice_is_validated(
+    spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_yet(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the invoice is validated")
+
+    monkeypatch.setattr("invoices.invoice.from_json", not_yet)
+    deep = json.loads("[" * 21 + "]" * 21)
+    invoice: Any = {"id": "INV-1", "lines": [{"item": "Pens", "amount": "1.00", "tax": deep}]}
+    if spelling == "text of the lines":
+        invoice["lines"] = json.dumps(invoice["lines"])
+    elif spelling == "text":
+        invoice = json.dumps(invoice)
+    async with McpClient(invoice_server.mcp) as client:
+        answer = await client.call_tool(
+            "process_invoice", {"invoice_data": invoice}, raise_on_error=False
+        )
+    assert answer.is_error
+    assert [block.text for block in answer.content] == [
+        "Nothing was done. invoice_data: must have at most 20 levels of nesting in “lines”."
+    ]
