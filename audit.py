@@ -127,7 +127,7 @@ class Run:
         match kind.removesuffix("_event_attributes"), attributes:
             case "workflow_execution_started", started:
                 self.original_id = started.original_execution_run_id
-                self.invoice = invoice_of(started)
+                self.invoice = invoice_of(started, self.found.description.id)
             case "workflow_execution_signaled", signal:
                 if signal.signal_name in DECISIONS:
                     approves = DECISIONS[signal.signal_name]
