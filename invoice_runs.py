@@ -38,6 +38,7 @@ from invoices.status import (
     COMPLETED,
     INVALID_INVOICE,
     NOT_KNOWN,
+    NOT_KNOWN_TEXTS,
     PROCESSING,
     REJECTED,
     REJECTED_OR_TIMED_OUT,
@@ -516,7 +517,7 @@ class InvoiceRuns:
             progress, _ = await self._read_progress(execution)
             status = await self._status_from_memo(execution, progress)
             # Where the state isn't known, it may be any in which Temporal's list has the run.
-            is_in_state = status.state == state or status.status in _NOT_KNOWN_TEXTS
+            is_in_state = status.state == state or status.status in NOT_KNOWN_TEXTS
             if state is None or (is_in_state and await self._is_latest(execution)):
                 return status
         except RPCError as error:
@@ -693,7 +694,6 @@ _NO_ANSWER = (
     RPCStatusCode.FAILED_PRECONDITION,
 )
 
-_NOT_KNOWN_TEXTS = (NOT_KNOWN, REJECTED_OR_TIMED_OUT)
 _COMPLETED_STATES: set[State] = {"completed", "rejected", "timed_out"}
 _EXECUTION_STATUS: dict[State, list[str]] = {
     "waiting": ["Running"],
