@@ -42,7 +42,7 @@ from invoices.invoice import (
 )
 from invoices.messages import LedgerAnswer, PaidLine, PaymentRequest, PricedLine
 from invoices.refusals import InvoiceError
-from invoices.status import DECISIONS, Decision
+from invoices.status import DECISIONS, NOT_KNOWN_TEXTS, Decision
 from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
@@ -67,6 +67,9 @@ COLUMNS = [
 ]
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What makes a spreadsheet program take a text for a formula, by OWASP's "CSV Injection"."""
+
+INVOICE_SECONDS = 60
+"""How long reading one invoice's runs may take. Another client can start many large ones."""
 
 Row = dict[str, str | int | Decimal | None]
 Write = Callable[[Row], object]
@@ -127,7 +130,7 @@ class Run:
         match kind.removesuffix("_event_attributes"), attributes:
             case "workflow_execution_started", started:
                 self.original_id = started.original_execution_run_id
-                self.invoice = invoice_of(started)
+                self.invoice = invoice_of(started, self.found.description.id)
             case "workflow_execution_signaled", signal:
                 if signal.signal_name in DECISIONS:
                     approves = DECISIONS[signal.signal_name]
@@ -228,8 +231,15 @@ async def audit(temporal_runs: InvoiceRuns, ledger: Ledger, write: Write) -> int
         invoices = disagreeing = 0
         for invoice_id, group in groupby(found, key=lambda row: str(row[0])):
             run_ids = {row[1] for row in group if row[1]}
-            async with asyncio.timeout(60):
-                texts = await _audit_invoice(temporal_runs, ledger, write, invoice_id, run_ids)
+            try:
+                async with asyncio.timeout(INVOICE_SECONDS) as limit:
+                    texts = await _audit_invoice(temporal_runs, ledger, write, invoice_id, run_ids)
+            except TimeoutError:
+                if not limit.expired():
+                    raise
+                async with asyncio.timeout(INVOICE_SECONDS):  # unless Temporal doesn't answer
+                    await temporal_runs.exists(invoice_id)
+                texts = [f"its runs couldn't be read within {INVOICE_SECONDS} s"]
             for text in texts:
                 print(f"{sanitized(invoice_id, 100)}: {text}", file=sys.stderr)
             invoices += 1
@@ -364,6 +374,9 @@ def _disagreements(
 def _memo_disagreements(run: Run) -> Iterator[str]:
     """What a closed run has told as paid must be what its history has."""
     memo = run.found.progress
+    if run.found.status.status in NOT_KNOWN_TEXTS:
+        yield f"too many signals were sent to {run}: its status isn't known"
+        return
     # An open run, and one that was terminated, may have had no time to note the latest payment.
     if memo is None or memo.is_open or run.found.is_open or memo.failure == "InvalidInvoice":
         return

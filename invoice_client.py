@@ -44,6 +44,7 @@ from invoices.refusals import (
     id_in_use_by_invoice,
     id_in_use_by_workflow,
     id_not_allowed,
+    looks_like_others,
     not_an_invoice,
     submitted_again,
     submitted_too_often,
@@ -177,7 +178,7 @@ class InvoiceClient:
             total: the total of the invoice to be approved. If it has a different total, the
                 decision is refused.
             code: the `content_code` that an earlier refusal gave, because the id had been used
-                with different content.
+                with different content or has letters that may look like others.
             run_id: the run whose content the person was shown.
 
         Raises:
@@ -251,7 +252,7 @@ class InvoiceClient:
 
         Raises:
             InvoiceError: the invoice has a different total, or the id was used before with
-                different content and `code` isn't the code of the present content.
+                different content or isn't ASCII, and `code` isn't the code of the present content.
         """
         invoice = await self._readable_invoice(run)
         if total:
@@ -265,6 +266,8 @@ class InvoiceClient:
             problem = submitted_too_often(invoice.id, EARLIER_RUNS)
         elif any(content != invoice.digest for content in await self.runs.digests(earlier)):
             problem = used_with_other_content(invoice.id)
+        elif not invoice.id.isascii():
+            problem = looks_like_others(invoice.id)
         elif code:
             problem = CODE_OF_OTHER_CONTENT
         if problem:

@@ -15,8 +15,9 @@ from math import inf
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
+from temporalio.api.history.v1 import HistoryEvent, WorkflowExecutionStartedEventAttributes
 from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistoryEventFilterType
 from temporalio.service import RPCError, RPCStatusCode
@@ -25,6 +26,7 @@ from invoices.answers import InvoiceList, InvoiceStatus, Retry
 from invoices.invoice import (
     BEFORE_1_1,
     INVOICE_WORKFLOW,
+    WORKFLOW_ID_PREFIX,
     Invoice,
     invoice_id_of,
     line_number,
@@ -35,9 +37,13 @@ from invoices.status import (
     CANCELLED,
     COMPLETED,
     INVALID_INVOICE,
+    NOT_KNOWN,
+    NOT_KNOWN_TEXTS,
     PROCESSING,
     REJECTED,
+    REJECTED_OR_TIMED_OUT,
     TERMINATED,
+    TIMED_OUT_IN_TEMPORAL,
     UNKNOWN_RESULT,
     Progress,
     RunProgress,
@@ -69,7 +75,9 @@ SCAN_LIMIT = 1000
 FIRST_EVENTS = 30
 """The workflow writes its memo within the first dozen events, unless signals arrive earlier."""
 MAX_EVENTS = 1000
-"""How many events are searched for the workflow's first memo."""
+"""How many events are searched for the workflow's first memo, from the start of the history."""
+LAST_EVENTS = 50
+"""How many are searched from the end of the history if the first ones don't have it."""
 RESET_AFTER = timedelta(milliseconds=10)
 """A run that starts by more than this after its submission is one that a reset has made."""
 READS_AT_ONCE = 10
@@ -91,9 +99,12 @@ class RunStart:
     content: bytes = b""
     """The JSON that it was started with."""
     progress: RunProgress | None = None
-    """Where it stood at first, None if the content isn't an invoice."""
-    has_own_memo: bool = False
-    """Whether the workflow has written its memo. Until then, the memo is what the starter wrote."""
+    """Where it stood at first; None if the content isn't an invoice."""
+    has_own_memo: bool | None = False
+    """Whether the workflow has written its memo. Until then, the memo is what the starter wrote.
+
+    None if that isn't known, because other clients sent too many signals.
+    """
     submitted_at: Any = None
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
 
@@ -179,11 +190,14 @@ class RememberedStarts:
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._runs
 
-    def progress(self, run_id: str, content: bytes) -> RunProgress | None:
-        """Where a run with this content stood at first, None if that isn't an invoice."""
+    def progress(self, run_id: str, content: bytes = b"", id: str = "") -> RunProgress | None:
+        """Where a run with this content and workflow id stood at first; None if it isn't an
+        invoice's.
+        """
         if run_id not in self._runs:
             invoice = read_invoice(content)
-            self._runs[run_id] = RunProgress.of(invoice) if invoice else None
+            is_own = invoice is not None and workflow_id(invoice.id) == id
+            self._runs[run_id] = RunProgress.of(invoice) if invoice and is_own else None
             if len(self._runs) > REMEMBERED_RUNS:
                 del self._runs[next(iter(self._runs))]
         return self._runs[run_id]
@@ -341,17 +355,36 @@ class InvoiceRuns:
             if number == 1:
                 started = event.workflow_execution_started_event_attributes
                 # A reset copies this event, with the id of the first run.
-                run_id, content = started.original_execution_run_id, _content(started)
-                progress = self.remembered_starts.progress(run_id, content)
-                start = RunStart(run_id, content, progress)
-            elif event.HasField("workflow_properties_modified_event_attributes"):
-                memo = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-                payload = memo.get("submitted_at")
-                submitted_at = _converter.from_payload(payload) if payload else None
-                return replace(start, has_own_memo=True, submitted_at=submitted_at)
-            if content_only or number == MAX_EVENTS:
+                first_id, content = started.original_execution_run_id, _content(started)
+                progress = self.remembered_starts.progress(first_id, content, id)
+                start = RunStart(first_id, content, progress)
+                started_at = to_jsonable_python(event.event_time.ToDatetime(UTC))
+            elif (memo := _upserted_memo(event)) is not None:
+                return replace(start, has_own_memo=True, submitted_at=memo.get("submitted_at"))
+            if content_only:
                 break
+            if number == FIRST_EVENTS:
+                last = await self._last_events(id, run_id or start.run_id, LAST_EVENTS)
+                memos = [memo for memo in map(_upserted_memo, last) if memo is not None]
+                if memos:
+                    # Later ones have only what has changed since, so not the time of submission.
+                    known = [memo for memo in memos if "submitted_at" in memo]
+                    submitted_at = known[-1]["submitted_at"] if known else started_at
+                    return replace(start, has_own_memo=True, submitted_at=submitted_at)
+            if number >= MAX_EVENTS:
+                return replace(start, has_own_memo=None)
         return start
+
+    async def _last_events(self, id: str, run_id: str, count: int) -> Sequence[HistoryEvent]:
+        """About the last `count` events of a run, newest first."""
+        call = GetWorkflowExecutionHistoryReverseRequest(
+            namespace=self.temporal.namespace,
+            execution=WorkflowExecution(workflow_id=id, run_id=run_id),
+            maximum_page_size=count,
+        )
+        service = self.temporal.workflow_service
+        page = await service.get_workflow_execution_history_reverse(call, retry=True)
+        return page.history.events
 
     async def digests(self, executions: Sequence[Execution]) -> list[str | None]:
         """The digest of each run's content; None if it isn't an invoice or was deleted."""
@@ -376,15 +409,8 @@ class InvoiceRuns:
         Returns:
             None if the history doesn't show the signal yet.
         """
-        call = GetWorkflowExecutionHistoryReverseRequest(
-            namespace=self.temporal.namespace,
-            execution=WorkflowExecution(workflow_id=run.description.id, run_id=run.id),
-            maximum_page_size=FIRST_EVENTS,
-        )
-        service = self.temporal.workflow_service
         with suppress(RPCError):  # the signal was sent, and nothing else depends on its time
-            last = await service.get_workflow_execution_history_reverse(call, retry=True)
-            for event in last.history.events:
+            for event in await self._last_events(run.description.id, run.id, FIRST_EVENTS):
                 signal = event.workflow_execution_signaled_event_attributes
                 if any(request.encode() in payload.data for payload in signal.input.payloads):
                     return event.event_time.ToDatetime(UTC)
@@ -432,12 +458,14 @@ class InvoiceRuns:
         with suppress(ValidationError):
             return RunProgress.model_validate(memo), start
         if start is None and execution.run_id in self.remembered_starts:
-            progress = self.remembered_starts.progress(execution.run_id, b"")
+            progress = self.remembered_starts.progress(execution.run_id)
         else:
             start = start or await self.read_start(execution.id, execution.run_id)
             progress = start.progress
         if progress is None:
             return None, start
+        if start and start.has_own_memo is None:
+            progress = _in_state(progress, "waiting", NOT_KNOWN)
         if status := _plain_text(memo.get("status")):
             progress = _in_state(progress, state_of_text(status), status)
         return progress, start
@@ -479,7 +507,8 @@ class InvoiceRuns:
         attempt = raw.pending_workflow_task.attempt if raw else 0
         submitted_at = _submitted_at(execution, progress)
         deadline = None
-        if progress.state == "waiting" and isinstance(progress, RunProgress):
+        is_waiting = progress.state == "waiting" and progress.status != NOT_KNOWN
+        if is_waiting and isinstance(progress, RunProgress):
             deadline = approval_deadline(submitted_at, progress.approval_timeout_days)
         # A run that was reset repeats what the ledger had answered before, and may have paid since.
         was_reset = execution.start_time - submitted_at > RESET_AFTER
@@ -529,7 +558,9 @@ class InvoiceRuns:
         try:
             progress, _ = await self._read_progress(execution)
             status = await self._status_from_memo(execution, progress)
-            if state is None or (status.state == state and await self._is_latest(execution)):
+            # Where the state isn't known, it may be any in which Temporal's list has the run.
+            is_in_state = status.state == state or status.status in NOT_KNOWN_TEXTS
+            if state is None or (is_in_state and await self._is_latest(execution)):
                 return status
         except RPCError as error:
             if not is_unknown_workflow(error):  # a run can be deleted in the meantime
@@ -553,9 +584,14 @@ class InvoiceRuns:
         return (await describe_execution(self.temporal, execution.id)).run_id == execution.run_id
 
 
-def invoice_of(started: WorkflowExecutionStartedEventAttributes) -> Invoice | None:
-    """The content that a run was started with, None if it isn't an invoice."""
-    return read_invoice(_content(started))
+def invoice_of(started: WorkflowExecutionStartedEventAttributes, id: str) -> Invoice | None:
+    """The content that a run was started with; None if it isn't an invoice.
+
+    Nor is it one if the run's workflow id, `id`, belongs to another invoice. The workflow refuses
+    it as well.
+    """
+    invoice = read_invoice(_content(started))
+    return invoice if invoice and workflow_id(invoice.id) == id else None
 
 
 def read_invoice(content: bytes) -> Invoice | None:
@@ -577,6 +613,14 @@ def read_invoice(content: bytes) -> Invoice | None:
 def _content(started: WorkflowExecutionStartedEventAttributes) -> bytes:
     payloads = started.input.payloads
     return payloads[0].data if payloads else b""
+
+
+def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
+    """The fields of the memo that the workflow wrote with this event; None if it wrote none."""
+    if not event.HasField("workflow_properties_modified_event_attributes"):
+        return None
+    fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
+    return {key: _converter.from_payload(payload) for key, payload in fields.items()}
 
 
 def is_unknown_workflow(error: RPCError) -> bool:
@@ -626,7 +670,8 @@ def _by_result(progress: Progress, result: Any) -> Progress:
                 ended = ended.model_copy(update=paid)
             return ended
         case "REJECTED":
-            return _in_state(progress, "rejected", REJECTED)
+            is_known = progress.status != NOT_KNOWN
+            return _in_state(progress, "rejected", REJECTED if is_known else REJECTED_OR_TIMED_OUT)
         case _:
             return _in_state(progress, "failed", UNKNOWN_RESULT)
 
@@ -638,8 +683,10 @@ def _by_temporal(progress: Progress, status: WorkflowExecutionStatus | None) -> 
             return _in_state(progress, "failed", "Failed")
         case WorkflowExecutionStatus.CANCELED if progress.state != "cancelled":
             return _in_state(progress, "cancelled", CANCELLED)
-        case WorkflowExecutionStatus.TERMINATED | WorkflowExecutionStatus.TIMED_OUT:
+        case WorkflowExecutionStatus.TERMINATED:
             return _in_state(progress, "terminated", TERMINATED)
+        case WorkflowExecutionStatus.TIMED_OUT:
+            return _in_state(progress, "terminated", TIMED_OUT_IN_TEMPORAL)
         case _ if progress.is_open:  # continued as new, which our workflow never does
             return _in_state(progress, "failed", UNKNOWN_RESULT)
         case _:
@@ -684,7 +731,10 @@ def _states_with_same_execution_status(state: State) -> list[State]:
 
 
 def _list_query(state: State | None, has_state_attribute: bool) -> str:
-    query = f"WorkflowType='{INVOICE_WORKFLOW}'"
+    # The tools can't reach a run with any other workflow id, and it isn't the invoice of that name.
+    query = (
+        f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH {quoted(WORKFLOW_ID_PREFIX)}"
+    )
     if state:
         query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
         # This only excludes states with the same execution status. The attribute can be wrong:

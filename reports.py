@@ -7,6 +7,7 @@ from typing import Any
 
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
+from temporalio.exceptions import WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
     from invoices.invoice import Invoice
@@ -71,7 +72,7 @@ class RunReport:
             return
         handing_over = asyncio.gather(*self._notices, return_exceptions=True)
         try:
-            await asyncio.shield(handing_over)
+            results = await asyncio.shield(handing_over)
         except asyncio.CancelledError:
             if workflow.cancellation_reason() is None:  # the run only leaves the worker's memory
                 raise
@@ -80,7 +81,14 @@ class RunReport:
                 with suppress(asyncio.CancelledError):
                     await handing_over
                 raise
-            await handing_over
+            results = await handing_over
+        for result in results:
+            if isinstance(result, WorkflowAlreadyStartedError):
+                workflow.logger.warning(
+                    "%s: a notice isn't sent, because another workflow has its id, %s",
+                    self._invoice.id,
+                    result.workflow_id,
+                )
 
     def _log(self, progress: RunProgress) -> None:
         match progress.state:

@@ -178,6 +178,11 @@ def used_with_other_content(invoice_id: str) -> str:
     return f"The id {invoice_id} was used before with different content."
 
 
+def looks_like_others(invoice_id: str) -> str:
+    """For an id that isn't ASCII: in one alphabet alone, it can look like one in another."""
+    return f"The id {invoice_id} has letters that may look like others."
+
+
 def submitted_too_often(invoice_id: str, compared: int) -> str:
     return (
         f"Invoice {invoice_id} was submitted more than {compared} times before, which is too often"
@@ -189,7 +194,7 @@ def content_to_be_shown(invoice: Invoice, code: str, problem: str) -> InvoiceErr
     """The approval doesn't show that the person has seen the invoice's present content.
 
     Args:
-        problem: why that is necessary: one of the three sentences above.
+        problem: why that is necessary: one of the sentences above.
     """
     return InvoiceError(
         f"{problem} Nothing was approved. Invoice {invoice.id} is now for"

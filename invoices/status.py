@@ -47,6 +47,13 @@ UNKNOWN_RESULT = "Ended with a result that is not an invoice's"
 
 TERMINATED = "Terminated by an operator in Temporal"
 """Set by the client, because a terminated run no longer runs any code."""
+TIMED_OUT_IN_TEMPORAL = "Timed out in Temporal"
+"""For a run whose starter set a timeout. Its state is `terminated`, as it ended as suddenly."""
+NOT_KNOWN = "Status not known, because too many signals were sent"
+"""Set by the client if it can't tell whether the memo is the workflow's."""
+REJECTED_OR_TIMED_OUT = "Rejected by an approver or timed out, which of them isn't known"
+"""The same, for a run whose result says that it wasn't paid."""
+NOT_KNOWN_TEXTS = (NOT_KNOWN, REJECTED_OR_TIMED_OUT)
 
 STATUS_TEXTS: dict[State, str] = {
     "waiting": AWAITING_APPROVAL,

@@ -55,6 +55,21 @@ async def test_a_notice_waits_for_a_worker_with_the_hook(
             await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)[1:]), 30)
 
 
+async def test_a_notice_whose_id_is_taken_is_logged(namespace: Namespace, tmp_path: Path) -> None:
+    desk = Desk(await namespace.connect())
+    async with a_hook(accept) as hook, a_worker(namespace, tmp_path, hook) as worker:
+        invoice = await desk.submit()
+        run_id = (await desk.handle(invoice).describe()).run_id
+        taken = f"notice-{run_id}-completed"
+        await desk.temporal.start_workflow("Nothing", id=taken, task_queue="of-nobody")
+        await pay(desk, invoice)
+
+        await eventually(lambda: "a notice isn't sent" in worker.log.read_text())
+        [line] = [one for one in worker.log.read_text().splitlines() if taken in one]
+        assert "WARNING" in line
+        assert f"{invoice.id}: a notice isn't sent, because another workflow has its id" in line
+
+
 # Whose notice it is.
 
 

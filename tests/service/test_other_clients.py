@@ -29,11 +29,18 @@ from temporalio.client import Client
 from temporalio.common import RawValue
 from temporalio.service import RPCError
 
+import audit
 import invoice_runs
 from invoice_client import InvoiceClient
 from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice, workflow_id
-from invoices.status import UNKNOWN_RESULT, RunProgress, State
+from invoices.status import (
+    NOT_KNOWN,
+    REJECTED_OR_TIMED_OUT,
+    UNKNOWN_RESULT,
+    RunProgress,
+    State,
+)
 from odd_payloads import ODD, payload
 from support import (
     ROOT,
@@ -258,6 +265,97 @@ async def test_what_the_workflow_has_written_is_believed(
             return run.status.state == "paying" and run.status.decision is not None
 
         assert await eventually(paying)
+
+
+async def test_signals_before_the_first_memo_hide_no_state(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as the first memo is searched in, sent while no worker ran."""
+    monkeypatch.setattr(invoice_runs, "MAX_EVENTS", 35)
+    client = await namespace.connect()
+    paying, timed_out = an_invoice(payment_interval_seconds=60), an_invoice()
+    timed_out["approval_timeout_days"] = 2 / 86400
+    for invoice in (paying, timed_out):
+        handle = await Desk(client).start(invoice, memo=forged(invoice, **FORGERIES["completed"]))
+        await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(40)))
+
+    async def is_told(invoice: dict[str, Any], state: State) -> bool:
+        run = await InvoiceRuns(client).get_run(invoice["id"])
+        listed = (await InvoiceRuns(client).list_invoices(state)).invoices
+        return run.status.state == state and invoice["id"] in [one.invoice_id for one in listed]
+
+    async with Worker(namespace.address, tmp_path):
+        await Desk(client).approve(paying)
+        await eventually(lambda: is_told(paying, "paying"))
+        await eventually(lambda: is_told(timed_out, "timed_out"))
+
+        # Where the last events don't show it either, it isn't known.
+        async def only_signals(*_: object) -> list[object]:
+            return []
+
+        monkeypatch.setattr(InvoiceRuns, "_last_events", only_signals)
+        for invoice, text in ((paying, NOT_KNOWN), (timed_out, REJECTED_OR_TIMED_OUT)):
+            run = await InvoiceRuns(client).get_run(invoice["id"])
+            assert (run.status.status, run.status.deadline) == (text, None)
+        for state in ("paying", "waiting"):
+            found = await InvoiceRuns(client).list_invoices(state)
+            assert paying["id"] in [one.invoice_id for one in found.invoices]
+
+
+async def test_a_run_with_the_content_of_another_invoice_is_no_invoice(idle: Namespace) -> None:
+    asked: list[str] = []
+
+    async def person(message: str, *_: Any) -> dict[str, bool]:
+        asked.append(message)
+        return {"approve": True}
+
+    client = await idle.connect()
+    one, other = an_invoice(), an_invoice()
+    content = payload(Invoice.model_validate(other).to_json())
+    await start(client, one["id"], payload(Invoice.model_validate(one).to_json()))  # no prefix
+    await start(client, workflow_id(one["id"]), content)
+    async with tools_in_memory(idle.address, elicitation_handler=person) as tools:
+        with pytest.raises(Refused, match="breaks the rules"):
+            await tools("approve_invoice", invoice_id=one["id"])
+        with pytest.raises(Refused, match="something that isn't an invoice"):
+            await tools("process_invoice", invoice_data=one)
+        text = await tools("get_invoice_status", invoice_id=one["id"])
+        assert "status: Invalid invoice" in text
+
+        async def lines() -> list[str]:
+            text = await tools("list_invoices")
+            return [line for line in text.splitlines() if one["id"] in line]
+
+        async def listed() -> bool:
+            query = f"WorkflowId = '{one['id']}'"
+            return bool(await lines()) and (await client.count_workflows(query)).count == 1
+
+        await eventually(listed)
+        [line] = await lines()
+        assert "content unreadable" in line
+    assert not asked
+    handle = client.get_workflow_handle(workflow_id(one["id"]))
+    run = await audit.read_run(InvoiceRuns(client), one["id"])
+    assert run
+    assert run.invoice is None
+    await handle.terminate()
+    await client.get_workflow_handle(one["id"]).terminate()
+
+
+@pytest.mark.parametrize("customer", [{"a": 1}, 12345], ids=str)
+async def test_a_customer_that_is_no_text_is_shown(customer: object, idle: Namespace) -> None:
+    asked: list[str] = []
+
+    async def person(message: str, *_: Any) -> dict[str, bool]:
+        asked.append(message)
+        return {"approve": False}
+
+    invoice = an_invoice(customer=customer)
+    await Desk(await idle.connect()).start(invoice)
+    async with tools_in_memory(idle.address, elicitation_handler=person) as tools:
+        with pytest.raises(Refused, match="did not clearly say yes"):
+            await tools("approve_invoice", invoice_id=invoice["id"])
+    assert f"Charged: customer “{customer}”" in asked[0]
 
 
 async def test_an_approval_of_what_is_being_paid_sends_nothing_and_asks_nobody(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import re
 import sqlite3
 from collections.abc import Callable
@@ -258,6 +259,19 @@ async def test_what_was_submitted_too_often_to_compare_needs_the_code(
     code = content_code(invoice, (await invoices.runs.get_run(invoice.id)).id)
     approved = await invoices.decide(invoice.id, approve=True, total=total, code=code)
     assert approved.outcome == "approved"
+
+
+async def test_an_id_that_may_look_like_another_needs_the_code(tools: Tools) -> None:
+    """Cyrillic, in which it looks like an id in Latin letters."""
+    invoice = an_invoice(id=f"\u0410\u0421\u0415-{random.randrange(10**9)}")
+    await tools("process_invoice", invoice_data=invoice)
+    total = "7000.00 USD"
+    with pytest.raises(Refused, match="has letters that may look like others") as refusal:
+        await tools("approve_invoice", invoice_id=invoice["id"], total=total)
+    assert "Lines: 1. $5,000.00 for “Web Development”; 2. " in str(refusal.value)
+    code = await code_of_content(tools, invoice)
+    text = await tools("approve_invoice", invoice_id=invoice["id"], total=total, content_code=code)
+    assert text.startswith("Sent approval signal")
 
 
 async def test_a_code_counts_for_one_submission_alone(tools: Tools) -> None:

@@ -1,5 +1,7 @@
 """What disagrees in books that are made up."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -16,7 +18,7 @@ from invoice_runs import InvoiceRun
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.messages import PaymentRequest
-from invoices.status import Decision, RunProgress, State
+from invoices.status import NOT_KNOWN_TEXTS, Decision, RunProgress, State
 from payments.gateway import LedgerEntry, Payment
 from payments.ledger import SQLiteLedger
 from support import (
@@ -72,6 +74,50 @@ def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
     assert not list(audit._disagreements(ledger, [approved], [], []))
     [text] = audit._disagreements(ledger, [rejected], [], [])
     assert text == f"payments without an approval in {rejected}"
+
+
+async def test_an_invoice_that_takes_too_long_stops_no_other(
+    ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow, found, exists = SimpleNamespace(id="invoice-A", run_id="slow"), [], True
+
+    async def executions(*_: object) -> AsyncIterator[list[Any]]:
+        yield [
+            SimpleNamespace(id=id, run_id="run", workflow_type="InvoiceWorkflow")
+            for id in (slow.id, "invoice-B")
+        ]
+
+    async def read(_: object, invoice_id: str, *_run: str) -> None:
+        if invoice_id == "A":
+            await asyncio.Event().wait()
+        found.append(invoice_id)
+
+    async def look(_: str) -> bool:
+        if not exists:
+            await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(audit, "INVOICE_SECONDS", 0.05)
+    monkeypatch.setattr(audit, "list_executions", executions)
+    monkeypatch.setattr(audit, "read_run", read)
+    temporal: Any = SimpleNamespace(temporal=None, exists=look)
+    assert await audit.audit(temporal, ledger, lambda _: None) == 1
+    assert set(found) == {"B"}
+    first, summary = capsys.readouterr().err.splitlines()
+    assert first == "A: its runs couldn't be read within 0.05 s"
+    assert summary == "2 invoices, 1 with disagreements"
+    exists = False  # where it is Temporal that doesn't answer, the audit can't go on
+    with pytest.raises(TimeoutError):
+        await audit.audit(temporal, ledger, lambda _: None)
+
+
+@pytest.mark.parametrize("text", NOT_KNOWN_TEXTS)
+def test_a_status_that_is_not_known_disagrees(text: str, ledger: SQLiteLedger) -> None:
+    run = recorded("rejected", APPROVAL)
+    status = run.found.status.model_copy(update={"status": text})
+    run.found = replace(run.found, status=status)
+    [told] = audit._disagreements(ledger, [run], [], [])
+    assert told == f"too many signals were sent to {run}: its status isn't known"
 
 
 def test_a_payment_that_the_run_has_not_told_disagrees(ledger: SQLiteLedger) -> None:

@@ -75,6 +75,15 @@ async def test_how_a_run_closed_is_temporals_word(
     assert progress.state == by_memo
 
 
+async def test_a_timeout_of_the_run_is_no_operators_doing(runs: InvoiceRuns) -> None:
+    for by_temporal, text in (
+        (WorkflowExecutionStatus.TIMED_OUT, "Timed out in Temporal"),
+        (WorkflowExecutionStatus.TERMINATED, "Terminated by an operator in Temporal"),
+    ):
+        run = await found(runs, an_execution(by_temporal), progress_in("paying"))
+        assert (run.status.state, run.status.status) == ("terminated", text)
+
+
 async def test_what_the_tutorials_worker_says_counts_before_the_memo(runs: InvoiceRuns) -> None:
     run = await found(runs, an_execution(), progress_in("waiting"))
     assert run.status.deadline == NOON + timedelta(days=5)
