@@ -101,7 +101,7 @@ class InvoiceCard(BaseModel):
 def _details(view: ApprovalView, status: InvoiceStatus) -> str:
     """What the card says in addition to the lines, amounts and deadline."""
     if status.state == "waiting" and not status.is_past_deadline:
-        kept = "No worker answers now: your decision is kept and takes effect when a worker runs."
+        kept = "No worker answers now: the decision is kept and takes effect when a worker runs."
         parts = (view.caution, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":

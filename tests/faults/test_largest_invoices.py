@@ -60,4 +60,4 @@ async def test_the_most_lines_with_the_longest_items_are_paid(own_worker: Worker
     handle = await desk.start(invoice)
     await handle.signal("approve_invoice")
     text = (await desk.until(invoice, "completed")).to_text()
-    assert "of that $4,999,999,999,995.00 earlier" in text
+    assert "including $4,999,999,999,995.00 paid earlier" in text

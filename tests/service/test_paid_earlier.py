@@ -83,7 +83,7 @@ async def test_it_is_told_in_the_question(limited: str, half_paid: dict[str, Any
 
     async with tools_in_memory(limited, elicitation_handler=person) as asking:
         await asking("process_invoice", invoice_data=half_paid)
-        with pytest.raises(Refused, match="not clearly said yes"):
+        with pytest.raises(Refused, match="did not clearly say yes"):
             await asking("approve_invoice", invoice_id=half_paid["id"])
     assert asked[0].splitlines()[1] == "Paid earlier: 1 line, $10.00. To pay: $500.00."
 
@@ -112,7 +112,7 @@ async def test_a_changed_paid_line_fails_at_once_with_the_way_out(
     else:
         assert "Paid before the change: 1 line, $10.00." in text
     assert "Submit it with that line as it was when it was paid" in text
-    assert "under a new id, with only what is unpaid" in text
+    assert "submit only the unpaid lines under a new id" in text
     status = await host.status(half_paid)
     assert (status["state"], status["failure"]) == ("failed", "PaymentConflict")
     # The way out leads out.

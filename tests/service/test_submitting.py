@@ -170,7 +170,7 @@ async def test_an_open_run_that_is_no_invoice_is_told_without_asking_a_worker(
     )
     with monkeypatch.context() as patch:
         patch.delattr(InvoiceRuns, "ask_worker")  # so that asking a worker would fail
-        with pytest.raises(Refused, match=r"is no invoice.*Nothing was started.*terminate"):
+        with pytest.raises(Refused, match=r"isn't an invoice.*Nothing was started.*terminate"):
             await tools("process_invoice", invoice_data=invoice)
     await handle.terminate()
     assert "Started processing" in await tools("process_invoice", invoice_data=invoice)

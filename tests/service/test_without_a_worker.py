@@ -61,7 +61,7 @@ async def test_each_tool_answers_and_waits_for_a_worker_once(
     invoice = an_invoice()
     name = invoice["id"]
     calls: dict[str, tuple[dict[str, Any], str]] = {
-        "process_invoice": ({"invoice_data": invoice}, "goes on when a worker runs"),
+        "process_invoice": ({"invoice_data": invoice}, "continues when a worker runs"),
         "get_invoice_status": ({"invoice_id": name}, "No worker answers now"),
         "approve_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
         "reject_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
