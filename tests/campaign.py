@@ -1089,9 +1089,9 @@ def table(campaign: Campaign) -> str:
         return ", ".join(f"{what} {number}" for what, number in sorted(counted.items())) or "none"
 
     hook = campaign.hook
-    lines = [f"{'course':<18}{'end':<40}{'invoices':>8}"]
+    lines = [f"{'course':<20}{'end':<40}{'invoices':>8}"]
     lines += [
-        f"{course:<18}{status:<40}{number:>8}"
+        f"{course:<20}{status:<40}{number:>8}"
         for (course, status), number in sorted(campaign.outcomes.items())
     ]
     lines += [
