@@ -153,8 +153,9 @@ class Payer(Worker):
         super().__init__(address, data, PROCESSES / "hesitant_worker.py", **env)
         self.gateway = gateway
         self.lock = asyncio.Lock()
+        self.is_up = False
         self.deaths: list[str] = []
-        """With which words it ended although nobody had asked for it."""
+        """With which words it ended although it was up and nobody had asked for it."""
 
     @property
     def is_free(self) -> bool:
@@ -165,11 +166,12 @@ class Payer(Worker):
         return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
-        if self.process and self.process.poll():
+        if self.is_up and self.process and self.process.poll():
             log = self.log.read_text()[-1000:]
             self.deaths.append(f"a worker ended by itself with {self.process.returncode}: {log}")
         super().kill()
         self.process = None
+        self.is_up = False
 
     async def begin(self) -> None:
         """Starts it, once what it needs is up."""
@@ -179,6 +181,7 @@ class Payer(Worker):
                 await self.start()
             except AssertionError:  # the service or the database is down, so it has ended
                 return False
+            self.is_up = True
             return True
 
         try:
@@ -1041,7 +1044,8 @@ async def use_and_kill(campaign: Campaign, last_seconds: float) -> None:
                 await pause(last_seconds, over)
                 over.set()
             if not users.done():  # some may wait for an invoice that belongs to the other gateway
-                await campaign.other.begin()
+                async with campaign.other.lock:
+                    await campaign.other.begin()
 
 
 def make_workers(
