@@ -40,7 +40,6 @@ from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
-from math import inf
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Literal
@@ -88,6 +87,8 @@ ACTIVITY_SECONDS = 30
 """After which Temporal tries a payment again whose worker was killed."""
 MOMENT_SECONDS = 6
 """For which a cancellation waits until the line is being paid."""
+LAST_SECONDS = 60
+"""For which faults go on once all invoices have begun: else the last ones would take very long."""
 MAX_WORKER_MIB = 500
 """Of memory; some 150 are usual."""
 MAX_HANGING_SECONDS = 60
@@ -152,8 +153,9 @@ class Payer(Worker):
         super().__init__(address, data, PROCESSES / "hesitant_worker.py", **env)
         self.gateway = gateway
         self.lock = asyncio.Lock()
+        self.is_up = False
         self.deaths: list[str] = []
-        """With which words it ended although nobody had asked for it."""
+        """With which words it ended although it was up and nobody had asked for it."""
 
     @property
     def is_free(self) -> bool:
@@ -164,11 +166,12 @@ class Payer(Worker):
         return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
-        if self.process and self.process.poll():
+        if self.is_up and self.process and self.process.poll():
             log = self.log.read_text()[-1000:]
             self.deaths.append(f"a worker ended by itself with {self.process.returncode}: {log}")
         super().kill()
         self.process = None
+        self.is_up = False
 
     async def begin(self) -> None:
         """Starts it, once what it needs is up."""
@@ -178,6 +181,7 @@ class Payer(Worker):
                 await self.start()
             except AssertionError:  # the service or the database is down, so it has ended
                 return False
+            self.is_up = True
             return True
 
         try:
@@ -266,6 +270,8 @@ class Campaign:
     audits: Counter[str] = field(default_factory=Counter)
     memory: int = 0
     """Of a worker, at most; in bytes."""
+    all_begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """No user has another invoice to begin with."""
     decided: int = 0
     repeated: int = 0
     tried_again: int = 0
@@ -507,6 +513,7 @@ async def all_users(campaign: Campaign) -> None:
             except (TimeoutError, KeyError) as error:
                 case.problems.append(f"the course was not finished: {error!r}")
             campaign.decided += 1
+        campaign.all_begun.set()
 
     await asyncio.gather(*(user() for _ in range(campaign.users)))
 
@@ -970,11 +977,11 @@ async def run(
     gateway: str = "simulated",
     users: int = USERS,
     hosts: int = HOSTS,
-    fault_seconds: float = inf,
+    last_seconds: float = LAST_SECONDS,
 ) -> Campaign:
     """Runs a campaign with its data in `directory`; `problems` has the discrepancies found.
 
-    Faults end with the last user, or begin no more after `fault_seconds`.
+    Faults end with the last user, or begin no more `last_seconds` after all invoices have begun.
     """
     chance = random.Random(seed)
     async with AsyncExitStack() as stack:
@@ -1013,13 +1020,13 @@ async def run(
         for side in (print_progress(campaign), measure(campaign)):
             stack.callback(asyncio.create_task(side).cancel)
         async with foreign_worker(client):
-            await use_and_kill(campaign, fault_seconds)
+            await use_and_kill(campaign, last_seconds)
             await check(campaign)
         campaign.seconds = time.monotonic() - campaign.began
     return campaign
 
 
-async def use_and_kill(campaign: Campaign, fault_seconds: float) -> None:
+async def use_and_kill(campaign: Campaign, last_seconds: float) -> None:
     """Lets users at it while everything is killed; in the end all runs again."""
     over = asyncio.Event()
     async with AsyncExitStack() as stack:
@@ -1033,10 +1040,12 @@ async def use_and_kill(campaign: Campaign, fault_seconds: float) -> None:
                     # With a chance of its own, for the plan not to depend on who comes first.
                     own = random.Random(f"{campaign.seed}/{fault.__name__}")
                     faults.create_task(fault(campaign, own, over))
-                await pause(fault_seconds, over)
+                await campaign.all_begun.wait()
+                await pause(last_seconds, over)
                 over.set()
             if not users.done():  # some may wait for an invoice that belongs to the other gateway
-                await campaign.other.begin()
+                async with campaign.other.lock:
+                    await campaign.other.begin()
 
 
 def make_workers(
@@ -1084,9 +1093,9 @@ def table(campaign: Campaign) -> str:
         return ", ".join(f"{what} {number}" for what, number in sorted(counted.items())) or "none"
 
     hook = campaign.hook
-    lines = [f"{'course':<18}{'end':<40}{'invoices':>8}"]
+    lines = [f"{'course':<20}{'end':<40}{'invoices':>8}"]
     lines += [
-        f"{course:<18}{status:<40}{number:>8}"
+        f"{course:<20}{status:<40}{number:>8}"
         for (course, status), number in sorted(campaign.outcomes.items())
     ]
     lines += [
