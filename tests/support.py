@@ -248,7 +248,9 @@ async def refused_start(*command: str, stdout: int = asyncio.subprocess.PIPE, **
 
 
 @asynccontextmanager
-async def workflows_only(client: Client) -> AsyncIterator[None]:
+async def workflows_only(
+    client: Client, *more_activities: Callable[..., Any]
+) -> AsyncIterator[None]:
     """A worker in this process that takes invoices as far as their next payment.
 
     Its ledger, and that of `payments_only`, is what `activities.open_payments` gives.
@@ -259,7 +261,7 @@ async def workflows_only(client: Client) -> AsyncIterator[None]:
         client,
         task_queue=TASK_QUEUE,
         workflows=[InvoiceWorkflow],
-        activities=[activities.payments_made],
+        activities=[activities.payments_made, *more_activities],
         no_remote_activities=True,
         workflow_runner=temporalio.worker.UnsandboxedWorkflowRunner(),
     ):

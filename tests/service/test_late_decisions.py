@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from temporalio import activity
 from temporalio.api.common.v1 import WorkflowExecution
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
@@ -17,7 +18,7 @@ import activities
 from invoices.invoice import Invoice, workflow_id
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
-from support import Desk, Namespace, Worker, an_invoice, eventually, paid, workflows_only
+from support import Desk, Namespace, Worker, an_invoice, paid, workflows_only
 
 ENDS = ("completed", "rejected", "timed_out", "cancelled")
 TIMEOUT = timedelta(seconds=5)
@@ -165,10 +166,15 @@ async def test_a_cancellation_counts_while_the_service_is_asked(
     await handle.signal("approve_invoice")
     await until(await deadline_of(desk, invoice))
 
-    async def asked() -> int:
-        return len((await handle.describe()).raw_description.pending_activities)
+    asked = asyncio.Event()
 
-    async with workflows_only(desk.temporal):  # which doesn't run that activity
-        await eventually(asked)
+    @activity.defn
+    async def decision_in_time(deadline: str) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with workflows_only(desk.temporal, decision_in_time):
+        async with asyncio.timeout(20):
+            await asked.wait()
         await handle.cancel()
         assert (await desk.until(invoice, *ENDS)).state == "cancelled"
