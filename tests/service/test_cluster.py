@@ -182,7 +182,7 @@ async def test_missing_client_certificate_is_no_traceback(
 async def test_missing_configuration_file_is_named(said: Said, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.toml")
     for sentence in await said({"TEMPORAL_CONFIG_FILE": missing}):
-        assert f"TEMPORAL_CONFIG_FILE names {missing}" in sentence
+        assert f"TEMPORAL_CONFIG_FILE is {missing}, which doesn't exist" in sentence
 
 
 async def test_address_that_refuses_is_named(said: Said) -> None:

@@ -82,7 +82,9 @@ async def test_an_invoice_whose_id_looks_like_another_goes_on(
     await tools.until(invoice, "rejected")
     text = await tools("process_invoice", invoice_data=invoice)
     assert text.startswith(f"Started processing invoice {invoice['id']}")
-    await tools("approve_invoice", invoice_id=invoice["id"])
+    code = await code_of_content(tools, invoice)
+    total = "7000.00 USD"
+    await tools("approve_invoice", invoice_id=invoice["id"], total=total, content_code=code)
     await tools.until(invoice, "completed")
 
 

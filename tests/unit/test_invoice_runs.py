@@ -178,7 +178,7 @@ class _OneRun:
 async def test_what_a_run_was_started_with_is_validated_once(
     days: int, validations: list[bytes]
 ) -> None:
-    content = json.dumps({**an_invoice(), "approval_timeout_days": days}).encode()
+    content = json.dumps(an_invoice(id="INV-1", approval_timeout_days=days)).encode()
     one_run: Any = _OneRun(content)
     runs = InvoiceRuns(one_run)
     found = [(await runs._read_progress(an_execution()))[0] for _ in range(3)]
