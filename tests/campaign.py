@@ -470,6 +470,7 @@ async def approve_and_cancel(
                 ends = []
                 for payer in running:
                     payer.kill()
+                    campaign.kills["worker"] += 1
             await insist(handle.cancel)
             for payer in running:
                 payer.kill()
@@ -528,7 +529,7 @@ async def kill_at_random(campaign: Campaign, chance: random.Random, over: asynci
     """Kills one or more parts at once and starts them again, time after time until it's over."""
     parts: list[Part] = [("service", 0), *(("MCP server", n) for n in range(len(campaign.hosts)))]
     parts += [("worker", n) for n in range(len(campaign.workers))] * 3
-    waves: list[list[Part]] = [[("worker", 0)], [("service", 0)], [("MCP server", 0)]]
+    waves: list[list[Part]] = [[("service", 0)], [("MCP server", 0)]]
     if campaign.database:
         parts += [("PostgreSQL", 0), ("connections", 0)]
         waves += [[("PostgreSQL", 0)], [("connections", 0)]]
@@ -585,6 +586,7 @@ async def change_gateways(campaign: Campaign, chance: random.Random, over: async
         async with alone([*away, campaign.other]):
             for worker in away:
                 worker.kill()
+                campaign.kills["worker"] += 1
             await campaign.other.begin()
             await pause(chance.uniform(3, 9), over)
             campaign.other.kill()
