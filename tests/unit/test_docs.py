@@ -1,0 +1,15 @@
+"""The documents quote the code as it is."""
+
+import re
+import textwrap
+
+from support import ROOT
+
+
+def test_the_listings_from_the_workflow_are_the_workflows() -> None:
+    workflow = (ROOT / "workflow.py").read_text("utf-8")
+    document = (ROOT / "docs" / "from-the-tutorial.md").read_text("utf-8")
+    listings = re.findall(r"```python\n(.+?)```", document, re.DOTALL)
+    assert len(listings) == 2
+    for listing in listings:
+        assert textwrap.indent(listing, " " * 12) in workflow
