@@ -332,7 +332,7 @@ def _invoice_workflow_id(info: activity.Info) -> str:
 
 
 def _gateway_of(terms: Terms) -> set[str]:
-    """Empty for a run that began before gateways were noted, and for other clients' workflows."""
+    """Empty for runs from before gateways were recorded, and for other clients' workflows."""
     return set() if terms.bound_to_gateway is None else {terms.bound_to_gateway}
 
 

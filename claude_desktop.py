@@ -221,7 +221,7 @@ def _parsed(file: Path) -> Any:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ConfigError(f"{file} is no JSON ({error}); nothing was changed.") from error
+        raise ConfigError(f"{file} isn't valid JSON ({error}); nothing was changed.") from error
 
 
 def _back_up(file: Path) -> Path:

@@ -114,7 +114,7 @@ class RunReport:
 def report_invalid(problem: str) -> str:
     """Makes known that a run isn't an invoice's, and returns its status.
 
-    Whatever its client has noted in the memo isn't so.
+    Whatever its client wrote into the memo is replaced.
     """
     status = f"{INVALID_INVOICE}: {problem}"
     nothing = dict.fromkeys(RunProgress.model_fields)

@@ -206,7 +206,7 @@ class SQLiteLedger(Ledger):
         """Opens the ledger, and makes or migrates it unless it is `read_only`.
 
         Raises:
-            StartupError: it can't be opened, or is no ledger.
+            StartupError: it can't be opened, or isn't a ledger.
         """
         self.name = path.name
         self._path = path

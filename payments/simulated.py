@@ -49,7 +49,7 @@ def decline_limit() -> Decimal | None:
     """`INVOICE_DECLINE_OVER`: the simulated gateway declines any amount above it.
 
     Raises:
-        StartupError: it is no amount.
+        StartupError: it isn't an amount.
     """
     text = read_setting("INVOICE_DECLINE_OVER")
     try:

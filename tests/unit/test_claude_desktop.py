@@ -314,7 +314,7 @@ def test_second_run_changes_nothing_and_says_so(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("{broken", "is no JSON"),
+        ("{broken", "isn't valid JSON"),
         ("[]", "no object under mcpServers"),
         ('{"mcpServers": []}', "no object under mcpServers"),
         (r'{"mcpServers": {"invoice-processor": {}}, "theme": "\ud800"}', "lone surrogate"),
