@@ -19,6 +19,7 @@ from support import (
     Tools,
     Worker,
     an_invoice,
+    eventually,
     mcp,
     paid,
     payments,
@@ -62,12 +63,17 @@ class Card:
         return await self.frame.get_by_role("button").all_inner_texts()
 
     async def height_with_buttons_in_sight(self) -> float:
-        frame = await self.page.locator("iframe").bounding_box()
-        approve = await self.approve.bounding_box()
-        assert frame
-        assert approve
-        assert approve["y"] + approve["height"] < frame["y"] + frame["height"]
-        return frame["height"]
+        """Once the host has made room for the card, as it asked."""
+
+        async def height() -> float | None:
+            frame = await self.page.locator("iframe").bounding_box()
+            approve = await self.approve.bounding_box()
+            assert frame
+            assert approve
+            is_in_sight = approve["y"] + approve["height"] < frame["y"] + frame["height"]
+            return frame["height"] if is_in_sight else None
+
+        return await eventually(height)
 
     async def calls(self) -> list[dict[str, Any]]:
         """The tools that the card has called, in order."""
