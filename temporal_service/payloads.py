@@ -49,7 +49,8 @@ class LenientDataConverter(DataConverter):
 
     This project doesn't use external storage, so such a payload comes from another client. A single
     signal with one would make the SDK fail the workflow's tasks forever. The SDK has no public way
-    to turn this off. `test_odd_signals_lose_no_decision` checks that this override still works.
+    to turn this off. `test_odd_signals_do_not_lose_a_decision` checks that this override still
+    works.
     """
 
     async def _decode_reference_payload_sequence(

@@ -495,13 +495,13 @@ async def has_entry(
     """Waits until the ledger has a line in one of these states, or for so many seconds."""
     query = f"SELECT state FROM payments WHERE idempotency_key = '{key}'"
 
-    async def look() -> bool:
+    async def ledger_has_entry() -> bool:
         with suppress(sqlite3.OperationalError, psycopg.OperationalError):  # it is down
             return any(row[0] in states for row in await asyncio.to_thread(read, campaign, query))
         return False
 
     with suppress(TimeoutError):
-        await eventually(look, bound)
+        await eventually(ledger_has_entry, bound)
 
 
 async def all_users(campaign: Campaign) -> None:
@@ -801,7 +801,7 @@ async def is_done(campaign: Campaign, case: Case, gateway: str, bound: float) ->
     """Waits until an invoice is closed, or is known to belong to another gateway."""
     handle = campaign.client.get_workflow_handle(workflow_id(case.name))
 
-    async def look() -> bool:
+    async def is_closed_or_bound() -> bool:
         if (await handle.describe()).status != WorkflowExecutionStatus.RUNNING:
             return True
         history = [event async for event in handle.fetch_history_events()]
@@ -816,7 +816,7 @@ async def is_done(campaign: Campaign, case: Case, gateway: str, bound: float) ->
                 match_all=True,
             )
         )
-    await eventually(look, bound)
+    await eventually(is_closed_or_bound, bound)
 
 
 def bound_to(history: list[HistoryEvent]) -> str | None:
@@ -909,14 +909,14 @@ async def check_case(campaign: Campaign, case: Case, paid: list[Paid]) -> list[s
     if execution.status == WorkflowExecutionStatus.RUNNING:
         return [*problems, f"{case.name} ({case.course}): still open: {status!r}"]
     problems += check_history(campaign, history)
-    wanted: dict[Course, list[bool | None]] = {
+    expected: dict[Course, list[bool | None]] = {
         "reject": [False],
         "deadline": [None],
         "race": [True, False],
         # Both may be sent while no worker is there, and then the cancellation comes first.
         "cancel": [True, None],
     }
-    if approved not in wanted.get(case.course, [True]):
+    if approved not in expected.get(case.course, [True]):
         problems.append(f"the decision is {decision}")
     if case.told - {approved}:
         problems.append(f"a user was told that {case.told} stands, but it is {approved}")

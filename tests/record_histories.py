@@ -78,17 +78,17 @@ class Steps:
         await InvoiceClient(self.client).decide(name, approve=approve, reason="Hours checked")
 
     async def until(self, name: str, reached: Callable[[InvoiceStatus], object]) -> None:
-        async def look() -> bool:
+        async def has_reached() -> bool:
             return bool(reached(await InvoiceClient(self.client).get_status(name)))
 
-        await eventually(look, 120)
+        await eventually(has_reached, 120)
 
     async def until_payment(self, name: str, state: PendingActivityState.ValueType) -> None:
-        async def look() -> bool:
+        async def is_in_state() -> bool:
             description = (await self.handle(name).describe()).raw_description
             return any(payment.state == state for payment in description.pending_activities)
 
-        await eventually(look)
+        await eventually(is_in_state)
 
 
 Course = Callable[[Steps, str], Awaitable[None]]

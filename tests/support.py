@@ -77,24 +77,24 @@ def an_invoice(**fields: Any) -> dict[str, Any]:
 
 
 @overload
-async def eventually(look: Callable[[], Awaitable[T | None]], bound: float = 20) -> T: ...
+async def eventually(check: Callable[[], Awaitable[T | None]], bound: float = 20) -> T: ...
 @overload
-async def eventually(look: Callable[[], bool], bound: float = 20) -> bool: ...
-async def eventually(look: Callable[[], Any], bound: float = 20) -> Any:
-    """What `look` gives, or what can be awaited of it, once that is true.
+async def eventually(check: Callable[[], bool], bound: float = 20) -> bool: ...
+async def eventually(check: Callable[[], Any], bound: float = 20) -> Any:
+    """Returns the result of `check`, awaited if it is awaitable, once it is true.
 
     Fails after `bound` seconds.
     """
     pause = 0.02
     async with asyncio.timeout(bound):
         while True:
-            found = look()
+            found = check()
             if isawaitable(found):
                 found = await found
             if found:
                 return found
             await asyncio.sleep(pause)
-            # Each look may be a call: many of them slow down what they wait for.
+            # A check may be a call to a service, and frequent calls would slow the service down.
             pause = min(pause * 1.25, 0.5)
 
 
@@ -386,11 +386,11 @@ class Tools:
     async def until(self, invoice: dict[str, Any], *states: str) -> dict[str, Any]:
         """The status, once it is in one of `states`."""
 
-        async def look() -> dict[str, Any] | None:
+        async def status_in_states() -> dict[str, Any] | None:
             status = await self.status(invoice)
             return status if status["state"] in states else None
 
-        return await eventually(look)
+        return await eventually(status_in_states)
 
 
 class Refused(Exception):
@@ -462,11 +462,11 @@ class Desk:
     ) -> InvoiceStatus:
         """The status, once `is_so` is true of it."""
 
-        async def look() -> InvoiceStatus | None:
+        async def matching_status() -> InvoiceStatus | None:
             status = await self.status(invoice)
             return status if is_so(status) else None
 
-        return await eventually(look, bound)
+        return await eventually(matching_status, bound)
 
     def handle(self, invoice: AnInvoice) -> WorkflowHandle[Any, Any]:
         return self.temporal.get_workflow_handle(workflow_id(id_of(invoice)))

@@ -125,7 +125,7 @@ if sys.platform == "win32":
 
 @pytest.fixture(scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embedded]:
-    """One that runs in adverse places, for tests that look at it."""
+    """An embedded service in a difficult environment, shared by tests that only read from it."""
     data = tmp_path_factory.mktemp("embedded") / FOLDER
     data.mkdir()
     (data / "temporal.log").write_text("x" * (dev_server.LOG_LIMIT + 1))
@@ -152,7 +152,7 @@ async def test_it_says_where_everything_is(running: Embedded) -> None:
     assert page.status == 200
 
 
-async def test_both_databases_lie_in_a_folder_of_any_name(running: Embedded) -> None:
+async def test_both_databases_can_be_in_a_folder_of_any_name(running: Embedded) -> None:
     assert {"temporal.db", "payments.db"} < {file.name for file in running.data.iterdir()}
     assert list(running.data.parent.iterdir()) == [running.data]
 
@@ -163,7 +163,7 @@ async def test_it_runs_without_a_home_to_write_to(running: Embedded) -> None:
     assert not list(home.iterdir())
 
 
-async def test_a_log_that_has_grown_is_begun_anew(running: Embedded) -> None:
+async def test_a_large_log_is_replaced_by_a_new_one(running: Embedded) -> None:
     log = running.data / "temporal.log"
     assert log.stat().st_size < 10_000
     assert log.with_name("temporal.log.1").stat().st_size > dev_server.LOG_LIMIT
@@ -203,7 +203,7 @@ async def test_a_service_found_running_remembers_them_for_a_year_too(
 
 
 @pytest.mark.parametrize("mark", [None, ""])
-async def test_a_service_that_does_not_say_whose_it_is_belongs_to_no_directory(
+async def test_a_service_without_a_recorded_directory_belongs_to_none(
     mark: str | None, namespace: Namespace, tmp_path: Path
 ) -> None:
     client = await namespace.connect()
@@ -280,7 +280,7 @@ async def test_a_directory_is_known_by_any_of_its_names(
         assert await dev_server.belongs_to(client, other_name)
 
 
-async def test_a_copied_directory_is_the_copys_own(
+async def test_a_copied_directory_is_a_directory_of_its_own(
     here: Callable[[Embedded], None], tmp_path: Path
 ) -> None:
     first, copy = Embedded(tmp_path / "first"), Embedded(tmp_path / "copy")
@@ -297,7 +297,7 @@ async def test_a_copied_directory_is_the_copys_own(
             await dev_server.belongs_to(client, first.data)
 
 
-async def test_of_two_directories_at_once_one_gets_the_port(
+async def test_when_two_directories_start_at_once_one_gets_the_port(
     embedded: Embedded, tmp_path: Path
 ) -> None:
     directories = [tmp_path / "one", tmp_path / "two"]
@@ -435,7 +435,7 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
     assert log.read_text().startswith(log_before)
 
 
-async def test_workers_started_at_once_share_a_service_also_when_the_one_that_has_it_ends(
+async def test_workers_started_at_once_share_a_service_even_after_its_owner_ends(
     embedded: Embedded,
 ) -> None:
     workers = await asyncio.gather(*(embedded.worker().start() for _ in range(3)))
@@ -488,7 +488,7 @@ async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> 
     assert await approved(embedded, await submit(embedded))
 
 
-async def test_a_start_tells_of_the_open_invoices(namespace: Namespace, tmp_path: Path) -> None:
+async def test_the_start_reports_the_open_invoices(namespace: Namespace, tmp_path: Path) -> None:
     (tmp_path / "gateway-down").touch()
     desk = Desk(await namespace.connect())
     async with Worker(namespace.address, tmp_path):

@@ -41,7 +41,7 @@ async def test_kill_between_commit_and_completion_pays_once(
 
 
 @pytest.mark.slow  # the killed payment has ended only after its 30 s
-async def test_a_payment_of_a_killed_worker_is_told_by_the_run_that_was_cancelled(
+async def test_a_cancelled_run_reports_the_payment_of_a_killed_worker(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())

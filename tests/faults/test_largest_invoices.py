@@ -29,7 +29,7 @@ def filled_up(invoice: dict[str, Any]) -> Invoice:
 
 
 @pytest.mark.parametrize("ledger_away", [False, True])
-async def test_the_largest_invoice_that_is_taken_is_paid_to_the_last_line(
+async def test_the_largest_accepted_invoice_is_paid_to_the_last_line(
     ledger_away: bool, own_worker: Worker
 ) -> None:
     desk, data = Desk(await connect(own_worker.address)), own_worker.data
@@ -46,7 +46,9 @@ async def test_the_largest_invoice_that_is_taken_is_paid_to_the_last_line(
     assert len(paid(data, invoice)) == 2
 
 
-async def test_the_most_lines_with_the_longest_items_are_paid(own_worker: Worker) -> None:
+async def test_the_maximum_number_of_lines_with_the_longest_items_is_paid(
+    own_worker: Worker,
+) -> None:
     desk = Desk(await connect(own_worker.address))
     widest = "\N{PERSON WITH BALL}"
     lines = [{"item": widest * 200, "amount": "9999999999.99"} for _ in range(MAX_LINES)]

@@ -29,7 +29,7 @@ async def pay(desk: Desk, invoice: Invoice) -> None:
     assert await desk.handle(invoice).result() == "COMPLETED"
 
 
-async def test_payments_and_the_workers_end_wait_for_no_hook(
+async def test_payments_and_shutdown_do_not_wait_for_a_hook(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
@@ -52,7 +52,7 @@ async def test_payments_and_the_workers_end_wait_for_no_hook(
 
 
 @pytest.mark.parametrize("answer", [never_end, send_a_bomb])
-async def test_an_answer_without_end_takes_no_memory(
+async def test_an_endless_answer_uses_no_memory(
     answer: Answer, namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
@@ -77,9 +77,7 @@ async def test_an_answer_without_end_takes_no_memory(
         assert memory().rss - before < 50_000_000
 
 
-async def test_a_name_that_is_looked_up_for_ever_holds_up_nothing(
-    namespace: Namespace, tmp_path: Path
-) -> None:
+async def test_an_endless_name_lookup_delays_nothing(namespace: Namespace, tmp_path: Path) -> None:
     desk = Desk(await namespace.connect())
     script = PROCESSES / "nameless_worker.py"
     nameless = Worker(

@@ -89,7 +89,7 @@ async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_l
     assert len(paid(data, invoice)) == 2
 
 
-async def test_a_ledger_removed_while_the_worker_runs_is_told_and_waited_for(
+async def test_a_ledger_removed_while_the_worker_runs_is_reported_and_waited_for(
     own_worker: Worker, tmp_path: Path
 ) -> None:
     desk, data, away = Desk(await connect(own_worker.address)), own_worker.data, tmp_path / "away"

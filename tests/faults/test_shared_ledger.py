@@ -21,7 +21,7 @@ async def to_be_killed(postgresql: PostgreSQL) -> AsyncIterator[PostgreSQL]:
     await postgresql.start()
 
 
-async def test_a_database_that_is_killed_while_paying_is_told_and_waited_for(
+async def test_a_database_killed_while_paying_is_reported_and_waited_for(
     namespace: Namespace, to_be_killed: PostgreSQL, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())

@@ -23,7 +23,7 @@ from support import (
 from temporal_service import dev_server
 
 
-async def test_a_worker_that_versioning_gives_no_work_says_so_with_the_command(
+async def test_a_worker_without_work_because_of_versioning_names_the_command(
     service: Service, tmp_path: Path
 ) -> None:
     client = await service.start()

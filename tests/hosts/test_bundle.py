@@ -83,7 +83,7 @@ def test_version_is_the_servers_everywhere() -> None:
     assert versions == dict.fromkeys(versions, invoice_server.VERSION)
 
 
-async def test_bundle_tells_of_the_tools_there_are() -> None:
+async def test_bundle_lists_the_servers_tools() -> None:
     told = [tool["name"] for tool in MANIFEST["tools"]]
     assert told == [tool.name for tool in await invoice_server.mcp.list_tools()]
 

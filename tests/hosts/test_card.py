@@ -73,7 +73,7 @@ async def test_a_host_with_cards_is_told_which_tool_has_one(host: Tools) -> None
     ],
     ids=["other MIME type", "no MIME type", "asks the person", "off"],
 )
-async def test_a_host_that_gets_no_cards_sees_nothing_of_them(
+async def test_a_host_without_cards_is_not_told_about_them(
     capabilities: dict[str, Any], setting: str, era: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with McpClient(invoice_server.mcp, mode=era) as client:
@@ -108,7 +108,9 @@ async def test_the_server_says_that_it_has_cards(host: Tools) -> None:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_other_hosts_know_nothing_of_the_card(era: str, address: str, worker: Worker) -> None:
+async def test_other_hosts_are_not_told_about_the_card(
+    era: str, address: str, worker: Worker
+) -> None:
     async with tools_in_memory(address, era) as tools:
         assert '"ui' not in json.dumps(await listed(tools.client))
         assert not await tools.client.list_resources()
@@ -359,7 +361,7 @@ async def test_off_leaves_the_decision_to_the_hosts_dialog(
     ("setting", "told"),
     [("required", "this host neither shows cards nor asks"), ("always", "'always', but must be")],
 )
-async def test_a_setting_that_forbids_the_dialog_is_told(
+async def test_a_setting_that_forbids_the_dialog_is_reported(
     setting: str, told: str, tools_here: Tools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invoice_server.cards, "setting", setting)

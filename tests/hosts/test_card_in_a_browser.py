@@ -174,7 +174,7 @@ async def test_the_person_may_change_the_reason(text: str, page: Page, host: Too
     assert (await host.status(invoice))["decision"].get("reason", "") == text
 
 
-async def test_a_reason_to_approve_is_none_to_reject(page: Page, host: Tools) -> None:
+async def test_a_reason_to_approve_is_not_used_to_reject(page: Page, host: Tools) -> None:
     invoice = await host.submit()
     card = await Card(page, host, invoice).open(reason="the person said so")
     await card.sees("Reason that will be kept with an approval")
@@ -363,13 +363,13 @@ async def test_a_host_that_passes_on_only_text_still_shows_the_card(
     await card.sees("Paid: 2 of 2 lines")
 
 
-async def test_a_host_that_keeps_the_seal_back_is_told_of(page: Page, host: Tools) -> None:
+async def test_a_host_that_withholds_the_seal_is_reported(page: Page, host: Tools) -> None:
     card = await opened(page, host, "no-meta")
     assert "$7,000.00" in await card.sees("decide here")
     assert await card.buttons() == ["Load again"]
 
 
-async def test_a_host_that_refuses_calls_is_told_of(page: Page, host: Tools) -> None:
+async def test_a_host_that_refuses_calls_is_reported(page: Page, host: Tools) -> None:
     card = await opened(page, host, "refuses")
     await card.sees("The host refused: Not allowed")
     assert await card.buttons() == ["Load again"]

@@ -104,7 +104,7 @@ async def test_an_unknown_namespace_is_named(
             assert "no namespace 'elsewhere'" in text
 
 
-async def test_two_servers_see_one_truth(address: str, worker: Worker) -> None:
+async def test_two_servers_see_the_same_state(address: str, worker: Worker) -> None:
     invoice = an_invoice()
     async with mcp(address, "2026-07-28") as host, tools_in_memory(address) as other:
         await Tools(host)("process_invoice", invoice_data=invoice)
@@ -154,7 +154,7 @@ def test_a_host_that_closes_its_side_ends_the_server(
     assert "Traceback" not in log.read_text()
 
 
-async def test_a_worker_that_fails_is_not_told_as_none(
+async def test_a_failing_worker_is_not_reported_as_missing(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     async with Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py"):
@@ -174,7 +174,7 @@ async def test_a_worker_that_fails_is_not_told_as_none(
             assert "No worker" not in text
 
 
-async def test_a_look_that_is_not_answered_says_nothing_of_effects(
+async def test_an_unanswered_read_says_nothing_about_effects(
     configure: Callable[[dict[str, str]], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invoice_server, "TOOL_SECONDS", 0.5)

@@ -193,7 +193,7 @@ async def test_every_attempt_is_in_the_books_with_the_run_that_made_it(agreed: B
     ]
 
 
-async def test_a_payment_under_way_is_shown_and_no_disagreement(agreed: Books) -> None:
+async def test_a_payment_under_way_is_shown_and_does_not_disagree(agreed: Books) -> None:
     first, second = agreed.of("UNDER-WAY")
     assert (first["state"], first["payment"]) == ("paying", "begun")
     assert (second["payment"], second["reference"]) == ("", "")
@@ -422,7 +422,7 @@ async def test_a_payment_of_a_workflow_without_an_invoices_id_disagrees(
     assert text.endswith("for a workflow that isn't an invoice's")
 
 
-async def test_what_cannot_be_read_is_told_in_a_sentence(books: Office, tmp_path: Path) -> None:
+async def test_what_cannot_be_read_is_reported_in_a_sentence(books: Office, tmp_path: Path) -> None:
     missing, away, unknown = await asyncio.gather(
         audited(books.address, tmp_path / "missing"),
         audited("127.0.0.1:9", books.directory),

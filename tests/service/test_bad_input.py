@@ -181,7 +181,7 @@ async def test_invoice_is_started_exactly_as_sent(
 
 
 @pytest.mark.parametrize("invoice", REFUSED.values(), ids=REFUSED)
-async def test_what_is_no_invoice_is_refused_in_words(
+async def test_what_is_not_an_invoice_is_refused_in_words(
     server: RawClient, client: Client, invoice: Any
 ) -> None:
     name = uuid4().hex
@@ -219,7 +219,7 @@ async def test_any_tool_refuses_strange_arguments_in_words(
 
 @pytest.mark.parametrize("tool", ["process_invoice", "approve_invoice", "get_invoice_status"])
 @pytest.mark.parametrize("arguments", [None, 5, "x", [1], True])
-async def test_arguments_that_are_no_object_are_refused(
+async def test_arguments_that_are_not_an_object_are_refused(
     server: RawClient, tool: str, arguments: Any
 ) -> None:
     refused, _ = await call(server, tool, arguments)
@@ -269,7 +269,7 @@ async def answers_again(server: RawClient) -> None:
 
 
 @pytest.mark.parametrize("line", GARBAGE, ids=lambda line: repr(line[:60]))
-async def test_garbage_takes_the_server_not_down(server: RawClient, line: bytes) -> None:
+async def test_garbage_does_not_crash_the_server(server: RawClient, line: bytes) -> None:
     await server.send_line(line)
     await answers_again(server)
 
@@ -383,7 +383,7 @@ MEMOS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("memo", MEMOS.values(), ids=MEMOS)
-async def test_strange_memo_harms_neither_the_invoice_nor_the_list(
+async def test_a_strange_memo_does_not_harm_the_invoice_or_the_list(
     client: Client, tools: Tools, worker: Worker, memo: dict[str, Any]
 ) -> None:
     invoice, invalid = an_invoice(lines=[{"item": "Pens", "amount": 1}]), uuid4().hex

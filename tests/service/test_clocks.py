@@ -66,7 +66,7 @@ async def sent_at(client: Client, invoice: dict[str, Any]) -> datetime:
         (timedelta(seconds=5), "clock is 5 s ahead of the Temporal Service's"),
     ],
 )
-async def test_a_wrong_clock_is_told_and_corrected(
+async def test_a_wrong_clock_is_reported_and_corrected(
     ahead: timedelta, words: str, idle: Namespace, set_clock: SetClock
 ) -> None:
     set_clock(ahead)
@@ -92,7 +92,7 @@ async def test_a_right_clock_is_not_mentioned(idle: Namespace) -> None:
     assert not any("clock" in text for text in texts)
 
 
-async def test_a_deadline_by_an_uncompared_clock_is_told_as_such(
+async def test_a_deadline_by_an_uncompared_clock_is_reported_as_such(
     idle: Namespace, set_clock: SetClock
 ) -> None:
     invoice = await Desk(await idle.connect()).submit()
@@ -114,7 +114,7 @@ async def test_a_fast_clock_that_was_compared_decides_in_time(
 
 
 @pytest.mark.parametrize("era", ["no question", *ERAS])
-async def test_a_decision_that_the_service_got_late_is_told_as_late(
+async def test_a_decision_that_the_service_received_late_is_reported_as_late(
     era: str, idle: Namespace, set_clock: SetClock
 ) -> None:
     async def person(*_: Any) -> dict[str, bool]:

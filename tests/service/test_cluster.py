@@ -171,7 +171,7 @@ async def test_wrong_api_key_is_named(said: Said, by_key: Settings, tmp_path: Pa
         assert f"The Temporal Service at {by_key['address']} refuses the credentials" in sentence
 
 
-async def test_missing_client_certificate_is_no_traceback(
+async def test_missing_client_certificate_gives_no_traceback(
     said: Said, by_certificate: Settings, tmp_path: Path
 ) -> None:
     settings = {key: value for key, value in by_certificate.items() if "client" not in key}

@@ -44,7 +44,7 @@ def tools(tools_here: Tools) -> Tools:
     return tools_here
 
 
-async def test_a_decision_is_told_with_who_and_why(tools: Tools) -> None:
+async def test_a_decision_is_shown_with_who_and_why(tools: Tools) -> None:
     invoice = await tools.submit()
     text = await tools("reject_invoice", invoice_id=invoice["id"], reason="wrong hours")
     assert f"Rejected by {whoami()}" in text
@@ -306,7 +306,7 @@ async def test_anything_but_a_clear_yes_does_nothing(
 
 
 @pytest.mark.parametrize("raw_host", [ERAS[1]], indirect=True)
-async def test_a_yes_to_one_reason_keeps_no_other(raw_host: RawClient) -> None:
+async def test_a_yes_to_one_reason_does_not_record_another(raw_host: RawClient) -> None:
     invoice = an_invoice()
     await raw_host.call("process_invoice", invoice_data=invoice)
     yes = {"action": "accept", "content": {"approve": True}}
@@ -393,7 +393,7 @@ async def test_the_largest_lines_are_shown_wherever_they_stand(
     assert question[-1] == "and 10 more lines of $1.00 at most, together $10.00"
 
 
-async def test_another_total_than_the_invoices_is_not_asked_about(
+async def test_a_total_other_than_the_invoices_is_not_asked_about(
     asking: Tools, person: Person
 ) -> None:
     invoice = await asking.submit()
@@ -452,7 +452,7 @@ async def test_the_total_is_that_of_the_submission_that_is_decided_on(
     assert status.outcome == "approved"
 
 
-async def test_a_yes_that_comes_too_late_is_told_as_late(
+async def test_a_yes_that_comes_too_late_is_reported_as_late(
     address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elicitation, "PERSON_SECONDS", 0.3)
@@ -469,7 +469,7 @@ async def test_a_yes_that_comes_too_late_is_told_as_late(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows asks the system alone")
-async def test_the_name_of_who_decides_is_not_the_environments(
+async def test_the_decider_is_not_named_by_the_environment(
     address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = whoami()

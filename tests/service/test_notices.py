@@ -122,7 +122,7 @@ async def start_notice(client: Client, *arguments: Any) -> WorkflowHandle[Any, A
     ],
     ids=str,
 )
-async def test_odd_arguments_end_a_notice(arguments: list[Any], client: Client) -> None:
+async def test_invalid_arguments_end_a_notice(arguments: list[Any], client: Client) -> None:
     handle = await start_notice(client, *arguments)
     with pytest.raises(WorkflowFailureError) as failure:
         async with asyncio.timeout(10):
@@ -185,7 +185,7 @@ class Another:
         (Another, True, {}),
     ],
 )
-async def test_only_the_run_of_an_invoice_tells_of_it(
+async def test_only_an_invoices_own_run_can_send_its_notice(
     sender: type, directly: bool, changed: dict[str, str], client: Client, hook: Hook
 ) -> None:
     invoice_id, queue = uuid4().hex, uuid4().hex

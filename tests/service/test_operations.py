@@ -75,7 +75,7 @@ async def tools(equipped: Namespace, worker: Worker) -> AsyncIterator[Tools]:
         yield tools
 
 
-async def test_waiting_and_the_end_are_noticed(tools: Tools, hook: Hook) -> None:
+async def test_notices_are_sent_for_waiting_and_for_the_end(tools: Tools, hook: Hook) -> None:
     invoice = await tools.submit()
     [waiting] = await hook.until(invoice, "waiting")
     assert waiting["text"].startswith(f"Invoice {invoice['id']} waits for approval until 20")
@@ -103,7 +103,7 @@ async def test_a_notice_that_fails_is_posted_again_with_its_id(tools: Tools, hoo
     assert rejected["notice_id"] != first["notice_id"]
 
 
-async def test_a_hook_that_is_gone_changes_nothing_and_is_not_named(
+async def test_a_missing_hook_changes_nothing_and_its_address_is_not_shown(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     gone = f"http://127.0.0.1:{free_port()}/secret-token"
@@ -144,7 +144,7 @@ async def test_a_run_without_the_attribute_is_listed_too(tools: Tools, client: C
     await tools.until(invoice, "rejected")
 
 
-async def test_metrics_tell_how_invoices_ended(
+async def test_metrics_count_how_invoices_ended(
     tools: Tools, worker: Worker, metrics_address: str
 ) -> None:
     invoice = await tools.submit()

@@ -124,7 +124,7 @@ FORGERIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES.values(), ids=FORGERIES)
-async def test_the_person_is_asked_about_what_is_there_whatever_the_memo_says(
+async def test_the_person_is_asked_about_the_real_content_whatever_the_memo_says(
     forgery: dict[str, Any], idle: Namespace
 ) -> None:
     asked: list[str] = []
@@ -155,7 +155,7 @@ async def test_the_person_is_asked_about_what_is_there_whatever_the_memo_says(
 
 
 @pytest.mark.parametrize("name", ["paying", "completed", "decided"])
-async def test_a_forged_decision_is_no_decision_where_nobody_asks(
+async def test_a_forged_decision_does_not_count_where_nobody_is_asked(
     name: str, idle: Namespace
 ) -> None:
     invoice = an_invoice()
@@ -251,11 +251,11 @@ async def test_what_the_workflow_has_written_is_believed(
     async with Worker(namespace.address, tmp_path):
         run = await InvoiceRuns(client).get_run(invoice["id"])
 
-        async def noted() -> bool:
+        async def memo_has_no_earlier_lines() -> bool:
             run = await InvoiceRuns(client).get_run(invoice["id"])
             return run.status.paid_earlier_lines == 0
 
-        assert await eventually(noted)
+        assert await eventually(memo_has_no_earlier_lines)
         assert run.status.paid_lines == 0
         approved = await Desk(client).approve(invoice)
         assert approved.outcome == "approved"
@@ -267,7 +267,7 @@ async def test_what_the_workflow_has_written_is_believed(
         assert await eventually(paying)
 
 
-async def test_signals_before_the_first_memo_hide_no_state(
+async def test_signals_before_the_first_memo_do_not_hide_the_state(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many as the first memo is searched in, sent while no worker ran."""
@@ -302,7 +302,7 @@ async def test_signals_before_the_first_memo_hide_no_state(
             assert paying["id"] in [one.invoice_id for one in found.invoices]
 
 
-async def test_a_run_with_the_content_of_another_invoice_is_no_invoice(idle: Namespace) -> None:
+async def test_a_run_with_the_content_of_another_invoice_is_not_an_invoice(idle: Namespace) -> None:
     asked: list[str] = []
 
     async def person(message: str, *_: Any) -> dict[str, bool]:
@@ -343,7 +343,7 @@ async def test_a_run_with_the_content_of_another_invoice_is_no_invoice(idle: Nam
 
 
 @pytest.mark.parametrize("customer", [{"a": 1}, 12345], ids=str)
-async def test_a_customer_that_is_no_text_is_shown(customer: object, idle: Namespace) -> None:
+async def test_a_customer_that_is_not_text_is_shown(customer: object, idle: Namespace) -> None:
     asked: list[str] = []
 
     async def person(message: str, *_: Any) -> dict[str, bool]:
@@ -401,7 +401,7 @@ async def equipped(new_namespace: Callable[[], str]) -> Namespace:
 
 
 @pytest.mark.parametrize("attribute", ["completed", "rejected", "nonsense"])
-async def test_a_forged_search_attribute_hides_no_waiting_invoice(
+async def test_a_forged_search_attribute_does_not_hide_a_waiting_invoice(
     attribute: str, equipped: Namespace
 ) -> None:
     client = await equipped.connect()
@@ -426,7 +426,7 @@ async def test_a_forged_search_attribute_hides_no_waiting_invoice(
     assert not await listed("completed")
 
 
-async def test_what_a_worker_that_knows_no_attribute_has_ended_is_listed(
+async def test_an_invoice_that_a_worker_without_the_attribute_ended_is_listed(
     equipped: Namespace,
 ) -> None:
     """The attribute stays as our client has set it: waiting."""
@@ -565,7 +565,7 @@ async def test_odd_runs_are_listed(poisoned: Poisoned, state: str) -> None:
     assert all(line.isprintable() for line in text.splitlines())
 
 
-async def test_odd_runs_are_told_one_by_one(poisoned: Poisoned) -> None:
+async def test_odd_runs_are_reported_one_by_one(poisoned: Poisoned) -> None:
     async with tools_in_memory(poisoned.worker.address) as tools:
         for invoice in poisoned.invoices:
             status = await tools.status(invoice)
@@ -584,7 +584,7 @@ async def test_an_invoice_with_an_odd_memo_is_paid(poisoned: Poisoned) -> None:
     assert len(paid(poisoned.worker.data, invoice)) == 1
 
 
-async def test_odd_signals_lose_no_decision(poisoned: Poisoned) -> None:
+async def test_odd_signals_do_not_lose_a_decision(poisoned: Poisoned) -> None:
     invoice = poisoned.invoices[1]
     client = await Namespace(poisoned.worker.address).connect()
     handle = client.get_workflow_handle(workflow_id(invoice["id"]))
@@ -596,7 +596,7 @@ async def test_odd_signals_lose_no_decision(poisoned: Poisoned) -> None:
     assert "by" not in status["decision"]
 
 
-async def test_the_books_are_kept_beside_odd_runs(poisoned: Poisoned) -> None:
+async def test_the_audit_works_beside_odd_runs(poisoned: Poisoned) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         str(ROOT / "audit.py"),

@@ -40,7 +40,7 @@ async def half_paid(host: Tools) -> dict[str, Any]:
     return invoice
 
 
-async def test_it_is_told_of_a_waiting_invoice(host: Tools, half_paid: dict[str, Any]) -> None:
+async def test_it_is_shown_for_a_waiting_invoice(host: Tools, half_paid: dict[str, Any]) -> None:
     name = half_paid["id"]
     assert EARLIER in await host("process_invoice", invoice_data=half_paid)
     assert EARLIER in await host("get_invoice_status", invoice_id=name)
@@ -54,7 +54,7 @@ async def test_it_is_told_of_a_waiting_invoice(host: Tools, half_paid: dict[str,
     assert await eventually(listed)
 
 
-async def test_it_is_told_when_the_invoice_is_rejected(
+async def test_it_is_shown_when_the_invoice_is_rejected(
     host: Tools, half_paid: dict[str, Any]
 ) -> None:
     await host("process_invoice", invoice_data=half_paid)
@@ -62,7 +62,7 @@ async def test_it_is_told_when_the_invoice_is_rejected(
     assert "Paid: 1 of 2 lines, $10.00 of $510.00, including $10.00 paid earlier." in text
 
 
-async def test_it_is_told_when_the_invoice_fails_again(
+async def test_it_is_shown_when_the_invoice_fails_again(
     host: Tools, half_paid: dict[str, Any], data: Path
 ) -> None:
     await host("process_invoice", invoice_data=half_paid)
@@ -74,7 +74,7 @@ async def test_it_is_told_when_the_invoice_fails_again(
     assert paid(data, half_paid) == [f"invoice-{half_paid['id']}/line-1"]
 
 
-async def test_it_is_told_in_the_question(limited: str, half_paid: dict[str, Any]) -> None:
+async def test_it_is_shown_in_the_question(limited: str, half_paid: dict[str, Any]) -> None:
     asked: list[str] = []
 
     async def person(message: str, *_: Any) -> dict[str, bool]:

@@ -35,7 +35,7 @@ def gateway_down(own_worker: Worker) -> Iterator[Path]:
     file.unlink(missing_ok=True)
 
 
-async def test_an_outage_is_told_and_waited_for(own_worker: Worker, gateway_down: Path) -> None:
+async def test_an_outage_is_reported_and_waited_for(own_worker: Worker, gateway_down: Path) -> None:
     desk = Desk(await connect(own_worker.address))
     invoice = await desk.submit_and_approve()
     text = (await desk.once(invoice, lambda status: status.retry)).to_text()
@@ -114,7 +114,7 @@ def ledger_here(
         ),
     ],
 )
-async def test_a_payment_made_as_a_cancellation_arrives_is_told(
+async def test_a_payment_made_as_a_cancellation_arrives_is_reported(
     cancel_first: bool,
     lines: list[str],
     told: str,
@@ -133,7 +133,7 @@ async def test_a_payment_made_as_a_cancellation_arrives_is_told(
     assert "1 invoice, 0 with disagreements" in capsys.readouterr().err
 
 
-async def test_a_decline_that_comes_with_a_cancellation_is_told(
+async def test_a_decline_that_comes_with_a_cancellation_is_reported(
     namespace: Namespace, ledger_here: SQLiteLedger
 ) -> None:
     desk = Desk(await namespace.connect())
@@ -162,7 +162,7 @@ async def test_a_waiting_invoice_can_be_cancelled(client: Client, worker: Worker
     await desk.until(invoice, "cancelled")
 
 
-async def test_a_terminated_invoice_says_what_is_not_known(client: Client, worker: Worker) -> None:
+async def test_a_terminated_invoice_says_what_is_unknown(client: Client, worker: Worker) -> None:
     desk = Desk(client)
     invoice = await desk.submit_and_approve(payment_interval_seconds=60)
     await desk.handle(invoice).terminate()

@@ -209,7 +209,7 @@ async def test_a_cancellation_that_comes_after_the_end_does_not_change_it(
 
 
 @pytest.mark.usefixtures("noticed")
-async def test_a_cancelled_run_that_leaves_the_memory_hands_over_its_notice(
+async def test_a_cancelled_run_that_is_evicted_hands_over_its_notice(
     namespace: Namespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = await namespace.connect()
@@ -242,7 +242,7 @@ async def hand_over_notices_as_before(report: RunReport) -> None:
 
 @pytest.mark.usefixtures("noticed")
 @pytest.mark.parametrize("end", ["completed", "rejected", "timed_out"])
-async def test_a_run_whose_end_was_cancelled_before_this_was_seen_to_replays(
+async def test_a_run_that_was_cancelled_at_its_end_before_the_fix_replays(
     end: str, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await namespace.connect()

@@ -158,7 +158,7 @@ async def configured(
 async def attempted_notice(client: Client, failure: str) -> None:
     """Waits until a notice's attempt has failed with these words, or a notice was given up."""
 
-    async def look() -> bool:
+    async def has_failed() -> bool:
         async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
             handle = client.get_workflow_handle(run.id, run_id=run.run_id)
             attempts = str((await handle.describe()).raw_description)
@@ -166,7 +166,7 @@ async def attempted_notice(client: Client, failure: str) -> None:
                 return True
         return False
 
-    await eventually(look)
+    await eventually(has_failed)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ async def attempted_notice(client: Client, failure: str) -> None:
         (None, "(ConnectError)"),
     ],
 )
-async def test_no_secret_is_told_when_an_invoice_is_paid(
+async def test_no_secret_is_shown_when_an_invoice_is_paid(
     answers: list[int] | None, failure: str, configured: Configured, hook: Hook
 ) -> None:
     desk = Desk(await configured.namespace.connect())
@@ -194,7 +194,7 @@ async def test_no_secret_is_told_when_an_invoice_is_paid(
     await configured.assert_no_secret(desk.temporal)
 
 
-async def test_no_secret_is_told_when_stripe_refuses_the_key(configured: Configured) -> None:
+async def test_no_secret_is_shown_when_stripe_refuses_the_key(configured: Configured) -> None:
     desk = Desk(await configured.namespace.connect())
     async with configured.worker(STRIPE_API_KEY=REFUSED_STRIPE_KEY):
         invoice = await desk.submit_and_approve(**TERMS)
@@ -204,7 +204,7 @@ async def test_no_secret_is_told_when_stripe_refuses_the_key(configured: Configu
     await configured.assert_no_secret(desk.temporal)
 
 
-async def test_no_secret_is_told_when_the_database_refuses_the_password(
+async def test_no_secret_is_shown_when_the_database_refuses_the_password(
     configured: Configured,
 ) -> None:
     if "PAYMENT_LEDGER_URL" not in configured.env:
@@ -234,7 +234,7 @@ async def test_no_secret_is_told_when_the_database_refuses_the_password(
     await configured.assert_no_secret(desk.temporal)
 
 
-async def test_no_secret_is_told_when_the_service_refuses_the_key(configured: Configured) -> None:
+async def test_no_secret_is_shown_when_the_service_refuses_the_key(configured: Configured) -> None:
     configured.env["TEMPORAL_API_KEY"] = WRONG_KEY
     with pytest.raises(AssertionError, match="refuses the credentials"):
         await configured.worker().start()
@@ -255,7 +255,7 @@ async def test_no_secret_is_told_when_the_service_refuses_the_key(configured: Co
         ("PAYMENT_LEDGER_URL", f"postgresql://invoices:{PASSWORD}/more@host/database"),
     ],
 )
-async def test_no_secret_is_told_when_it_is_not_well_formed(
+async def test_no_secret_is_shown_when_it_is_malformed(
     name: str, value: str, configured: Configured
 ) -> None:
     configured.env[name] = value

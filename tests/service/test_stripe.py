@@ -24,7 +24,7 @@ def stand_in() -> Iterator[StripeStandIn]:
         yield stand_in
 
 
-async def test_a_key_in_the_environment_moves_no_money(
+async def test_a_key_in_the_environment_does_not_move_money(
     namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
@@ -35,7 +35,7 @@ async def test_a_key_in_the_environment_moves_no_money(
         assert not stand_in.intents
 
 
-async def test_what_was_charged_without_an_answer_is_told_by_the_run_that_was_cancelled(
+async def test_a_cancelled_run_reports_what_was_charged_without_an_answer(
     namespace: Namespace,
     stand_in: StripeStandIn,
     tmp_path: Path,
@@ -124,7 +124,7 @@ def test_a_missing_extra_is_named_at_the_start(
     assert process.returncode == 1
 
 
-async def test_an_invoice_without_a_customer_fails_at_its_start_where_stripe_pays(
+async def test_an_invoice_without_a_customer_fails_at_its_start_with_stripe(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())

@@ -44,7 +44,7 @@ def fields(content: Any) -> list[tuple[str, Any]]:
     return [*content.items(), *fields(list(content.values()))]
 
 
-async def test_structured_content_says_what_a_call_has_brought_about(tools: Tools) -> None:
+async def test_structured_content_has_the_outcome_of_a_call(tools: Tools) -> None:
     paid, rejected = an_invoice(payment_interval_seconds=60), an_invoice()
     for invoice, decide, outcome in (
         (paid, "approve_invoice", "approved"),

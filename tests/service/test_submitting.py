@@ -130,7 +130,7 @@ async def test_a_hundred_submissions_at_once_give_one_run(client: Client, worker
     assert await eventually(lambda: runs(client, invoice.id)) == 1
 
 
-async def test_no_content_is_paid_again_after_the_service_has_forgotten_all(
+async def test_nothing_is_paid_again_after_the_service_lost_its_data(
     new_namespace: Callable[[], str], tmp_path: Path
 ) -> None:
     invoice = an_invoice()
@@ -163,7 +163,7 @@ def ledger_rows(data: Path, name: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize(("kind", "content"), [("Another", {}), ("InvoiceWorkflow", 5)])
-async def test_an_open_run_that_is_no_invoice_is_told_without_asking_a_worker(
+async def test_an_open_run_that_is_not_an_invoice_is_reported_without_a_worker(
     kind: str, content: Any, tools: Tools, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     invoice = an_invoice()
@@ -240,7 +240,7 @@ async def test_the_same_total_of_other_content_is_refused_with_its_lines(
     assert text.startswith("Sent approval signal")
 
 
-async def test_what_was_submitted_too_often_to_compare_needs_the_code(
+async def test_an_invoice_submitted_too_often_to_compare_needs_the_code(
     client: Client, monkeypatch: pytest.MonkeyPatch, worker: Worker
 ) -> None:
     monkeypatch.setattr(invoice_client, "EARLIER_RUNS", 1)
@@ -276,7 +276,7 @@ async def test_an_id_that_may_look_like_another_needs_the_code(tools: Tools) -> 
     assert text.startswith("Sent approval signal")
 
 
-async def test_a_code_counts_for_one_submission_alone(tools: Tools) -> None:
+async def test_a_code_is_valid_for_one_submission_only(tools: Tools) -> None:
     """Else two contents could be made that have the same short code."""
     codes = set()
     pens, ink = ([{"item": item, "amount": "5.00"}] for item in ("Pens", "Ink"))
@@ -299,7 +299,7 @@ async def code_of_content(tools: Tools, invoice: dict[str, Any]) -> str:
     return found[1]
 
 
-async def test_a_memo_of_payments_that_never_were_is_not_believed(
+async def test_a_memo_of_payments_that_were_never_made_is_not_believed(
     tools: Tools, client: Client
 ) -> None:
     invoice = Invoice.model_validate(an_invoice())

@@ -34,7 +34,7 @@ async def details(client: Client, invoice: dict[str, Any]) -> str:
     return await eventually(current_details)  # there are none before the ledger has answered
 
 
-async def test_a_waiting_invoice_tells_its_amounts_and_deadline(tools: Tools) -> None:
+async def test_a_waiting_invoice_shows_its_amounts_and_deadline(tools: Tools) -> None:
     invoice = await tools.submit()
     text = await tools("get_invoice_status", invoice_id=invoice["id"])
     assert "2 lines, $7,000.00; nothing has been paid." in text
@@ -47,7 +47,7 @@ async def test_a_waiting_invoice_tells_its_amounts_and_deadline(tools: Tools) ->
     assert waiting == timedelta(days=5)
 
 
-async def test_a_paying_invoice_tells_its_progress_and_who_approved(tools: Tools) -> None:
+async def test_a_paying_invoice_shows_its_progress_and_who_approved(tools: Tools) -> None:
     invoice = await tools.submit(payment_interval_seconds=1.5)
     await tools("approve_invoice", invoice_id=invoice["id"], reason="as agreed")
 
@@ -61,12 +61,12 @@ async def test_a_paying_invoice_tells_its_progress_and_who_approved(tools: Tools
     assert "reason: “as agreed”" in text
 
 
-async def test_other_currencies_are_told_by_code(tools: Tools) -> None:
+async def test_other_currencies_are_shown_by_code(tools: Tools) -> None:
     invoice = await tools.submit(currency="EUR")
     assert "2 lines, EUR 7,000.00" in await tools("get_invoice_status", invoice_id=invoice["id"])
 
 
-async def test_the_list_tells_which_invoices_wait(tools: Tools, client: Client) -> None:
+async def test_the_list_shows_which_invoices_wait(tools: Tools, client: Client) -> None:
     older, newer = await tools.submit(), await tools.submit()
     rejected = await tools.submit()
     await tools("reject_invoice", invoice_id=rejected["id"])
@@ -109,7 +109,7 @@ async def test_a_list_that_leaves_something_out_says_so(tools: Tools, client: Cl
     assert "Not checked: " in text.splitlines()[-1]
 
 
-async def test_a_state_that_is_none_is_refused(tools: Tools) -> None:
+async def test_an_unknown_state_is_refused(tools: Tools) -> None:
     with pytest.raises(Refused, match="status: must be 'all', 'waiting'"):
         await tools("list_invoices", status="open")
 
@@ -144,7 +144,7 @@ async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -
     assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development |" in text
 
 
-async def test_the_web_ui_tells_nothing_to_do_about_a_paid_invoice(
+async def test_the_web_ui_asks_for_nothing_about_a_paid_invoice(
     tools: Tools, client: Client
 ) -> None:
     invoice = await tools.submit(payment_interval_seconds=0)
@@ -214,7 +214,9 @@ async def test_an_invoice_is_listed_once_with_its_latest_submission(tools: Tools
     assert (await listed("rejected"))[0] == []
 
 
-async def test_a_workflow_id_with_a_line_break_makes_no_line(tools: Tools, client: Client) -> None:
+async def test_a_workflow_id_with_a_line_break_does_not_add_a_line(
+    tools: Tools, client: Client
+) -> None:
     name = f"x\n- INV-9: Completed; {uuid4().hex}"
     handle = await client.start_workflow(
         "InvoiceWorkflow", 5, id=f"invoice-{name}", task_queue="of-nobody"

@@ -164,7 +164,7 @@ async def test_only_what_the_service_received_before_the_deadline_counts_after_i
         assert [len(paid(tmp_path, one)) for one in invoices] == [2, 0, 0, 0]
 
 
-async def test_a_decision_on_an_invoice_being_paid_is_told_what_was_noted(
+async def test_a_decision_on_an_invoice_being_paid_returns_the_recorded_decision(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     async with Worker(namespace.address, tmp_path) as worker:

@@ -114,7 +114,7 @@ async def test_a_closed_standard_output_is_named(address: str, tmp_path: Path) -
     assert "Standard output can't be written to" in line
 
 
-async def test_a_limit_that_is_no_amount_is_named(tmp_path: Path) -> None:
+async def test_a_limit_that_is_not_an_amount_is_named(tmp_path: Path) -> None:
     line = await refused_start(INVOICE_DATA_DIR=str(tmp_path), INVOICE_DECLINE_OVER="much")
     assert "INVOICE_DECLINE_OVER must be an amount" in line
 

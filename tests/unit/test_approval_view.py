@@ -73,7 +73,7 @@ def test_a_refusal_names_lines_and_who_is_charged_as_the_question_does() -> None
         ),
     ],
 )
-def test_what_was_paid_earlier_is_told_where_it_is_known(
+def test_what_was_paid_earlier_is_shown_where_it_is_known(
     paid: dict[str, Any], paid_earlier: str | None, to_pay: str
 ) -> None:
     invoice = Invoice.model_validate(an_invoice())
@@ -112,7 +112,7 @@ def test_an_items_text_stays_within_its_line_and_quotation_marks() -> None:
         (6, ["and 3 more lines of $4.00 at most, together $6.00"]),
     ],
 )
-def test_the_largest_lines_stand_in_their_order(count: int, rest: list[str]) -> None:
+def test_the_largest_lines_keep_their_order(count: int, rest: list[str]) -> None:
     lines = [{"item": "Tea", "amount": f"{amount}.00"} for amount in range(1, count + 1)]
     texts = InvoiceView.of(Invoice.model_validate(an_invoice(lines=lines))).largest_lines(3)
     numbers = range(count - 2, count + 1)

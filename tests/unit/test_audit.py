@@ -1,4 +1,4 @@
-"""What disagrees in books that are made up."""
+"""Which disagreements the audit reports, with made-up runs and ledgers."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -56,13 +56,13 @@ def recorded(
 @pytest.mark.parametrize(
     "answer", ['{"gateway": "stripe live"}', APPROVAL.model_dump_json()], ids=["away", "decision"]
 )
-def test_an_answer_without_a_ledger_is_none_of_the_ledgers(answer: str) -> None:
+def test_an_answer_without_a_ledger_does_not_come_from_the_ledger(answer: str) -> None:
     run = recorded("waiting", APPROVAL)
     run._take_answer(Payloads(payloads=[Payload(data=answer.encode())]))
     assert (run.has_asked, run.ledgers) == (False, set())
 
 
-def test_a_decision_that_came_too_late_is_none() -> None:
+def test_a_decision_that_came_too_late_does_not_count() -> None:
     assert recorded("completed", APPROVAL).decision == (APPROVAL, "a client")
     assert recorded("timed_out", APPROVAL).decision == (None, None)
 
@@ -76,7 +76,7 @@ def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
     assert text == f"payments without an approval in {rejected}"
 
 
-async def test_an_invoice_that_takes_too_long_stops_no_other(
+async def test_an_invoice_that_takes_too_long_does_not_stop_the_others(
     ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow, found, exists = SimpleNamespace(id="invoice-A", run_id="slow"), [], True
@@ -92,7 +92,7 @@ async def test_an_invoice_that_takes_too_long_stops_no_other(
             await asyncio.Event().wait()
         found.append(invoice_id)
 
-    async def look(_: str) -> bool:
+    async def answers_if_exists(_: str) -> bool:
         if not exists:
             await asyncio.Event().wait()
         return True
@@ -100,7 +100,7 @@ async def test_an_invoice_that_takes_too_long_stops_no_other(
     monkeypatch.setattr(audit, "INVOICE_SECONDS", 0.05)
     monkeypatch.setattr(audit, "list_executions", executions)
     monkeypatch.setattr(audit, "read_run", read)
-    temporal: Any = SimpleNamespace(temporal=None, exists=look)
+    temporal: Any = SimpleNamespace(temporal=None, exists=answers_if_exists)
     assert await audit.audit(temporal, ledger, lambda _: None) == 1
     assert set(found) == {"B"}
     first, summary = capsys.readouterr().err.splitlines()
@@ -112,7 +112,7 @@ async def test_an_invoice_that_takes_too_long_stops_no_other(
 
 
 @pytest.mark.parametrize("text", NOT_KNOWN_TEXTS)
-def test_a_status_that_is_not_known_disagrees(text: str, ledger: SQLiteLedger) -> None:
+def test_an_unknown_status_disagrees(text: str, ledger: SQLiteLedger) -> None:
     run = recorded("rejected", APPROVAL)
     status = run.found.status.model_copy(update={"status": text})
     run.found = replace(run.found, status=status)
@@ -120,7 +120,7 @@ def test_a_status_that_is_not_known_disagrees(text: str, ledger: SQLiteLedger) -
     assert told == f"too many signals were sent to {run}: its status isn't known"
 
 
-def test_a_payment_that_the_run_has_not_told_disagrees(ledger: SQLiteLedger) -> None:
+def test_a_payment_that_the_run_did_not_report_disagrees(ledger: SQLiteLedger) -> None:
     made = audit.PaymentActivity(PaymentRequest(amount=Decimal("9.90")), NOON, NOON)
 
     def told(state: State, lines: int, amount: str, *, closed: bool = True) -> list[str]:
@@ -153,7 +153,7 @@ def test_an_invoice_paid_through_two_gateways_disagrees(ledger: SQLiteLedger) ->
     assert text in audit._disagreements(ledger, [], entries, entries)
 
 
-def test_a_payment_that_was_begun_and_no_open_run_has_under_way_disagrees(
+def test_a_begun_payment_that_is_not_under_way_in_an_open_run_disagrees(
     ledger: SQLiteLedger,
 ) -> None:
     payment = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90"), "USD")
@@ -175,7 +175,7 @@ def test_a_payment_that_was_begun_and_no_open_run_has_under_way_disagrees(
 
 
 @pytest.mark.parametrize("answer", ["true", "false"])
-def test_what_a_run_has_asked_about_a_payment_without_an_answer_counts(answer: str) -> None:
+def test_what_a_run_learned_about_a_payment_without_an_answer_counts(answer: str) -> None:
     run = recorded("cancelled", APPROVAL)
     for number, kind in enumerate(["process_payment", "payment_outcome"]):
         event = HistoryEvent(event_id=2 * number)
@@ -218,7 +218,7 @@ def test_a_payment_that_a_reset_run_repeats_is_one_payment(ledger: SQLiteLedger)
 
 
 @pytest.mark.parametrize("hours", [-1, 0, 1])
-def test_rows_are_the_same_however_wrong_the_workers_clock_is(hours: float) -> None:
+def test_rows_do_not_depend_on_the_workers_clock(hours: float) -> None:
     """The ledger has the time by the worker's clock, Temporal by its own."""
     declined = audit.PaymentActivity(PaymentRequest(), NOON, is_declined=True)
     cut_off = audit.PaymentActivity(PaymentRequest(), NOON + timedelta(minutes=1))

@@ -115,7 +115,7 @@ def test_entry_starts_the_server_by_absolute_paths(machine: Machine) -> None:
     }
 
 
-def test_uv_that_is_not_on_path_is_the_one_that_runs_this(
+def test_without_uv_on_path_the_running_uv_is_used(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -124,7 +124,7 @@ def test_uv_that_is_not_on_path_is_the_one_that_runs_this(
     assert ours(machine.file())["command"] == str(machine.uv)
 
 
-def test_missing_uv_is_said_with_how_to_install_it(
+def test_missing_uv_is_reported_with_how_to_install_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "")
@@ -208,7 +208,7 @@ def test_file_that_keeps_a_secret_becomes_private(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("env", [None, [], "text", {}])
-def test_variables_that_are_none_are_replaced(machine: Machine, env: object) -> None:
+def test_variables_that_are_not_an_object_are_replaced(machine: Machine, env: object) -> None:
     old = {"invoice-processor": {"command": "uv", "env": env}}
     file = machine.file(content=json.dumps({"mcpServers": old}))
     run()
@@ -225,7 +225,7 @@ def test_variable_of_spaces_is_left_out(
 
 
 @posix_only
-def test_variable_that_is_no_text_is_refused(
+def test_variable_that_is_not_text_is_refused(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = machine.file(content="{}")
@@ -349,7 +349,7 @@ def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
-def test_a_full_disk_is_told_with_the_file_and_leaves_no_half_of_a_copy(machine: Machine) -> None:
+def test_a_full_disk_is_reported_with_the_file_and_leaves_no_partial_copy(machine: Machine) -> None:
     file = machine.file(content=OTHERS)
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
     program = f"{limited}; import claude_desktop; sys.exit(claude_desktop.main([], 'linux'))"
@@ -454,7 +454,7 @@ def test_failed_write_leaves_the_file_whole(
     assert {file.name for file in file.parent.iterdir()} == {file.name, f"{file.name}.bak"}
 
 
-def test_absent_claude_desktop_is_said(
+def test_absent_claude_desktop_is_reported(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run() == 0
@@ -509,7 +509,7 @@ def test_remove_needs_no_uv(machine: Machine, monkeypatch: pytest.MonkeyPatch) -
     assert "invoice-processor" not in servers(file)
 
 
-def test_command_needs_the_settings_alone_and_no_package(machine: Machine) -> None:
+def test_command_needs_only_the_settings_and_no_package(machine: Machine) -> None:
     machine.home.mkdir()
     for name in ("claude_desktop.py", "settings.py"):
         shutil.copy(ROOT / name, machine.home)

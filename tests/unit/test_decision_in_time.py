@@ -64,7 +64,7 @@ async def test_the_first_decision_in_time_is_taken_whatever_comes_with_it() -> N
     assert await asked(History((after, "approve_invoice", named))) is None
 
 
-async def test_a_service_that_does_not_tell_is_asked_again() -> None:
+async def test_a_service_that_does_not_answer_is_asked_again() -> None:
     history = History()
     history.error = RPCError("away", RPCStatusCode.UNAVAILABLE, b"")
     with pytest.raises(ApplicationError) as error:

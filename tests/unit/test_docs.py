@@ -6,7 +6,7 @@ import textwrap
 from support import ROOT
 
 
-def test_the_listings_from_the_workflow_are_the_workflows() -> None:
+def test_the_listings_match_the_workflow() -> None:
     workflow = (ROOT / "workflow.py").read_text("utf-8")
     document = (ROOT / "docs" / "from-the-tutorial.md").read_text("utf-8")
     listings = re.findall(r"```python\n(.+?)```", document, re.DOTALL)

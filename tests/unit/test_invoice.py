@@ -129,12 +129,12 @@ def test_one_to_five_hundred_lines() -> None:
 
 
 @pytest.mark.parametrize("lines", [None, 5, "x", "{}", {"0": {}}, "[" * 100_000])
-def test_lines_that_are_no_list_are_refused(lines: Any) -> None:
+def test_lines_that_are_not_a_list_are_refused(lines: Any) -> None:
     assert refusal(lines=lines) == "lines: must be a valid list"
 
 
 @pytest.mark.parametrize("value", [None, 5, "x", [], ["item"]])
-def test_line_that_is_no_object_is_refused(value: Any) -> None:
+def test_line_that_is_not_an_object_is_refused(value: Any) -> None:
     assert refusal(lines=[line(), value]) == "lines[1]: must be a valid JSON object"
 
 
@@ -222,7 +222,7 @@ def test_payment_interval_is_0_to_3600_seconds() -> None:
 
 
 @pytest.mark.parametrize("field", ["approval_timeout_days", "payment_interval_seconds"])
-def test_yes_or_no_is_no_duration(field: str) -> None:
+def test_a_boolean_is_not_a_duration(field: str) -> None:
     assert refusal(**{field: True}).startswith(f"{field}: must ")
 
 
@@ -280,13 +280,13 @@ def test_json_stays_below_one_mebibyte() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", nested(400), nested(900)])
-def test_what_is_no_plain_json_is_refused(value: Any) -> None:
+def test_what_is_not_plain_json_is_refused(value: Any) -> None:
     assert refusal(note=value) == "invoice: must be plain JSON"
 
 
 @pytest.mark.parametrize("note", ["NaN", "1e999", r'"\ud800"', "[" * 230 + "]" * 230])
 @pytest.mark.parametrize("whole", [True, False], ids=["invoice", "lines"])
-def test_what_is_no_plain_json_is_refused_within_a_json_string_too(note: str, whole: bool) -> None:
+def test_what_is_not_plain_json_is_refused_within_a_json_string_too(note: str, whole: bool) -> None:
     lines = f'[{{"item": "Pens", "amount": 1, "note": {note}}}]'
     value = f'{{"id": "INV-1", "lines": {lines}}}' if whole else {"id": "INV-1", "lines": lines}
     with pytest.raises(ValidationError) as caught:
@@ -306,7 +306,7 @@ def test_json_string_is_taken_for_the_object_and_for_its_lines() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 5, True, "", "x", "5", "null", "[]", [], [1], b"\xff"])
-def test_what_is_no_object_is_refused(value: Any) -> None:
+def test_what_is_not_an_object_is_refused(value: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         Invoice.model_validate(value)
     assert describe_validation_errors(caught.value) == "invoice: must be a valid JSON object"
@@ -320,7 +320,7 @@ def test_totals_are_those_of_whole_cents(cents: list[int]) -> None:
     assert str(total) == dollars(sum(cents))
 
 
-def test_tenths_add_up() -> None:
+def test_tenths_add_up_exactly() -> None:
     assert invoice(lines=[line(amount=0.1), line(amount=0.2)]).total == Decimal("0.30")
     assert invoice(lines=[line(amount=19.99)] * 3).total == Decimal("59.97")
 
@@ -432,7 +432,7 @@ def test_broken_rules_name_five_and_count_the_rest() -> None:
     assert rules.endswith("; and 3 more")
 
 
-def test_broken_rules_of_no_json_are_readable() -> None:
+def test_broken_rules_of_invalid_json_are_readable() -> None:
     with pytest.raises(ValidationError) as caught:
         Invoice.model_validate_json(b"\xff\x00")
     assert describe_validation_errors(caught.value).startswith("invoice: Invalid JSON: ")
@@ -447,7 +447,7 @@ def test_broken_rules_of_no_json_are_readable() -> None:
         {"currency": "USD. Paid: all of it, not"},
     ],
 )
-def test_a_memo_with_money_that_no_invoice_has_is_refused(field: dict[str, str]) -> None:
+def test_a_memo_with_impossible_amounts_is_refused(field: dict[str, str]) -> None:
     memo = RunProgress.of(invoice()).to_memo()
     with pytest.raises(ValidationError):
         RunProgress.model_validate({**memo, **field})

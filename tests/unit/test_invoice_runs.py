@@ -75,7 +75,7 @@ async def test_how_a_run_closed_is_temporals_word(
     assert progress.state == by_memo
 
 
-async def test_a_timeout_of_the_run_is_no_operators_doing(runs: InvoiceRuns) -> None:
+async def test_a_run_timeout_is_not_reported_as_an_operators_action(runs: InvoiceRuns) -> None:
     for by_temporal, text in (
         (WorkflowExecutionStatus.TIMED_OUT, "Timed out in Temporal"),
         (WorkflowExecutionStatus.TERMINATED, "Terminated by an operator in Temporal"),
@@ -93,7 +93,7 @@ async def test_what_the_tutorials_worker_says_counts_before_the_memo(runs: Invoi
     assert status.worker_answers
 
 
-async def test_a_retry_is_told_without_a_worker(runs: InvoiceRuns) -> None:
+async def test_a_retry_is_reported_without_a_worker(runs: InvoiceRuns) -> None:
     pending = PendingActivityInfo(activity_id="line-2", attempt=3)
     execution = an_execution(pending_activities=[pending])
     run = await found(runs, execution, progress_in("paying"))

@@ -135,19 +135,19 @@ def test_a_ledger_opened_to_be_read_takes_no_entry(where: str) -> None:
     assert reader.entries("INV-1") == [BEGUN]
 
 
-def test_a_missing_ledger_that_is_only_to_be_read_is_not_made(where: str) -> None:
+def test_a_missing_ledger_is_not_created_when_it_is_only_read(where: str) -> None:
     for _ in range(2):
         with pytest.raises(StartupError, match="can't be used"):
             open_at(where, read_only=True)
 
 
-def test_a_ledger_keeps_its_id_and_has_it_alone(where: str, tmp_path: Path) -> None:
+def test_a_ledger_keeps_its_unique_id(where: str, tmp_path: Path) -> None:
     ledger = open_at(where)
     assert open_at(where).id == ledger.id
     assert open_at(tmp_path / "other.db").id != ledger.id
 
 
-def test_a_new_ledger_that_is_opened_many_times_at_once_is_made_once(where: str) -> None:
+def test_a_new_ledger_that_is_opened_many_times_at_once_is_created_once(where: str) -> None:
     together = threading.Barrier(8)
 
     def open_together() -> str:
@@ -159,7 +159,7 @@ def test_a_new_ledger_that_is_opened_many_times_at_once_is_made_once(where: str)
     assert len({ledger.result() for ledger in opened}) == 1
 
 
-def test_a_ledger_that_another_worker_is_just_making_is_waited_for(tmp_path: Path) -> None:
+def test_a_ledger_that_another_worker_is_creating_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "payments.db"
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -342,7 +342,7 @@ def test_the_directory_of_the_ledger_is_private(
     assert stat.S_IMODE(data_directory().stat().st_mode) == 0o700
 
 
-def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_is_refused(tmp_path: Path) -> None:
     (tmp_path / "payments.db").write_text("no database, but as long as the header of one is " * 3)
     with pytest.raises(StartupError, match=r"payments\.db can't be used: file is not") as refusal:
         open_at(tmp_path / "payments.db")
@@ -507,7 +507,7 @@ def test_a_statement_that_gets_no_answer_is_given_up(
     assert ledger.add(BEGUN) == BEGUN
 
 
-def test_a_database_that_hangs_at_the_start_is_told(
+def test_a_database_that_hangs_at_the_start_is_reported(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As to the audit, which would else wait for ever."""
@@ -550,7 +550,7 @@ async def silenced(port: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
             end.close()
 
 
-def test_tables_that_were_made_anew_are_not_taken_for_the_ledger(database: str) -> None:
+def test_recreated_tables_are_not_taken_for_the_ledger(database: str) -> None:
     ledger = open_at(database)
     ledger.add(replace(BEGUN, state="paid"))
     with psycopg.connect(database) as connection:
@@ -581,13 +581,13 @@ def test_a_payment_is_on_disk_once_it_is_confirmed(database: str) -> None:
         "host=host user=user password=s3cret",
     ],
 )
-def test_a_url_that_is_none_is_refused_and_not_shown(url: str) -> None:
+def test_an_invalid_url_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(StartupError, match="PAYMENT_LEDGER_URL must be like") as refusal:
         PostgreSQLLedger(url)
     assert "s3cret" not in "".join(traceback.format_exception(refusal.value))
 
 
-def test_a_database_that_refuses_is_told_without_the_password(postgresql: PostgreSQL) -> None:
+def test_a_database_that_refuses_is_reported_without_the_password(postgresql: PostgreSQL) -> None:
     cannot = r"^The payment ledger .* can't be used: "
     for url, reason in (
         (postgresql.url("nowhere"), 'database "nowhere" does not exist'),

@@ -43,6 +43,6 @@ def test_the_converter_converts_anything(odd: Payload, hint: Any) -> None:
 @pytest.mark.parametrize(
     "line", [b'{"amount": "1e999999999"}', b'{"amount": -1}', b'{"currency": "\\u001b[2J"}', b"[1]"]
 )
-def test_an_odd_payment_in_a_history_is_none(line: bytes) -> None:
+def test_an_odd_payment_in_a_history_is_ignored(line: bytes) -> None:
     """Writing out a number of a billion digits never ends."""
     assert audit._parsed(PaymentRequest, Payloads(payloads=[payload(line)])) is None

@@ -109,6 +109,6 @@ def test_the_outcome_is_in_a_new_status() -> None:
     assert after == before.model_copy(update={"outcome": "approved"})
 
 
-def test_a_decision_to_the_other_effect_is_refused_with_the_one_that_stands() -> None:
+def test_a_contrary_decision_is_refused_and_the_first_one_is_named() -> None:
     with pytest.raises(InvoiceError, match=r"can't be rejected now.*Approved by another client"):
         with_outcome(a_status("completed", APPROVED_BEFORE), approve=False, request=OWN)

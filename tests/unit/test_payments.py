@@ -353,7 +353,7 @@ def test_through_another_gateway_only_what_was_never_begun_is_known(
     assert states(ledger) == ["begun", "declined"]
 
 
-def test_while_the_provider_does_not_tell_nothing_is_settled(
+def test_nothing_is_settled_while_the_provider_gives_no_outcome(
     provider: Provider, ledger: SQLiteLedger
 ) -> None:
     begin(provider, ledger, "begun")
@@ -363,7 +363,7 @@ def test_while_the_provider_does_not_tell_nothing_is_settled(
     assert states(ledger) == ["begun"]
 
 
-def test_another_payment_under_the_key_is_not_told_as_this_one(
+def test_another_payment_under_the_key_is_not_reported_as_this_one(
     provider: Provider, ledger: SQLiteLedger
 ) -> None:
     begin(provider, ledger, "paid")
@@ -436,7 +436,9 @@ def test_what_is_paid_is_not_declined_later(
 
 
 @pytest.mark.parametrize("text", ["much", "NaN", "Infinity"])
-def test_a_limit_that_is_no_amount_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_not_an_amount_is_refused(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("INVOICE_DECLINE_OVER", text)
     with pytest.raises(StartupError, match="INVOICE_DECLINE_OVER must be an amount"):
         decline_limit()
@@ -464,7 +466,7 @@ def opened(
 
 
 @pytest.mark.parametrize("gateway", ["Stripe", "none"])
-def test_a_gateway_that_is_none_is_refused(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_gateway_is_refused(gateway: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAYMENT_GATEWAY", gateway)
     with pytest.raises(StartupError, match="PAYMENT_GATEWAY must be simulated or stripe"):
         activities.open_payments.__wrapped__()
@@ -479,7 +481,7 @@ def test_a_gateway_that_is_none_is_refused(gateway: str, monkeypatch: pytest.Mon
         ({}, "Processed payment for Unknown: $0.0"),
     ],
 )
-async def test_the_activity_answers_as_the_tutorials(
+async def test_the_activity_returns_the_tutorials_text(
     line: dict[str, object], text: str, opened: SQLiteLedger
 ) -> None:
     assert await an_activity().run(activities.process_payment, line) == text
@@ -517,7 +519,7 @@ async def test_the_activities_serve_an_invoices_workflow_only(
 
 
 @pytest.mark.parametrize("amount", ["much", "NaN", -5, None, [1], "1E+999999", 10**13])
-async def test_the_activity_refuses_what_is_no_amount(
+async def test_the_activity_refuses_what_is_not_an_amount(
     amount: object, opened: SQLiteLedger, tmp_path: Path
 ) -> None:
     error = await refused(activities.process_payment, {"amount": amount})
@@ -567,7 +569,7 @@ async def test_an_invoice_of_another_gateway_is_not_paid(
 
 
 @pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
-async def test_a_field_gateway_of_an_invoice_binds_to_none(
+async def test_a_field_named_gateway_does_not_bind_the_invoice(
     activity: Any, opened: SQLiteLedger
 ) -> None:
     """1.1 sends all fields of a line, and those of an invoice."""
@@ -576,7 +578,7 @@ async def test_a_field_gateway_of_an_invoice_binds_to_none(
 
 
 @pytest.mark.parametrize("attempt", ["second", 7])
-async def test_a_field_attempt_of_a_line_numbers_no_payment(
+async def test_a_field_named_attempt_does_not_number_the_payment(
     attempt: object, opened: SQLiteLedger
 ) -> None:
     line = {"item": "Assembly", "amount": "5.00", "attempt": attempt}
@@ -585,7 +587,7 @@ async def test_a_field_attempt_of_a_line_numbers_no_payment(
     assert (entry.state, entry.attempt) == ("paid", 1)
 
 
-def test_no_field_of_an_old_run_is_too_long_for_an_activity() -> None:
+def test_long_fields_of_an_old_run_do_not_reach_an_activity() -> None:
     """Before 1.1 `customer` was any other client's field, of any type and size."""
     lines = [{"item": "Pen", "amount": "1.00", "description": "Ж" * 100_000, "customer": "cus_B"}]
     fields = {"id": "INV-1", "lines": lines, "customer": "Ж" * 300_000, "payment_method": ["card"]}
@@ -617,7 +619,7 @@ def an_entry(invoice_id: str, *amounts: str) -> dict[str, Any]:
     return {"id": invoice_id, "lines": lines, "currency": "EUR"}
 
 
-async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
+async def test_what_was_paid_is_reported_by_line_even_for_removed_lines(
     opened: SQLiteLedger, gateway: SimulatedGateway
 ) -> None:
     assert await an_activity().run(activities.payments_made, an_entry("INV-1", "5.00")) == {
@@ -640,7 +642,7 @@ async def test_what_was_paid_is_told_by_line_also_of_lines_that_are_gone(
     }
 
 
-async def test_what_is_declined_is_told_by_the_number_of_attempts(
+async def test_declines_are_reported_as_the_number_of_attempts(
     opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(activities, "open_payments", lambda: (provider, opened))
@@ -654,7 +656,7 @@ async def test_what_is_declined_is_told_by_the_number_of_attempts(
     assert [earlier.next_attempt(number) for number in (1, 2)] == [1, 3]
 
 
-def test_a_worker_of_an_earlier_version_does_not_tell_which_attempt_is_the_next() -> None:
+def test_a_worker_of_an_earlier_version_does_not_say_which_attempt_is_next() -> None:
     answer = LedgerAnswer.model_validate({"ledger": "0" * 32, "lines": []})
     assert PaidEarlier.of(answer).next_attempt(1) is None
 
@@ -662,7 +664,7 @@ def test_a_worker_of_an_earlier_version_does_not_tell_which_attempt_is_the_next(
 @pytest.mark.parametrize(
     ("fault", "lines", "declined"), [("fail_after", [1], {}), ("fail_before", [], {"1": 1})]
 )
-async def test_what_an_earlier_run_has_left_begun_is_settled_before_it_is_told(
+async def test_payments_that_an_earlier_run_left_begun_are_settled_before_the_answer(
     fault: str,
     lines: list[int],
     declined: dict[str, int],
@@ -731,7 +733,7 @@ async def test_a_ledger_that_is_away_is_retried(opened: SQLiteLedger, tmp_path: 
         assert "the payment ledger is unavailable: payments.db is missing" in error.message
 
 
-async def test_a_runs_first_question_binds_the_gateway_also_while_the_ledger_is_away(
+async def test_a_runs_first_question_binds_the_gateway_even_while_the_ledger_is_away(
     opened: SQLiteLedger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "payments.db").rename(tmp_path / "elsewhere.db")

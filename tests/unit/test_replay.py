@@ -74,7 +74,7 @@ async def test_recorded_run_replays(file: Path) -> None:
     await replay(InvoiceWorkflow, file)
 
 
-def test_every_course_is_recorded_in_one_folder_and_no_other_course_in_any() -> None:
+def test_every_course_is_recorded_in_exactly_one_folder() -> None:
     folders: defaultdict[Path, set[str]] = defaultdict(set)
     for file in FILES:
         folders[file.parent].add(file.name.partition(".")[0])

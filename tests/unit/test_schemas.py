@@ -18,7 +18,7 @@ TOLD = {"name", "title", "description", "annotations", "input_schema", "output_s
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_tools_are_told_as_in_the_snapshot(era: str) -> None:
+async def test_tools_are_listed_as_in_the_snapshot(era: str) -> None:
     async with McpClient(invoice_server.mcp, mode=era) as client:
         tools = [
             tool.model_dump(mode="json", by_alias=True, include=TOLD, exclude_none=True)

@@ -87,7 +87,7 @@ def test_help_has_every_setting_of_the_program_and_no_other(program: Program) ->
     assert told == [setting.name for setting in SETTINGS if program in setting.readers]
 
 
-def test_operators_are_told_every_setting_once_and_whose_it_is() -> None:
+def test_the_operators_guide_lists_every_setting_once_with_its_readers() -> None:
     text = (ROOT / "docs" / "operating.md").read_text("utf-8")
     [section] = re.findall(r"^## Configuration$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     all_programs, server, worker = re.split(r"^Only the ", section, flags=re.MULTILINE)

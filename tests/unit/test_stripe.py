@@ -127,7 +127,7 @@ def test_a_declined_line_is_charged_later_to_another_card(
     assert stand_in.charged("INV-1") == [PAYMENT.idempotency_key]
 
 
-def test_a_customer_that_was_missing_is_charged_once_put_right(
+def test_a_missing_customer_is_charged_after_the_correction(
     gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
 ) -> None:
     with pytest.raises(PaymentDeclined, match="No such customer: 'cus_typo'"):
@@ -161,7 +161,7 @@ def test_what_a_card_cannot_do_is_a_decline(
         ("retrieve", 500),
     ],
 )
-def test_a_decline_whose_cancellation_is_not_certain_is_not_told_as_one(
+def test_a_decline_is_not_reported_until_its_cancellation_is_certain(
     step: Step, kind: Any, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
 ) -> None:
     stand_in.lay(Fault(step, kind))
@@ -230,7 +230,7 @@ def test_what_was_charged_without_an_answer_is_found_to_be_paid(
 
 
 @pytest.mark.parametrize("cancelled_there", [False, True])
-def test_what_was_not_charged_never_is_once_the_outcome_is_asked(
+def test_what_was_not_charged_is_never_charged_after_the_outcome_was_asked(
     cancelled_there: bool, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
 ) -> None:
     stand_in.lay(Fault("confirm", "drop before"))
@@ -248,7 +248,7 @@ def test_what_was_not_charged_never_is_once_the_outcome_is_asked(
     [(step, kind) for step in ("cancel", "retrieve") for kind in ("drop before", "drop after", 500)]
     + [("cancel", 429), ("retrieve", 401)],
 )
-def test_an_outcome_that_stripe_does_not_tell_is_asked_again(
+def test_an_outcome_that_stripe_does_not_give_is_asked_again(
     step: Step, kind: Any, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
 ) -> None:
     stand_in.lay(Fault("confirm", "drop after"))
@@ -366,7 +366,7 @@ def test_a_key_that_stripe_does_not_know_is_unavailable(
 
 
 @pytest.mark.parametrize("field", ["customer", "payment_method"])
-def test_a_payment_that_says_not_who_is_charged_is_not_sent(
+def test_a_payment_without_a_customer_or_card_is_not_sent(
     field: str, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
 ) -> None:
     with pytest.raises(InvalidPayment, match=f"^{field}: is required, since Stripe pays"):
@@ -447,7 +447,7 @@ def answering(answer: Callable[[socket.socket], object]) -> Iterator[str]:
 
 @pytest.mark.parametrize("step", ["prepare", "pay"])
 @pytest.mark.parametrize("odd", ODD_ANSWERS)
-def test_an_answer_that_is_not_stripes_is_told_in_words(odd: str, step: str) -> None:
+def test_an_answer_that_is_not_stripes_is_reported_in_words(odd: str, step: str) -> None:
     status, body = ODD_ANSWERS[odd]
 
     def answer(connection: socket.socket) -> None:
@@ -481,7 +481,7 @@ def test_an_answer_that_trickles_in_is_given_up(
 
 
 @pytest.mark.parametrize("base", ["not a url", "ftp://x", "http://", "http://[::1", "127.0.0.1:9"])
-def test_an_address_that_is_none_is_refused_at_the_start(
+def test_an_invalid_address_is_refused_at_the_start(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STRIPE_API_KEY", "sk_test_x")
@@ -500,7 +500,7 @@ def test_a_key_that_does_not_say_its_mode_is_refused_and_not_shown(
     assert not key or key not in str(refusal.value)
 
 
-def test_a_key_that_no_header_takes_is_in_no_error(ledger: SQLiteLedger) -> None:
+def test_a_key_that_does_not_fit_a_header_is_not_in_any_error(ledger: SQLiteLedger) -> None:
     gateway = StripeGateway("sk_test_x\n", "stripe test", "http://127.0.0.1:9")
     with pytest.raises(GatewayUnavailable) as failure:
         pay_once(gateway, ledger, PAYMENT)

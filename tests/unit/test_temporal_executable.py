@@ -92,7 +92,7 @@ async def test_a_cache_that_cannot_be_written_is_named(sources: Path) -> None:
     ],
 )
 @unix
-async def test_a_temporal_that_is_no_temporal_is_named(
+async def test_an_executable_that_is_not_temporals_is_named(
     content: str,
     reason: str,
     sources: Path,

@@ -165,7 +165,7 @@ def test_what_is_shown_can_be_shown_again() -> None:
     assert sanitized(sanitized_quote("Pens <b>")) == sanitized_quote("Pens <b>")
 
 
-def test_money_without_end_is_short() -> None:
+def test_an_endless_amount_is_shortened() -> None:
     assert format_money(Decimal("1E+999999"), "USD") == "$1.00e+999999"
     assert format_money(Decimal("1E-999999"), "USD") == "$0.00"
 
@@ -207,7 +207,7 @@ def test_counted_things() -> None:
         (timedelta(days=365), "365 days"),
     ],
 )
-def test_span_has_two_units_at_most(duration: timedelta, words: str) -> None:
+def test_duration_has_two_units_at_most(duration: timedelta, words: str) -> None:
     assert format_duration(duration) == words
 
 
@@ -217,6 +217,6 @@ def test_utc_time_has_seconds() -> None:
     )
 
 
-def test_a_state_without_invoices_is_told() -> None:
+def test_an_empty_list_names_the_state() -> None:
     nothing = InvoiceList.of([], not_shown=0, exact=True)
     assert nothing.to_text("timed_out") == "There are no timed out invoices."
