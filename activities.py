@@ -55,7 +55,7 @@ T = TypeVar("T")
 PAYMENT_SECONDS = 25
 """Temporal gives an attempt 30 s; until then it has the answer why there is none."""
 QUESTION_SECONDS = 12
-"""Each of two for one answer."""
+"""The limit for each of the two questions to the ledger that one answer needs."""
 # Twice what a worker does at once: an attempt whose answer wasn't waited for keeps its thread until
 # the limits of the provider and of the ledger end it. Questions have threads of their own, so that
 # payments that hang keep no invoice from being submitted. Not the event loop's own, which is
@@ -205,7 +205,7 @@ async def payment_outcome(line_item: dict[str, Any]) -> bool:
 def _payment_of(
     line_item: dict[str, Any], ledger: Ledger, what: str
 ) -> Iterator[tuple[Payment, PaymentRequest]]:
-    """The payment that an activity is asked about, and what it was asked; `what` is for the log."""
+    """The payment and the request of the current activity; `what` describes it in the log."""
     info = activity.info()
     caller = _invoice_workflow_id(info)
     invoice_id = invoice_id_of(caller)
@@ -347,7 +347,7 @@ def _expect_ledger(ledger: Ledger, terms: Terms) -> None:
 
 @contextmanager
 def _as_application_errors(what: str) -> Iterator[None]:
-    """Foreseen errors as Temporal is to see them, with a line in the log."""
+    """Turns expected errors into `ApplicationError`s and logs each of them."""
     try:
         yield
     except (

@@ -88,7 +88,7 @@ class PaymentActivity:
 
 @dataclass
 class Run:
-    """What Temporal has of one submission. Lines are known by their number, as text."""
+    """What Temporal knows about one submission. Lines are keyed by their number, as text."""
 
     found: InvoiceRun
     original_id: str = ""
@@ -98,7 +98,7 @@ class Run:
     """Each decision that was sent, with the identity of the Temporal client that sent it."""
     payments: dict[str, PaymentActivity] = field(default_factory=dict)
     under_way: dict[int, PaymentActivity] = field(default_factory=dict)
-    """Those that have no end in the history, by the number of the event that began them."""
+    """Activities that haven't ended in the history, keyed by the id of their scheduled event."""
     paid_earlier: dict[str, PaidLine] = field(default_factory=dict)
     """What the ledger had as paid when this run asked for it."""
     has_asked: bool = False
@@ -454,7 +454,7 @@ def _content_disagreements(entry: LedgerEntry, told: list[tuple[Run, PricedLine]
 def _untold_payment(
     entry: LedgerEntry, runs: list[Run], begun: list[tuple[Run, PaymentActivity]]
 ) -> Iterator[str]:
-    """Of a payment in the ledger that no history has as made."""
+    """Reports a payment in the ledger that no history shows as made."""
     text = f"paid as {_described(entry)} in the ledger"
     if begun:
         yield f"{text}, begun and not completed in {begun[-1][0]}"
@@ -483,7 +483,7 @@ def _iso(moment: datetime) -> str:
 
 
 def spreadsheet_safe(value: str | int | Decimal | None) -> str | int | Decimal | None:
-    """A text that a spreadsheet program would take for a formula, behind an apostrophe."""
+    """Prefixes an apostrophe to a text that a spreadsheet would take for a formula."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
 
 

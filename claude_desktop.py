@@ -41,11 +41,11 @@ def main(arguments: Sequence[str] | None = None, platform: str = sys.platform) -
     )
     options = parser.parse_args(arguments)
     try:
-        wanted = None if options.remove else entry()
+        new_entry = None if options.remove else entry()
         if options.print:
-            print(json.dumps({"mcpServers": {NAME: wanted}}, indent=2))
+            print(json.dumps({"mcpServers": {NAME: new_entry}}, indent=2))
         else:
-            install(wanted, config_files(platform))
+            install(new_entry, config_files(platform))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, platform: str = sys.platform) -
 
 
 def config_files(platform: str) -> list[Path]:
-    """Where Claude Desktop has its configuration on this machine, there or not."""
+    """Claude Desktop's configuration files on this machine, whether or not they exist."""
     home = Path.home()
     if platform == "darwin":
         folders = [home / "Library" / "Application Support"]
@@ -89,20 +89,20 @@ def entry() -> dict[str, Any]:
             " astral-sh.uv; Linux: docs.astral.sh/uv has the command) and run this again."
         )
     project = Path(__file__).absolute().parent
-    wanted: dict[str, Any] = {
+    new_entry: dict[str, Any] = {
         "command": str(Path(uv).absolute()),
         "args": ["--directory", str(project), "run", "invoice_server.py"],
     }
     if env := _environment():
-        wanted["env"] = env
+        new_entry["env"] = env
     try:
-        json.dumps(wanted, ensure_ascii=False).encode()
+        json.dumps(new_entry, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ConfigError(
             "A path of uv or of this project, or a TEMPORAL_* variable, isn't text in UTF-8;"
             " change it and run this again."
         ) from error
-    return wanted
+    return new_entry
 
 
 def _environment() -> dict[str, str]:
@@ -120,19 +120,19 @@ def _is_secret(name: str) -> bool:
     return setting is not None and setting.is_secret
 
 
-def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
-    """Puts `wanted` into every file, or takes the entry out if it is None, and tells about it.
+def install(new_entry: dict[str, Any] | None, files: list[Path]) -> None:
+    """Puts `new_entry` into every file, or removes the entry if it is None, and prints the result.
 
-    The variables of an entry that is there stay, unless `wanted` has others for them.
+    The variables of an entry that is there stay, unless `new_entry` has others for them.
 
     Raises:
         ConfigError: one of the files isn't such a configuration; then none was changed.
         OSError: a file can't be read or written.
     """
     changed = False
-    for file, text, env in [(file, *_new_text(file, wanted)) for file in files]:
+    for file, text, env in [(file, *_new_text(file, new_entry)) for file in files]:
         if text is None:
-            what = "has this entry already" if wanted else f"has no entry {NAME}"
+            what = "has this entry already" if new_entry else f"has no entry {NAME}"
             print(f"{file} {what}; nothing was changed.")
         else:
             changed = True
@@ -143,14 +143,14 @@ def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
             except OSError as error:
                 error.filename = error.filename or file  # a write to a full disk has none
                 raise
-            print(f"{file}: {NAME} was {'added' if wanted else 'removed'}.")
+            print(f"{file}: {NAME} was {'added' if new_entry else 'removed'}.")
             if backup:
                 print(f"The file as it was: {backup}")
             if not found:
                 print("Claude Desktop was not found there, but the file is ready for it.")
-        if wanted:
+        if new_entry:
             print(f"Variables the server gets: {', '.join(env) or 'none is set here'}.")
-            if kept := [name for name in env if name not in wanted.get("env", ())]:
+            if kept := [name for name in env if name not in new_entry.get("env", ())]:
                 print(
                     f"Of these the entry had before, and this shell doesn't set: {', '.join(kept)}."
                     " To drop one, run this with --remove first."
@@ -163,16 +163,16 @@ def install(wanted: dict[str, Any] | None, files: list[Path]) -> None:
         )
 
 
-def _new_text(file: Path, wanted: dict[str, Any] | None) -> tuple[bytes | None, dict[str, Any]]:
-    """The file's text with the entry as wanted, None if it is so already; and its variables."""
+def _new_text(file: Path, new_entry: dict[str, Any] | None) -> tuple[bytes | None, dict[str, Any]]:
+    """Returns the file's new text, None if nothing would change, and the entry's variables."""
     try:
         config = _parsed(file)
         servers = config.setdefault("mcpServers", {}) if isinstance(config, dict) else None
         if not isinstance(servers, dict):
             raise ConfigError(f"{file} has no object under mcpServers; nothing was changed.")
         old = servers.get(NAME)
-        env = _variables(old) | _variables(wanted) if wanted else {}
-        new = {**wanted, "env": env} if wanted and env else wanted
+        env = _variables(old) | _variables(new_entry) if new_entry else {}
+        new = {**new_entry, "env": env} if new_entry and env else new_entry
         if old == new:
             return None, env
         if new:
@@ -194,7 +194,7 @@ def _variables(server: object) -> dict[str, Any]:
 
 
 def _parsed(file: Path) -> Any:
-    """The file's value, if it can be written back without loss; an empty object if not there."""
+    """The file's value if it can be written back without loss; an empty object without a file."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -38,7 +38,7 @@ with workflow.unsafe.imports_passed_through():
     from temporal_service.payloads import NO_PAYLOAD, json_payload
 
 NOTICE_TASK_QUEUE = "invoice-notice-task-queue"
-"""Of `post_notice` alone, so that a hook that hangs takes no slot of a payment."""
+"""Only for `post_notice`, so that a hook that hangs doesn't occupy a slot for payments."""
 POST_SECONDS = 10
 
 # The HTTP client logs the address of every request, which is a secret here.

@@ -18,7 +18,7 @@ with workflow.unsafe.imports_passed_through():
     from notices import Event, NoticeWorkflow, make_notice
 
 INVOICE_STATE = SearchAttributeKey.for_keyword("InvoiceState")
-"""Has the `State`, so that the Web UI's list can show and filter it. Optional everywhere."""
+"""Holds the `State`, so that the Web UI's list can show and filter it. Optional everywhere."""
 
 
 class RunReport:
@@ -37,7 +37,7 @@ class RunReport:
         self._notices: list[asyncio.Task[Any]] = []
 
     def make_known(self, progress: RunProgress, paid_earlier: PaidEarlier) -> None:
-        """Tells where the run stands now."""
+        """Publishes the current state of the run."""
         if progress.status != self._last_status:
             self._log(progress)
             self._last_status = progress.status
@@ -51,7 +51,7 @@ class RunReport:
             ended.add(1, {"outcome": progress.state})
 
     def notify(self, event: Event, progress: RunProgress) -> None:
-        """Starts a notice, which then goes its own way."""
+        """Starts a notice as a child workflow that continues on its own."""
         if self.sends_notices:
             info = workflow.info()
             start = workflow.start_child_workflow(

@@ -49,7 +49,7 @@ NOTICES_AT_ONCE = 10
 DRAIN_SECONDS = 27
 """More than the activities give themselves. The embedded service then has 5 s to end."""
 END_SECONDS = 33
-"""From the signal to the end of the process, whatever hangs."""
+"""The time from the signal to the end of the process, even if something hangs."""
 
 log = logging.getLogger("worker")
 
@@ -68,7 +68,7 @@ def main() -> int:
         datefmt="%H:%M:%S",
     )
     logging.getLogger("temporalio.worker").setLevel(logging.WARNING)
-    # The answer to a query that nobody waits for any more, as for an invoice that is closed.
+    # Hide warnings about answers to queries that nobody waits for any more.
     logging.getLogger("temporal.core").addFilter(
         lambda record: "query task not found" not in record.getMessage()
     )
@@ -128,7 +128,7 @@ async def run() -> None:
 
 
 def _workers(client: Client) -> list[Worker]:
-    """One for invoices, and where there is a hook one that posts notices, in slots of its own."""
+    """One for invoices, and if there is a hook, another one with its own slots for notices."""
     workers = [
         Worker(
             client,

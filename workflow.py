@@ -278,7 +278,7 @@ class InvoiceWorkflow:
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
 
     async def _execute(self, activity: Any, argument: Any, activity_id: str, summary: str) -> Any:
-        """What an activity about the whole invoice answers, however long it takes."""
+        """Returns the answer of an activity about the whole invoice, however long it takes."""
         try:
             return await workflow.execute_activity(
                 activity,
@@ -341,7 +341,7 @@ async def _pause_before(number: int, seconds: float) -> None:
 
 
 def _was_sent_in_time(decision: Decision, deadline: datetime) -> bool:
-    """By its sender's clock, which it is then dated by."""
+    """Decides by the sender's clock, and then dates the decision by it."""
     submitted_at = workflow.info().workflow_start_time
     if decision.sent_at is None or not submitted_at <= decision.sent_at < deadline:
         return False
@@ -375,7 +375,7 @@ async def _outcome(payment: workflow.ActivityHandle[Any]) -> None:
     except asyncio.CancelledError:
         if not _is_cancelled():  # it only leaves the worker's memory
             raise
-        # Conditions are looked at when nothing else is left to do.
+        # Conditions are checked only when no other task can run.
         await workflow.wait_condition(lambda: True)
         if not payment.done():
             payment.cancel()

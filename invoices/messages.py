@@ -58,7 +58,7 @@ class LineToPay(BaseModel):
 
 
 class PricedLine(LineToPay):
-    """The same with its currency."""
+    """A line to pay with its currency."""
 
     currency: Currency = "USD"
 
@@ -132,7 +132,7 @@ class LedgerQuestion(Terms):
 
 
 class PaidLine(PricedLine):
-    """A line as the ledger has it as paid."""
+    """A line that is paid according to the ledger."""
 
     line: Annotated[int, Field(ge=1)]
     """Its number in the invoice, counted from 1."""

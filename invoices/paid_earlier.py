@@ -33,7 +33,7 @@ class PaidEarlier:
         return number in self.numbers
 
     def next_attempt(self, number: int) -> int | None:
-        """Of a line that isn't paid; None where it isn't known."""
+        """The next attempt of a line that isn't paid; None if it isn't known."""
         return None if self.declined is None else self.declined.get(number, 0) + 1
 
     def total(self, currency: str) -> Decimal | None:

@@ -41,7 +41,7 @@ class LedgerEntry:
     """Empty if the provider declined before it gave one."""
     state: Literal["begun", "paid", "declined"]
     at: datetime
-    """When it came into this state."""
+    """When it entered this state."""
 
 
 class GatewayUnavailable(Exception):

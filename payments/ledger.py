@@ -85,7 +85,7 @@ class Ledger(ABC):
     id: str
     """Tells this ledger from every other one; 32 hexadecimal digits."""
     name: str
-    """Where it is, for people."""
+    """Where the ledger is, in words for people."""
 
     def latest(self, idempotency_key: str) -> LedgerEntry | None:
         """The entry with the highest attempt."""
@@ -137,7 +137,7 @@ class Ledger(ABC):
         return self._select("invoice_id = ?", invoice_id)[::-1]
 
     def invoice_ids(self) -> Iterator[str]:
-        """Of all invoices that have entries, read a thousand at a time."""
+        """The ids of all invoices with entries, read a thousand at a time."""
         after = ""
         while rows := self._execute(
             "SELECT DISTINCT invoice_id FROM payments WHERE invoice_id > ?"
@@ -242,7 +242,7 @@ class SQLiteLedger(Ledger):
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        # Each thread would else wait for SQLite as long as all before it together.
+        # Without this, each thread would wait for SQLite as long as all threads before it together.
         if not self._lock.acquire(timeout=WAIT_SECONDS):
             raise GatewayUnavailable(f"the payment ledger is unavailable: {self.name} is busy")
         try:

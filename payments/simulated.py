@@ -1,4 +1,4 @@
-"""A payment provider that pays nobody."""
+"""A simulated payment provider, which moves no money."""
 
 from decimal import Decimal, InvalidOperation
 from pathlib import Path

@@ -206,7 +206,7 @@ class _HTTPClient(stripe.HTTPClient):
 
 
 class _Intent(BaseModel):
-    """What is read of an answer."""
+    """The fields that are read from an answer."""
 
     id: str
     status: str

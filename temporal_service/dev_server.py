@@ -47,7 +47,7 @@ from temporal_service.connection import (
 RETENTION = timedelta(days=365)
 """How long an embedded server remembers closed invoices, at least."""
 START_ATTEMPTS = 6
-"""One second apart. A server that ends holds its ports and its database for up to a second."""
+"""One second apart. A server that is ending holds its ports and its database for up to a second."""
 DOWNLOAD_SECONDS = 300
 """A firewall may let a download hang."""
 LOG_LIMIT = 1_000_000
@@ -336,7 +336,7 @@ async def _extend_retention(client: Client) -> None:
 
 
 async def _update_namespace(client: Client, **changes: Any) -> None:
-    """What isn't named stays as it is, also of the other keys of its data."""
+    """Changes only the named settings; the other keys of the namespace's data stay as they are."""
     await client.workflow_service.update_namespace(
         UpdateNamespaceRequest(namespace=client.namespace, **changes),
         timeout=timedelta(seconds=5),
@@ -344,7 +344,7 @@ async def _update_namespace(client: Client, **changes: Any) -> None:
 
 
 async def _register(client: Client, search_attribute: str) -> None:
-    """Does nothing where the namespace has it."""
+    """Adds the search attribute; does nothing if the namespace already has it."""
     keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
     await client.operator_service.add_search_attributes(
         AddSearchAttributesRequest(
@@ -366,7 +366,7 @@ def _as_text(directory: Path) -> str:
 
 
 async def listens(port: int) -> bool:
-    """Whether anything on this machine does, on the port."""
+    """Whether anything on this machine listens on the port."""
     try:
         async with asyncio.timeout(2):
             _, writer = await asyncio.open_connection("localhost", port)
