@@ -49,6 +49,7 @@ from payments.pay_once import pay_once, settled_entries, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
+from temporal_service.payloads import first_data
 
 T = TypeVar("T")
 
@@ -56,6 +57,8 @@ PAYMENT_SECONDS = 25
 """Temporal gives an attempt 30 s; until then it has the answer why there is none."""
 QUESTION_SECONDS = 12
 """The limit for each of the two questions to the ledger that one answer needs."""
+FIRST_ANSWER_SECONDS = 2
+"""How long a run's first question waits for the ledger; the run gives it 3 s."""
 # Twice what a worker does at once: an attempt whose answer wasn't waited for keeps its thread until
 # the limits of the provider and of the ledger end it. Questions have threads of their own, so that
 # payments that hang keep no invoice from being submitted. Not the event loop's own, which is
@@ -90,10 +93,6 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
         case other:
             raise StartupError(f"PAYMENT_GATEWAY must be simulated or stripe, not {other!r}.")
     return gateway, open_ledger(directory)
-
-
-FIRST_ANSWER_SECONDS = 2
-"""How long a run's first question waits for the ledger; the run gives it 3 s."""
 
 
 class WrongLedger(Exception):
@@ -281,9 +280,8 @@ async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, 
         reset_from = event.workflow_task_failed_event_attributes.base_run_id or reset_from
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
-            data = signal.input.payloads[0].data if signal.input.payloads else b""
             at = event.event_time.ToDatetime(UTC)
-            decision = Decision.sent(DECISIONS[signal.signal_name], data, at)
+            decision = Decision.sent(DECISIONS[signal.signal_name], first_data(signal.input), at)
             decisions.append((signal.request_id, decision))
     if not reset_from:
         return decisions

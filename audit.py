@@ -57,6 +57,7 @@ from temporal_service.connection import (
 )
 from temporal_service.dev_server import belongs_to
 from temporal_service.executions import list_executions
+from temporal_service.payloads import first_data
 
 COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
@@ -134,14 +135,14 @@ class Run:
             case "workflow_execution_signaled", signal:
                 if signal.signal_name in DECISIONS:
                     approves = DECISIONS[signal.signal_name]
-                    decision = Decision.sent(approves, _data(signal.input), at)
+                    decision = Decision.sent(approves, first_data(signal.input), at)
                     self.signals.append((decision, signal.identity))
             case "activity_task_scheduled", activity:
                 self._take_activity(event.event_id, activity, at)
             case "activity_task_completed", completed:
                 if payment := self.under_way.pop(completed.scheduled_event_id, None):
                     # Of a payment that a cancellation left open it may be that it wasn't made.
-                    payment.is_declined = _data(completed.result) == b"false"
+                    payment.is_declined = first_data(completed.result) == b"false"
                     payment.paid_at = None if payment.is_declined else at
                 else:
                     self._take_answer(completed.result)
@@ -178,12 +179,8 @@ class Run:
 
 def _parsed(model: type[Model], payloads: Payloads) -> Model | None:
     with suppress(ValidationError):
-        return model.model_validate_json(_data(payloads))
+        return model.model_validate_json(first_data(payloads))
     return None
-
-
-def _data(payloads: Payloads) -> bytes:
-    return payloads.payloads[0].data if payloads.payloads else b""
 
 
 async def read_run(

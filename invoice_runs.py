@@ -60,7 +60,7 @@ from temporal_service.executions import (
     query_execution,
     quoted,
 )
-from temporal_service.payloads import LenientPayloadConverter
+from temporal_service.payloads import LenientPayloadConverter, first_data
 
 T = TypeVar("T")
 
@@ -195,9 +195,8 @@ class RememberedStarts:
         invoice's.
         """
         if run_id not in self._runs:
-            invoice = read_invoice(content)
-            is_own = invoice is not None and workflow_id(invoice.id) == id
-            self._runs[run_id] = RunProgress.of(invoice) if invoice and is_own else None
+            invoice = _read_own_invoice(content, id)
+            self._runs[run_id] = RunProgress.of(invoice) if invoice else None
             if len(self._runs) > REMEMBERED_RUNS:
                 del self._runs[next(iter(self._runs))]
         return self._runs[run_id]
@@ -355,7 +354,7 @@ class InvoiceRuns:
             if number == 1:
                 started = event.workflow_execution_started_event_attributes
                 # A reset copies this event, with the id of the first run.
-                first_id, content = started.original_execution_run_id, _content(started)
+                first_id, content = started.original_execution_run_id, first_data(started.input)
                 progress = self.remembered_starts.progress(first_id, content, id)
                 start = RunStart(first_id, content, progress)
                 started_at = to_jsonable_python(event.event_time.ToDatetime(UTC))
@@ -590,8 +589,7 @@ def invoice_of(started: WorkflowExecutionStartedEventAttributes, id: str) -> Inv
     Nor is it one if the run's workflow id, `id`, belongs to another invoice. The workflow refuses
     it as well.
     """
-    invoice = read_invoice(_content(started))
-    return invoice if invoice and workflow_id(invoice.id) == id else None
+    return _read_own_invoice(first_data(started.input), id)
 
 
 def read_invoice(content: bytes) -> Invoice | None:
@@ -610,9 +608,10 @@ def read_invoice(content: bytes) -> Invoice | None:
     return None
 
 
-def _content(started: WorkflowExecutionStartedEventAttributes) -> bytes:
-    payloads = started.input.payloads
-    return payloads[0].data if payloads else b""
+def _read_own_invoice(content: bytes, id: str) -> Invoice | None:
+    """The same for the workflow id of the run: None if that belongs to another invoice."""
+    invoice = read_invoice(content)
+    return invoice if invoice and workflow_id(invoice.id) == id else None
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:

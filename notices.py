@@ -34,7 +34,7 @@ with workflow.unsafe.imports_passed_through():
         sanitized,
     )
     from settings import read_setting
-    from startup import StartupError
+    from startup import StartupError, is_web_address
     from temporal_service.payloads import NO_PAYLOAD, json_payload
 
 NOTICE_TASK_QUEUE = "invoice-notice-task-queue"
@@ -62,17 +62,9 @@ def notify_url() -> str | None:
         StartupError: it isn't an http or https address.
     """
     url = read_setting("INVOICE_NOTIFY_URL") or None
-    if url and not _is_web_address(url):
+    if url and not is_web_address(url):
         raise StartupError("INVOICE_NOTIFY_URL must begin with http:// or https:// and a host.")
     return url
-
-
-def _is_web_address(url: str) -> bool:
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:  # which quotes what it can't read
-        return False
-    return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
 
 class Notice(BaseModel):

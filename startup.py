@@ -25,3 +25,14 @@ def data_directory(*, make: bool = True) -> Path:
     except (OSError, RuntimeError) as error:  # RuntimeError: `~` without a home directory
         raise StartupError(f"The data directory can't be used: {error}.") from error
     return directory
+
+
+def is_web_address(url: str) -> bool:
+    """Whether a setting is an http or https address with a host, by the client that will use it."""
+    import httpx2  # not for the MCP server, which starts without it
+
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:  # which quotes what it can't read
+        return False
+    return parsed.scheme in {"http", "https"} and bool(parsed.host)

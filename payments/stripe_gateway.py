@@ -28,7 +28,7 @@ from payments.gateway import (
     PaymentDeclined,
 )
 from settings import read_setting
-from startup import StartupError
+from startup import StartupError, is_web_address
 
 CALL_SECONDS = 10
 """For a call to Stripe in all, from the look-up of its name to the end of its answer."""
@@ -57,17 +57,9 @@ def open_stripe() -> "StripeGateway":
             " with sk_test_, rk_test_, sk_live_ or rk_live_ and has no blanks or line breaks."
         )
     base = read_setting("STRIPE_API_BASE") or stripe.DEFAULT_API_BASE
-    if not _is_web_address(base):
+    if not is_web_address(base):
         raise StartupError("STRIPE_API_BASE must begin with http:// or https:// and a host.")
     return StripeGateway(key, f"stripe {mode[1]}", base)
-
-
-def _is_web_address(url: str) -> bool:
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        return False
-    return parsed.scheme in {"http", "https"} and bool(parsed.host)
 
 
 class StripeGateway:

@@ -10,7 +10,7 @@ fails, and the workflow takes raw arguments (`RawValue`) and validates them itse
 from collections.abc import Sequence
 from typing import Any
 
-from temporalio.api.common.v1 import Payload
+from temporalio.api.common.v1 import Payload, Payloads
 from temporalio.common import RawValue
 from temporalio.converter import DataConverter, DefaultPayloadConverter
 
@@ -21,6 +21,11 @@ NO_PAYLOAD = RawValue(Payload())
 def json_payload(data: bytes) -> RawValue:
     """A payload with exactly this JSON text."""
     return RawValue(Payload(metadata={"encoding": b"json/plain"}, data=data))
+
+
+def first_data(payloads: Payloads) -> bytes:
+    """The bytes of the first payload; empty if there is none."""
+    return payloads.payloads[0].data if payloads.payloads else b""
 
 
 class LenientPayloadConverter(DefaultPayloadConverter):

@@ -76,6 +76,16 @@ def an_invoice(**fields: Any) -> dict[str, Any]:
     }
 
 
+CALLS: dict[str, dict[str, Any]] = {
+    "process_invoice": {"invoice_data": an_invoice()},
+    "approve_invoice": {"invoice_id": "INV-1"},
+    "reject_invoice": {"invoice_id": "INV-1"},
+    "get_invoice_status": {"invoice_id": "INV-1"},
+    "list_invoices": {},
+}
+"""Each tool with arguments that its schema allows."""
+
+
 @overload
 async def eventually(check: Callable[[], Awaitable[T | None]], bound: float = 20) -> T: ...
 @overload

@@ -2,25 +2,16 @@
 
 import asyncio
 import re
-from typing import Any
 
 import pytest
 
 from support import (
+    CALLS,
     Refused,
     Service,
     Tools,
-    an_invoice,
     mcp,
 )
-
-CALLS: dict[str, dict[str, Any]] = {
-    "process_invoice": {"invoice_data": an_invoice()},
-    "approve_invoice": {"invoice_id": "INV-1"},
-    "reject_invoice": {"invoice_id": "INV-1"},
-    "get_invoice_status": {"invoice_id": "INV-1"},
-    "list_invoices": {},
-}
 
 
 async def answers_of_all_tools(tools: Tools) -> dict[str, str]:

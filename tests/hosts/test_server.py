@@ -18,6 +18,7 @@ from fastmcp import Client as McpClient
 import invoice_server
 from raw_client import RawClient
 from support import (
+    CALLS,
     PROCESSES,
     ROOT,
     Namespace,
@@ -31,14 +32,6 @@ from support import (
     mcp,
     tools_in_memory,
 )
-
-CALLS: dict[str, dict[str, Any]] = {
-    "process_invoice": {"invoice_data": an_invoice()},
-    "approve_invoice": {"invoice_id": "INV-1"},
-    "reject_invoice": {"invoice_id": "INV-1"},
-    "get_invoice_status": {"invoice_id": "INV-1"},
-    "list_invoices": {},
-}
 
 
 async def test_standard_output_is_json_rpc_from_the_first_byte(namespace: Namespace) -> None:
