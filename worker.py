@@ -139,6 +139,7 @@ def _workers(client: Client) -> list[Worker]:
                 activities.payment_outcome,
                 activities.payments_made,
                 activities.decision_in_time,
+                activities.cancellation_request,
                 post_notice,  # notices that version 1.1 has begun are scheduled here
             ],
             deployment_config=_deployment(),

@@ -80,6 +80,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "process_invoice": {"invoice_data": an_invoice()},
     "approve_invoice": {"invoice_id": "INV-1"},
     "reject_invoice": {"invoice_id": "INV-1"},
+    "cancel_invoice": {"invoice_id": "INV-1"},
     "get_invoice_status": {"invoice_id": "INV-1"},
     "list_invoices": {},
 }
