@@ -272,7 +272,11 @@ async def workflows_only(
         client,
         task_queue=TASK_QUEUE,
         workflows=[InvoiceWorkflow],
-        activities=[activities.payments_made, *more_activities],
+        activities=[
+            activities.payments_made,
+            activities.cancellation_request,
+            *more_activities,
+        ],
         no_remote_activities=True,
         workflow_runner=temporalio.worker.UnsandboxedWorkflowRunner(),
     ):
