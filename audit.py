@@ -1,4 +1,4 @@
-"""The books: for each invoice what was asked, who decided, and each payment with its reference.
+"""The books: for each invoice what was asked, who decided or cancelled it, and each payment.
 
     uv run audit.py > books.csv
     uv run audit.py --format jsonl > books.jsonl

@@ -108,7 +108,7 @@ async def test_a_cancellation_is_kept_until_a_worker_runs_and_stops_a_kept_appro
         assert (kept["state"], kept["outcome"]) == ("waiting", "cancellation_kept")
         assert "The cancellation is kept and takes effect when a worker runs" in kept["message"]
         assert kept["kept_decision"]["approved"] is True
-        with pytest.raises(Refused, match="any more. Cancellation requested by"):
+        with pytest.raises(Refused, match=r"any more. Cancellation requested by"):
             await tools("approve_invoice", invoice_id=name)
         text = await tools("process_invoice", invoice_data=invoice)
         assert text.startswith("Already in process; nothing was started.")
@@ -189,5 +189,5 @@ async def test_a_run_that_a_stranger_gave_no_invoice_is_not_cancelled_as_one(
     name = an_invoice()["id"]
     await desk.start({"id": name, "lines": 5})
     async with tools_in_memory(namespace.address) as tools:
-        with pytest.raises(Refused, match="is open but isn't an invoice. Terminate it"):
+        with pytest.raises(Refused, match=r"is open but isn't an invoice. Terminate it"):
             await tools("cancel_invoice", invoice_id=name)

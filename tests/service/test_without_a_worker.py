@@ -101,11 +101,11 @@ async def test_a_decision_that_is_kept_is_told_and_stands(idle_tools: Tools) -> 
     text = await idle_tools("approve_invoice", invoice_id=name)
     assert text.startswith("Already approved; nothing was changed.")
     assert told in text
-    with pytest.raises(Refused, match="can't be rejected now.*approved by.*call cancel_invoice"):
+    with pytest.raises(Refused, match=r"can't be rejected now.*approved by.*call cancel_invoice"):
         await idle_tools("reject_invoice", invoice_id=name)
 
     await idle_tools("reject_invoice", invoice_id=other)
-    with pytest.raises(Refused, match="can't be approved now.*rejected by"):
+    with pytest.raises(Refused, match=r"can't be approved now.*rejected by"):
         await idle_tools("approve_invoice", invoice_id=other)
 
 

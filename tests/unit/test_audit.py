@@ -67,6 +67,23 @@ def test_a_decision_that_came_too_late_does_not_count() -> None:
     assert recorded("timed_out", APPROVAL).decision == (None, None)
 
 
+def test_a_decision_is_dated_by_the_history() -> None:
+    read_late = APPROVAL.model_copy(update={"at": NOON + timedelta(days=3)})
+
+    def run_with(standing: Decision, signal: Decision) -> audit.Run:
+        run = recorded("completed", signal)
+        status = run.found.status.model_copy(update={"decision": standing})
+        run.found = replace(run.found, status=status)
+        run.original_id = run.found.id
+        return run
+
+    assert run_with(standing=read_late, signal=APPROVAL).decision == (APPROVAL, "a client")
+    # A reset copies signals with its own time.
+    reset = run_with(standing=APPROVAL, signal=read_late)
+    reset.original_id = "another"
+    assert reset.decision == (APPROVAL, "a client")
+
+
 def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
     begun = audit.PaymentActivity(PaymentRequest(), NOON)
     approved = recorded("paying", APPROVAL, begun)
