@@ -1,4 +1,4 @@
-"""Compares the Temporal Service's clock, which counts, with this computer's, which may be wrong."""
+"""Compares the Temporal Service's clock, which decides, with this computer's clock."""
 
 from dataclasses import dataclass
 from datetime import datetime
