@@ -1,4 +1,4 @@
-"""A hook that hangs, never ends its answer or can't be looked up holds up no invoice."""
+"""A hook that hangs, never ends its answer or can't be looked up doesn't delay invoices."""
 
 import asyncio
 import gzip
@@ -44,7 +44,7 @@ async def test_payments_and_shutdown_do_not_wait_for_a_hook(
             assert await worker.end() == 0
             assert time.monotonic() - start < 35
             assert "Traceback" not in worker.log.read_text()
-        # What was cut off is posted by the next worker.
+        # The next worker posts the notices that were cut off.
         hook.answer = accept
         hook.posts.clear()
         async with a_worker(namespace, tmp_path, hook):

@@ -1,4 +1,4 @@
-"""A Temporal Service that comes and goes."""
+"""A Temporal Service that is unavailable for a while."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from support import (
 
 
 async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
-    """What each tool says, all called at once; all refuse."""
+    """Calls all tools at once. Each must refuse; returns their words."""
 
     async def answer(tool: str) -> str:
         with pytest.raises(Refused) as refusal:

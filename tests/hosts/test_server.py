@@ -1,4 +1,4 @@
-"""The MCP server as a process: only the protocol on its output, clear words on what is down."""
+"""The MCP server as a process: its output is only the protocol, and its errors are clear."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ async def test_a_signal_ends_the_server_cleanly(number: int, address: str, tmp_p
 
 
 async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
-    """What each tool says, all called at once; all refuse."""
+    """Calls all tools at once. Each must refuse; returns their words."""
 
     async def answer(tool: str) -> str:
         with pytest.raises(Refused) as refusal:

@@ -1,4 +1,4 @@
-"""Decisions that are first read after the deadline: the time of the Temporal Service counts."""
+"""Decisions that a worker reads after the deadline: the Temporal Service's time counts."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ HOUR = timedelta(hours=1)
 
 @dataclass
 class Sent:
-    """A signal, and when its sender says that it was sent, counted from the deadline."""
+    """A signal, and the time of its sending relative to the deadline, according to its sender."""
 
     approve: bool
     clock: timedelta | None = None
@@ -37,7 +37,7 @@ class Sent:
         if self.clock is None:
             await handle.signal(signal)
         else:
-            # All with one identity, as somebody would forge it who has seen the first.
+            # All have the same request id, as if somebody who has seen the first forged the others.
             sent_at = (deadline + self.clock).isoformat()
             await handle.signal(signal, {"request": "seen", "sent_at": sent_at})
 
@@ -99,7 +99,7 @@ async def test_a_decision_read_late_counts_if_the_service_received_it_in_time(
 
 
 async def submitted(desk: Desk) -> Invoice:
-    """Without waiting for a worker's word, as `InvoiceClient` does."""
+    """Submits an invoice, without waiting for a worker as `InvoiceClient` does."""
     days = TIMEOUT / timedelta(days=1)
     invoice = Invoice.model_validate(an_invoice(approval_timeout_days=days))
     await desk.start(invoice)
@@ -137,7 +137,7 @@ async def test_after_a_reset_a_decision_counts_by_when_it_was_first_received(
 
 
 async def reset(client: Client, invoice: Invoice) -> None:
-    """To the end of the first workflow task."""
+    """Resets a run to the end of its first workflow task."""
     handle = client.get_workflow_handle(workflow_id(invoice.id))
     events = [event async for event in handle.fetch_history_events()]
     completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED

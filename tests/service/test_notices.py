@@ -1,6 +1,6 @@
 """Which worker posts a notice, and whose notices it posts.
 
-What they say is tested in `test_operations.py`, hooks that misbehave in `tests/faults`.
+Their content is tested in `test_operations.py`, and misbehaving hooks in `tests/faults`.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ async def pay(desk: Desk, invoice: Invoice) -> None:
     assert await desk.handle(invoice).result() == "COMPLETED"
 
 
-# Where a hook's worker is, or isn't.
+# Workers with and without the hook.
 
 
 async def test_a_notice_waits_for_a_worker_with_the_hook(
@@ -70,7 +70,7 @@ async def test_a_notice_whose_id_is_taken_is_logged(namespace: Namespace, tmp_pa
         assert f"{invoice.id}: a notice isn't sent, because another workflow has its id" in line
 
 
-# Whose notice it is.
+# The senders of notices.
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ async def hook() -> AsyncIterator[Hook]:
 async def client(
     hook: Hook, new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Client]:
-    """Of another program than ours, in a namespace with a worker that has the hook."""
+    """A client that isn't ours, in a namespace with a worker that has the hook."""
     address = new_namespace()
     async with Worker(address, tmp_path_factory.mktemp("data"), INVOICE_NOTIFY_URL=hook.url):
         yield await Namespace(address).connect()
@@ -141,7 +141,7 @@ async def test_a_notice_without_an_invoice_is_not_posted(client: Client, hook: H
 
 
 async def forge(notice: dict[str, Any], directly: bool) -> str:
-    """Sends a notice as a workflow may that another program runs, by a child or by the activity."""
+    """Another program's workflow, which sends a notice through a child or the activity."""
     notice = {"notice_id": f"{workflow.info().run_id}/completed", **notice}
     if not directly:
         result: str = await workflow.execute_child_workflow(
@@ -203,7 +203,7 @@ async def test_only_an_invoices_own_run_can_send_its_notice(
     posts = [post for post in hook.posts if invoice_id in post["text"]]
     if sender is OfAnInvoice and not directly and not changed:
         assert result == "DELIVERED"
-        # Fields that a notice doesn't have are left out.
+        # Unknown fields are left out.
         assert posts == [a_notice(invoice_id, (await handle.describe()).run_id)]
     else:
         assert (result, posts) == ("UNDELIVERED", [])

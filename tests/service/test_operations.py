@@ -31,7 +31,7 @@ async def hook() -> AsyncIterator[Hook]:
 
 @pytest.fixture(scope="module")
 async def equipped(new_namespace: Callable[[], str]) -> Namespace:
-    """A namespace of these tests' own, which has the search attribute."""
+    """A namespace for these tests, which has the search attribute."""
     namespace = Namespace(new_namespace())
     client = await namespace.connect()
     keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD

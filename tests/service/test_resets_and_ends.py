@@ -46,7 +46,7 @@ async def hook() -> AsyncIterator[Hook]:
 async def desk(
     hook: Hook, new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Desk]:
-    """In a namespace with a worker that has the hook."""
+    """A desk in a namespace with a worker that has the hook."""
     address = new_namespace()
     async with Worker(address, tmp_path_factory.mktemp("data"), INVOICE_NOTIFY_URL=hook.url):
         yield Desk(await Namespace(address).connect())
@@ -61,7 +61,7 @@ async def pay(desk: Desk, invoice: Invoice) -> None:
 
 
 async def reset(client: Client, invoice: Invoice, task: int) -> str:
-    """To the end of its workflow task of that number, counted from 0; returns the new run's id."""
+    """Resets to the end of a workflow task, counted from 0. Returns the new run's id."""
     handle = client.get_workflow_handle(workflow_id(invoice.id))
     run_id = (await handle.describe()).run_id
     completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
@@ -90,7 +90,7 @@ async def test_a_run_that_is_reset_goes_on_and_sends_its_notices_again(
     run_id = (await desk.handle(invoice).describe()).run_id
     await pay(desk, invoice)
     notice = client.get_workflow_handle(f"notice-{run_id}-completed")
-    for task in (-1, 0, -1, 0):  # each is a reset of the one before
+    for task in (-1, 0, -1, 0):  # each resets the previous run
         assert await notice.result() == "DELIVERED"
         run_id = await reset(client, invoice, task)
         run = client.get_workflow_handle(workflow_id(invoice.id), run_id=run_id)
@@ -117,11 +117,11 @@ async def test_a_reset_while_a_notice_is_being_delivered_leaves_it_alone(
             assert await run.result() == "COMPLETED"
 
 
-# A cancellation that arrives while the end's notice is handed over.
+# A cancellation that arrives while the last notice is handed over.
 
 
 class Held:
-    """Holds the workflow task in which an invoice ends, until the end was to be cancelled."""
+    """Holds the workflow task in which an invoice ends, until the test has cancelled the run."""
 
     def __init__(self, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.release = threading.Event(), threading.Event()
@@ -166,7 +166,7 @@ async def cancelled_at_its_end(
 
 @pytest.fixture
 def noticed(tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Activities in this process, which answer that notices are sent."""
+    """Has this process's activities report to the workflow that notices are on."""
     gateway = SimulatedGateway(tmp_path)
     monkeypatch.setattr(activities, "open_payments", lambda: (gateway, ledger))
     monkeypatch.setenv("INVOICE_NOTIFY_URL", "http://127.0.0.1:9/")

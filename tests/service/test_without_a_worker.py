@@ -34,7 +34,7 @@ async def idle(new_namespace: Callable[[], str]) -> Namespace:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The workflows about which a worker was asked and its answer waited for."""
+    """The workflows for which the client waited for a worker's answer."""
     waits = []
     ask_worker = InvoiceRuns.ask_worker
 

@@ -1,4 +1,4 @@
-"""`uv run worker.py`: its clean end, and one sentence for what is wrong."""
+"""`uv run worker.py` ends cleanly, and explains in one sentence what is wrong."""
 
 import asyncio
 import os
