@@ -11,10 +11,14 @@ from typing import Any
 
 import psutil
 import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
+from hooks import Hook, a_hook, accept
 from payments.ledger import SQLiteLedger
 from postgres import PostgreSQL, programs
+from stripe_stand_in import StripeStandIn
 from support import (
     ERAS,
     Namespace,
@@ -130,6 +134,20 @@ def namespace(new_namespace: Callable[[], str]) -> Namespace:
     return Namespace(new_namespace())
 
 
+@pytest.fixture(scope="module")
+async def equipped(new_namespace: Callable[[], str]) -> Namespace:
+    """A namespace for one test file, which has the search attribute."""
+    namespace = Namespace(new_namespace())
+    client = await namespace.connect()
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
+        )
+    )
+    return namespace
+
+
 @pytest.fixture(scope="session")
 async def client(address: str) -> Client:
     """A client that isn't ours, such as the `temporal` CLI or the Web UI."""
@@ -198,6 +216,18 @@ async def tools_here(address: str, worker: Worker) -> AsyncIterator[Tools]:
 def ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
     with closing(SQLiteLedger(tmp_path / "payments.db")) as ledger:
         yield ledger
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StripeStandIn]:
+    with StripeStandIn() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+async def hook() -> AsyncIterator[Hook]:
+    async with a_hook(accept) as hook:
+        yield hook
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ from uuid import uuid4
 
 import pytest
 import temporalio.worker
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
 
 from invoice_client import InvoiceClient
@@ -407,6 +410,18 @@ class Refused(Exception):
     """A tool answered with an error."""
 
 
+async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
+    """Calls all tools at once. Each must refuse; returns their words."""
+
+    async def answer(tool: str) -> str:
+        with pytest.raises(Refused) as refusal:
+            await tools(tool, **CALLS[tool])
+        return str(refusal.value)
+
+    async with asyncio.timeout(30):
+        return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
+
+
 @asynccontextmanager
 async def tools_in_memory(
     address: str, mode: str = "legacy", **client: Any
@@ -459,6 +474,32 @@ class Desk:
         invoice = await self.submit(**fields)
         await self.approve(invoice)
         return invoice
+
+    async def pay(self, invoice: AnInvoice) -> None:
+        """Approves an invoice, and waits until it is paid."""
+        await self.approve(invoice)
+        assert await self.handle(invoice).result() == "COMPLETED"
+
+    async def reset(self, invoice: AnInvoice, task: int = 0) -> str:
+        """Resets to the end of a workflow task, counted from 0. Returns the new run's id."""
+        handle = self.handle(invoice)
+
+        async def ends_of_tasks() -> list[int]:
+            completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+            events = handle.fetch_history_events()
+            return [event.event_id async for event in events if event.event_type == completed]
+
+        run_id = (await handle.describe()).run_id
+        answer = await self.temporal.workflow_service.reset_workflow_execution(
+            ResetWorkflowExecutionRequest(
+                namespace=self.temporal.namespace,
+                workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=run_id),
+                workflow_task_finish_event_id=(await eventually(ends_of_tasks))[task],
+                request_id=uuid4().hex,
+                reason="a test",
+            )
+        )
+        return answer.run_id
 
     async def status(self, invoice: AnInvoice) -> InvoiceStatus:
         return await self.client.get_status(id_of(invoice))

@@ -1,7 +1,6 @@
 """Whatever is killed while invoices are paid: nothing is lost and nothing is paid twice."""
 
 import asyncio
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from uuid import uuid4
@@ -94,12 +93,6 @@ async def test_kill_of_the_mcp_server_within_a_call_loses_nothing(
         await tools("approve_invoice", invoice_id=invoice["id"])
         await tools.until(invoice, "completed")
     assert len(paid(worker.data, invoice)) == 2
-
-
-@pytest.fixture
-def stand_in() -> Iterator[StripeStandIn]:
-    with StripeStandIn() as stand_in:
-        yield stand_in
 
 
 async def test_kill_of_the_worker_within_a_call_charges_once(

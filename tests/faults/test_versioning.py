@@ -58,11 +58,6 @@ async def test_a_worker_without_work_because_of_versioning_names_the_command(
         assert await handle.result() == "COMPLETED"
 
 
-async def pay(desk: Desk, invoice: Invoice) -> None:
-    await desk.approve(invoice)
-    assert await desk.handle(invoice).result() == "COMPLETED"
-
-
 async def test_a_versioned_worker_posts_and_the_version_before_can_be_made_current(
     service: Service, tmp_path: Path
 ) -> None:
@@ -97,4 +92,4 @@ async def test_a_versioned_worker_posts_and_the_version_before_can_be_made_curre
         await eventually(lambda: hook.events(invoice) == ["waiting"])
         async with a_version("1"):  # as before notices had a task queue of their own
             await make_current("1")
-            await pay(desk, invoice)
+            await desk.pay(invoice)

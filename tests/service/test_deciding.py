@@ -10,9 +10,6 @@ from uuid import uuid4
 
 import pytest
 from mcp import MCPError
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 
 from approval import elicitation
@@ -485,26 +482,8 @@ async def test_the_decider_is_not_named_by_the_environment(
 async def test_the_deadline_is_the_same_after_a_reset(tools: Tools, client: Client) -> None:
     invoice = await tools.submit()
     await tools.until(invoice, "waiting")
-    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
-    run_id = (await handle.describe()).run_id
-
-    async def first_task_completed() -> int | None:
-        async for event in handle.fetch_history_events():
-            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
-                return event.event_id
-        return None
-
     before = await tools.status(invoice)
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=run_id),
-            workflow_task_finish_event_id=await eventually(first_task_completed),
-            request_id=invoice["id"],
-            reason="a test",
-        )
-    )
-    assert (await handle.describe()).run_id != run_id
+    await Desk(client).reset(invoice)
     after = await tools.until(invoice, "waiting")
     assert after["deadline"] == before["deadline"]
     # The run doesn't report what it paid before the reset.

@@ -5,17 +5,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from temporalio import activity
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import WorkflowHandle
 
 import activities
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
 from support import Desk, Namespace, Worker, an_invoice, paid, workflows_only
@@ -128,32 +124,12 @@ async def test_after_a_reset_a_decision_counts_by_when_it_was_first_received(
         assert before.decision
         await until(deadline)
         for _ in range(2):  # the second one is a reset of a reset
-            await reset(desk.temporal, invoice)
+            await desk.reset(invoice)
             status = await desk.until(invoice, *ENDS)
             assert status.state == "rejected"
             assert status.decision
             assert status.decision.request == before.decision.request
             assert status.decision.at <= before.decision.at
-
-
-async def reset(client: Client, invoice: Invoice) -> None:
-    """Resets a run to the end of its first workflow task."""
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
-    events = [event async for event in handle.fetch_history_events()]
-    completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(
-                workflow_id=handle.id, run_id=(await handle.describe()).run_id
-            ),
-            workflow_task_finish_event_id=next(
-                event.event_id for event in events if event.event_type == completed
-            ),
-            request_id=uuid4().hex,
-            reason="a test",
-        )
-    )
 
 
 async def test_a_cancellation_counts_while_the_service_is_asked(

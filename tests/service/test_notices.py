@@ -19,20 +19,10 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from hooks import Hook, a_hook, accept, fail
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import workflow_id
 from notices import NOTICE_TASK_QUEUE
 from support import Desk, Namespace, Worker, eventually
 from workflow import TASK_QUEUE
-
-
-def a_worker(namespace: Namespace, data: Path, hook: Hook) -> Worker:
-    return Worker(namespace.address, data, INVOICE_NOTIFY_URL=hook.url)
-
-
-async def pay(desk: Desk, invoice: Invoice) -> None:
-    await desk.approve(invoice)
-    assert await desk.handle(invoice).result() == "COMPLETED"
-
 
 # Workers with and without the hook.
 
@@ -48,21 +38,24 @@ async def test_a_notice_waits_for_a_worker_with_the_hook(
             await eventually(lambda: hook.events(invoice) == ["waiting"])
             assert await worker.end() == 0
         async with Worker(namespace.address, tmp_path) as worker:  # which was started without it
-            await pay(desk, invoice)
+            await desk.pay(invoice)
             assert await worker.end() == 0
         hook.answer = accept
-        async with a_worker(namespace, tmp_path, hook):
+        async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url):
             await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)[1:]), 30)
 
 
 async def test_a_notice_whose_id_is_taken_is_logged(namespace: Namespace, tmp_path: Path) -> None:
     desk = Desk(await namespace.connect())
-    async with a_hook(accept) as hook, a_worker(namespace, tmp_path, hook) as worker:
+    async with (
+        a_hook(accept) as hook,
+        Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url) as worker,
+    ):
         invoice = await desk.submit()
         run_id = (await desk.handle(invoice).describe()).run_id
         taken = f"notice-{run_id}-completed"
         await desk.temporal.start_workflow("Nothing", id=taken, task_queue="of-nobody")
-        await pay(desk, invoice)
+        await desk.pay(invoice)
 
         await eventually(lambda: "a notice isn't sent" in worker.log.read_text())
         [line] = [one for one in worker.log.read_text().splitlines() if taken in one]
@@ -71,12 +64,6 @@ async def test_a_notice_whose_id_is_taken_is_logged(namespace: Namespace, tmp_pa
 
 
 # The senders of notices.
-
-
-@pytest.fixture(scope="module")
-async def hook() -> AsyncIterator[Hook]:
-    async with a_hook(accept) as hook:
-        yield hook
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,7 @@ from temporalio.api.command.v1 import (
     ModifyWorkflowPropertiesCommandAttributes,
 )
 from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowType
-from temporalio.api.enums.v1 import CommandType, IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.enums.v1 import CommandType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     PollWorkflowTaskQueueRequest,
@@ -201,14 +200,7 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     client = await namespace.connect()
-    invoices = InvoiceClient(client)
-
-    async def until(invoice: dict[str, Any], state: str) -> None:
-        async def reached() -> bool:
-            return (await invoices.get_status(invoice["id"])).state == state
-
-        await eventually(reached)
-
+    desk = Desk(client)
     lines = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
     ended, invalid, elsewhere = broken = [an_invoice(lines=lines) for _ in range(3)]
     directories = tmp_path / "own", tmp_path / "other"
@@ -217,19 +209,19 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
     other = Worker(namespace.address, directories[1])
     async with Worker(namespace.address, directories[0], INVOICE_DECLINE_OVER="50") as own:
         for invoice in broken:
-            await invoices.submit(Invoice.model_validate(invoice))
-            await invoices.decide(invoice["id"], approve=True)
+            await desk.client.submit(Invoice.model_validate(invoice))
+            await desk.approve(invoice)
         for invoice in broken:
-            await until(invoice, "failed")
-        ledger = (await invoices.runs.get_run(ended["id"])).ledger
+            await desk.until(invoice, "failed")
+        ledger = (await desk.client.runs.get_run(ended["id"])).ledger
         assert ledger
-        await Desk(client).start({"id": invalid["id"]}, memo={})
-        await until(invalid, "failed")
+        await desk.start({"id": invalid["id"]}, memo={})
+        await desk.until(invalid, "failed")
         await own.end()
         async with other:
-            await Desk(client).start(elsewhere, memo={})
-            await until(elsewhere, "waiting")
-        await Desk(client).start(ended, memo={})
+            await desk.start(elsewhere, memo={})
+            await desk.until(elsewhere, "waiting")
+        await desk.start(ended, memo={})
         for invoice in (ended, elsewhere):
             await client.get_workflow_handle(workflow_id(invoice["id"])).terminate()
         for invoice in broken:
@@ -384,20 +376,6 @@ async def test_an_approval_of_what_is_being_paid_sends_nothing_and_asks_nobody(
     ]
     assert len(signals) == 1
     await handle.terminate()
-
-
-@pytest.fixture(scope="module")
-async def equipped(new_namespace: Callable[[], str]) -> Namespace:
-    """A namespace that has the search attribute, and no worker."""
-    namespace = Namespace(new_namespace())
-    client = await namespace.connect()
-    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-    await client.operator_service.add_search_attributes(
-        AddSearchAttributesRequest(
-            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
-        )
-    )
-    return namespace
 
 
 @pytest.mark.parametrize("attribute", ["completed", "rejected", "nonsense"])

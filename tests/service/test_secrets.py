@@ -8,7 +8,7 @@ import asyncio
 import ssl
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
@@ -101,14 +101,9 @@ class Configured:
 
 @pytest.fixture
 async def hook() -> AsyncIterator[Hook]:
+    """A hook for one test, which may change its answers."""
     async with a_hook(accept) as hook:
         yield hook
-
-
-@pytest.fixture
-def stand_in() -> Iterator[StripeStandIn]:
-    with StripeStandIn() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture

@@ -37,12 +37,6 @@ PAYMENT = Payment(
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StripeStandIn]:
-    with StripeStandIn() as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
 def gateway(stand_in: StripeStandIn) -> StripeGateway:
     return StripeGateway("sk_test_ok", "stripe test", stand_in.url)
 
