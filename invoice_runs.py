@@ -317,11 +317,11 @@ class InvoiceRuns:
         Its memo is up to date then, and reading it is quicker than a query, which the worker has to
         answer. None if that takes longer than `PROMPT_SECONDS`, or if the memo doesn't tell.
         """
-        pause = 0.005
+        pause = 0.003
         until = time.monotonic() + PROMPT_SECONDS
         while time.monotonic() < until:
             await asyncio.sleep(pause)
-            pause *= 1.5
+            pause *= 1.3
             run = await self.get_run(invoice_id, run_id)
             if run.is_open and run.description.has_pending_workflow_task:
                 continue
