@@ -285,7 +285,9 @@ async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, 
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
             at = event.event_time.ToDatetime(UTC)
-            decision = Decision.sent(DECISIONS[signal.signal_name], first_data(signal.input), at)
+            decision = Decision.from_signal(
+                DECISIONS[signal.signal_name], first_data(signal.input), at
+            )
             decisions.append((signal.request_id, decision))
     if not reset_from:
         return decisions
