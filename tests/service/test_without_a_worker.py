@@ -127,7 +127,7 @@ async def test_a_kept_decision_is_dated_when_it_was_made(
         assert decision
         assert decision.by == whoami()
         assert abs(decision.at - made.at) < timedelta(seconds=1)
-        await desk.once(later, lambda status: status.worker_answers)
+        await desk.once(later, lambda status: status.paid_earlier_lines is not None)
         await desk.approve(later)
     patches = [
         any(b"dated-by-the-sender" in event.SerializeToString() for event in history.events)
