@@ -56,6 +56,13 @@ SETTINGS = (
         "TOML file to read instead of temporalio/temporal.toml in the user's configuration folder",
         is_path=True,
     ),
+    Setting(
+        "INVOICE_TEMPORAL_PORT",
+        _ALL,
+        "port of the embedded service, used unless an address is configured",
+        "7233",
+    ),
+    Setting("INVOICE_WEB_UI_PORT", _ALL, "port of the embedded service's Web UI", "8233"),
     Setting("INVOICE_APPROVAL_CARD", _SERVER, "auto, required or off: approval by a card", "auto"),
     Setting(
         "INVOICE_DATA_DIR",

@@ -106,8 +106,9 @@ async def run() -> None:
     async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
-        if address == f"localhost:{connection.PORT}" and await listens(connection.UI_PORT):
-            log.info("Web UI            http://localhost:%s", connection.UI_PORT)
+        ui_port = connection.web_ui_port()
+        if address == f"localhost:{connection.service_port()}" and await listens(ui_port):
+            log.info("Web UI            http://localhost:%s", ui_port)
         log.info("Data              %s", directory)
         log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)
         workers = _workers(client)

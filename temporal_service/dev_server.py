@@ -1,7 +1,7 @@
 """The embedded Temporal dev server, for a worker that finds no service.
 
 Only the worker may start one, and only if no address is configured and nothing listens on
-localhost:7233.
+`INVOICE_TEMPORAL_PORT` of this machine.
 """
 
 import asyncio
@@ -35,13 +35,14 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 
 from startup import StartupError
-from temporal_service import connection
 from temporal_service.connection import (
     address_is_configured,
     connect,
     connect_config,
     describe_rpc_error,
     quiet_runtime,
+    service_port,
+    web_ui_port,
 )
 
 RETENTION = timedelta(days=365)
@@ -68,20 +69,20 @@ async def connect_or_start(
 ) -> AsyncIterator[Client]:
     """A client of the configured service, or of an embedded one while the context lasts.
 
-    Without a configured address the service on localhost:7233 is used unless it is one of another
-    directory, and one is started if nothing listens there: at first, after a crash, or after
-    another worker of this directory has ended the one that it had started. The one that was started
-    here ends with the context.
+    Without a configured address the service on `INVOICE_TEMPORAL_PORT` is used unless it is one of
+    another directory, and one is started if nothing listens there: at first, after a crash, or
+    after another worker of this directory has ended the one that it had started. The one that was
+    started here ends with the context.
 
     Args:
-        directory: has the embedded server's `temporal.db` and `temporal.log`.
+        directory: has the embedded server's `temporal.db`, `temporal.log` and `temporal.port`.
         search_attribute: of type Keyword; the embedded server gets it, also with an older database.
         metrics_address: see `quiet_runtime`.
 
     Raises:
         StartupError: no service can be reached or started, it has no such namespace or belongs to
-            another directory, or metrics can't be served; within an ExceptionGroup if that happens
-            while the context lasts.
+            another directory, this directory's runs on another port, or metrics can't be served;
+            within an ExceptionGroup if that happens while the context lasts.
     """
     config = connect_config()
     runtime = quiet_runtime(metrics_address)
@@ -98,8 +99,9 @@ async def connect_or_start(
             client = await connect(config, runtime=runtime)
         except StartupError as error:
             raise StartupError(
-                f"Port {connection.PORT} is in use by something that isn't a Temporal Service;"
-                " stop it, or set TEMPORAL_ADDRESS to a service elsewhere."
+                f"Port {service_port()} is in use by something that isn't a Temporal Service;"
+                " stop it, set INVOICE_TEMPORAL_PORT to another port for the worker, the MCP server"
+                " and the audit, or set TEMPORAL_ADDRESS to a service elsewhere."
             ) from error
         with _rpc_errors_in_words(client):
             await server.check(client)
@@ -140,12 +142,12 @@ async def belongs_to(client: Client, directory: Path) -> bool:
             return True
     other = "".join(filter(str.isprintable, other))
     raise StartupError(
-        f"The Temporal Service on port {connection.PORT} was started for the data directory"
+        f"The Temporal Service on port {service_port()} was started for the data directory"
         f" {other}, and the data directory here is {_as_text(directory)}. To work on the invoices"
         " of that service, set INVOICE_DATA_DIR to its directory; to work on those here, end its"
-        " worker first, or the service if no worker is left. To use that service with the directory"
-        " here, set"
-        f" TEMPORAL_ADDRESS=localhost:{connection.PORT}."
+        " worker first, or the service if no worker is left, or set INVOICE_TEMPORAL_PORT and"
+        " INVOICE_WEB_UI_PORT to other ports. To use that service with the directory here, set"
+        f" TEMPORAL_ADDRESS=localhost:{service_port()}."
     )
 
 
@@ -174,11 +176,19 @@ async def temporal_executable() -> Path:
 
 
 class _DevServer:
-    """The dev server on `connection.PORT`, whether this process or another has started it."""
+    """The dev server on `INVOICE_TEMPORAL_PORT`, whether this process or another has started it."""
 
     def __init__(self, directory: Path, config: ClientConnectConfig, runtime: Runtime) -> None:
         self._directory = directory
         self._log_file = directory / "temporal.log"
+        self._port_file = directory / "temporal.port"
+        """Has the port of the server that was last started here."""
+        self._port, self._ui_port = service_port(), web_ui_port()
+        if self._port == self._ui_port:
+            raise StartupError(
+                f"INVOICE_TEMPORAL_PORT and INVOICE_WEB_UI_PORT are both {self._port}: they must"
+                " differ."
+            )
         self._config = config
         self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
@@ -188,15 +198,18 @@ class _DevServer:
 
     async def find_or_start(self) -> None:
         # A second worker waits here until it finds the first one's server.
-        async with _one_at_a_time():
+        async with _one_at_a_time(self._port):
             for _ in range(START_ATTEMPTS):
-                if await listens(connection.PORT) or await self._start():
+                if await listens(self._port):
+                    return
+                await self._expect_none_on_another_port()
+                if await self._start():
                     return
                 await asyncio.sleep(1)
-        if await listens(connection.UI_PORT):
+        if await listens(self._ui_port):
             raise StartupError(
-                f"Port {connection.UI_PORT}, for Temporal's Web UI, is in use by another program;"
-                " stop it."
+                f"Port {self._ui_port}, for Temporal's Web UI, is in use by another program; stop"
+                " it, or set INVOICE_WEB_UI_PORT to another port."
             )
         last_line = self._log_file.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
         raise StartupError(
@@ -221,11 +234,11 @@ class _DevServer:
             if self._process:
                 await self._process.wait()
             else:
-                while await listens(connection.PORT):
+                while await listens(self._port):
                     await self._answers(client)
                     await asyncio.sleep(1)
             if self._belongs_here:
-                log.warning("The Temporal Service on port %s ended; starting it.", connection.PORT)
+                log.warning("The Temporal Service on port %s ended; starting it.", self._port)
                 await self.stop()
                 await self.find_or_start()
             else:
@@ -233,12 +246,12 @@ class _DevServer:
                     "The Temporal Service on port %s ended. It was not started for %s, so this"
                     " worker waits for it: start it again. To work on the invoices in that"
                     " directory instead, end this worker and start it again.",
-                    connection.PORT,
+                    self._port,
                     self._directory,
                 )
                 while not await self._answers(client):
                     await asyncio.sleep(1)
-                log.info("The Temporal Service on port %s is back.", connection.PORT)
+                log.info("The Temporal Service on port %s is back.", self._port)
             await _prepare(client, search_attribute)  # its database may be a new one
 
     async def _answers(self, client: Client) -> bool:
@@ -261,17 +274,36 @@ class _DevServer:
             process.kill()
             await process.wait()
 
+    async def _expect_none_on_another_port(self) -> None:
+        """Two servers must not write to one database.
+
+        Raises:
+            StartupError: the server that was last started here still runs, on another port.
+        """
+        try:
+            port = int(self._port_file.read_text("utf-8"))
+            if port == self._port or not await listens(port):
+                return
+            config: ClientConnectConfig = {**self._config, "target_host": f"localhost:{port}"}
+            client = await connect(config, runtime=self._runtime)
+            runs_there = await belongs_to(client, self._directory)
+        except (OSError, OverflowError, ValueError, RPCError, StartupError):
+            return
+        if runs_there:
+            raise StartupError(
+                f"The Temporal Service of the data directory {self._directory} already runs on port"
+                f" {port}: set INVOICE_TEMPORAL_PORT={port}, or end it and its worker first."
+            )
+
     async def _start(self) -> bool:
         """False if it ends at once, or isn't ready within 30 s."""
         executable = await temporal_executable()
         try:
+            self._port_file.write_text(str(self._port), "utf-8")
             with self._open_log() as output:
                 self._process = await asyncio.create_subprocess_exec(
                     *dev_server_command(
-                        executable,
-                        connection.PORT,
-                        connection.UI_PORT,
-                        self._config["namespace"],
+                        executable, self._port, self._ui_port, self._config["namespace"]
                     ),
                     cwd=self._directory,
                     stdin=subprocess.DEVNULL,
@@ -377,27 +409,29 @@ async def listens(port: int) -> bool:
 
 
 @asynccontextmanager
-async def _one_at_a_time() -> AsyncIterator[None]:
-    """Of all workers on this machine, whatever their directories, one at a time goes on.
+async def _one_at_a_time(port: int) -> AsyncIterator[None]:
+    """Of all workers with this port, whatever their directories, one at a time goes on.
 
     Only so does the next one see whose server it finds: one that listens has its mark by then.
     """
     # The UDP port of the same number, which nothing else uses: on every system it is free again as
     # soon as the process ends that has it.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lock:
-        if not _bound(lock):
+        if not _bound(lock, port):
             log.info("Another worker starts its Temporal Service; waiting for it.")
-            while not _bound(lock):
+            while not _bound(lock, port):
                 await asyncio.sleep(0.2)
         yield
 
 
-def _bound(lock: socket.socket) -> bool:
+def _bound(lock: socket.socket, port: int) -> bool:
     try:
-        lock.bind(("127.0.0.1", connection.PORT))
+        lock.bind(("127.0.0.1", port))
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise StartupError(f"UDP port {connection.PORT} can't be used: {error}.") from error
+            raise StartupError(
+                f"UDP port {port} can't be used ({error}); set INVOICE_TEMPORAL_PORT to another."
+            ) from error
         return False
     return True
 

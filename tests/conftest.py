@@ -167,8 +167,8 @@ async def tools(
 
 @pytest.fixture
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of this process names a Temporal Service."""
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+    """No variable of this process names a Temporal Service or is another setting of ours."""
+    for name in [name for name in os.environ if name.startswith(("TEMPORAL_", "INVOICE_"))]:
         monkeypatch.delenv(name)
 
 
