@@ -42,6 +42,7 @@ from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start, kill_started_servers, listens
 from temporal_service.executions import list_executions
+from temporal_service.traces import flush_traces, start_traces
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
@@ -88,6 +89,7 @@ def main() -> int:
         code = 0
     except* StartupError as problems:
         log.error("%s", problems.exceptions[0])
+    flush_traces()
     return code
 
 
@@ -99,6 +101,7 @@ async def run() -> None:
             a setting is broken; within an ExceptionGroup once the worker runs.
     """
     _end_on_signal()
+    start_traces("invoice-worker")
     directory = data_directory()
     gateway, ledger = activities.open_payments()
     notify_url()

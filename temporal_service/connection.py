@@ -30,6 +30,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from settings import environment, read_setting
 from startup import StartupError
 from temporal_service.payloads import data_converter
+from temporal_service.traces import client_plugins
 
 MAX_NAME = 200
 """The longest result of `whoami`, in characters."""
@@ -114,6 +115,7 @@ async def connect(
                 lazy=lazy,
                 runtime=runtime or quiet_runtime(),
                 data_converter=data_converter,
+                plugins=client_plugins(),
             )
     except (RuntimeError, TimeoutError) as error:
         raise StartupError(describe_connection_error(config["target_host"], str(error))) from error
