@@ -1,4 +1,7 @@
-"""A worker whose gateway never answers, with the limits at its end that its arguments say."""
+"""A worker whose gateway never answers.
+
+Its arguments are `DRAIN_SECONDS` and `END_SECONDS`.
+"""
 
 import os
 import sys
