@@ -299,9 +299,9 @@ def test_a_server_that_cannot_trace_says_so_and_goes_on(
     assert not server.stdout
 
 
-NOTHING_IMPORTED = """
+WORKER_UNTRACED = """
 import asyncio, sys
-import worker, activities
+import worker
 from temporal_service.connection import connect
 from temporal_service.traces import flush_traces, start_traces
 
@@ -310,11 +310,23 @@ asyncio.run(connect({"target_host": "localhost:1", "namespace": "default"}, lazy
 flush_traces()
 print(*(name for name in sys.modules if "opentelemetry" in name))
 """
+# FastMCP imports the API, whose spans go nowhere without the SDK.
+SERVER_UNTRACED = """
+import sys
+import invoice_server
+from temporal_service.traces import flush_traces, start_traces
+
+start_traces("invoice-server")
+flush_traces()
+heavy = ("opentelemetry.sdk", "opentelemetry.exporter", "temporalio")
+print(*(name for name in sys.modules if name.startswith(heavy)))
+"""
 
 
-def test_without_a_collector_nothing_of_opentelemetry_is_imported() -> None:
+@pytest.mark.parametrize("program", [WORKER_UNTRACED, SERVER_UNTRACED], ids=["worker", "server"])
+def test_without_a_collector_nothing_for_traces_is_imported(program: str) -> None:
     output = subprocess.check_output(
-        [sys.executable, "-c", NOTHING_IMPORTED],
+        [sys.executable, "-c", program],
         env=environment("", PYTHONPATH=str(ROOT), OTEL_SERVICE_NAME="unused"),
         text=True,
         timeout=60,
