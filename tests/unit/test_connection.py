@@ -29,9 +29,42 @@ def test_missing_tls_file_is_named(
         connect_config()
 
 
-def test_only_the_default_address_is_named_with_the_command_that_starts_the_service() -> None:
+def test_only_the_default_address_is_named_with_the_command_that_starts_the_service(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     local = describe_connection_error("localhost:7233", "refused")
     assert "start it with `uv run worker.py`, or check TEMPORAL_ADDRESS" in local
     assert "uv run" not in describe_connection_error("temporal.example:7233", "refused")
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", "7300")
+    assert "uv run" in describe_connection_error("localhost:7300", "refused")
     # A worker whose configuration has this address starts no service.
-    assert "uv run" not in describe_connection_error("localhost:7233", "refused", START)
+    assert "uv run" not in describe_connection_error("localhost:7300", "refused", START)
+
+
+def test_without_an_address_the_embedded_services_port_is_used(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", "7300")
+    assert connect_config()["target_host"] == "localhost:7300"
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
+    assert connect_config()["target_host"] == "cluster:7233"
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "7233.0", "seven", " ", "9" * 5000])
+def test_a_port_that_is_not_one_is_named(
+    port: str, unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", port)
+    with pytest.raises(StartupError, match="INVOICE_TEMPORAL_PORT must be a port from 1 to 65535"):
+        connect_config()
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
+    assert connect_config()["target_host"] == "cluster:7233"
+
+
+def test_an_address_with_the_web_uis_port_is_told_the_services(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", "7300")
+    monkeypatch.setenv("INVOICE_WEB_UI_PORT", "8300")
+    told = describe_connection_error("localhost:8300", "connection refused")
+    assert told.endswith("8300 is the Web UI's port; use port 7300.")
