@@ -21,6 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from invoice_runs import InvoiceRun, InvoiceRuns, in_background
 from invoices.answers import InvoiceStatus
+from invoices.content import StatusWithContent
 from invoices.invoice import (
     INVOICE_WORKFLOW,
     Invoice,
@@ -123,12 +124,13 @@ class InvoiceClient:
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
     ) -> tuple[Handle, CallTimes]:
+        content = invoice.to_json()
         waiting = TypedSearchAttributes([SearchAttributePair(INVOICE_STATE, "waiting")])
         sent = datetime.now(UTC)
         try:
             handle = await self.temporal.start_workflow(
                 InvoiceWorkflow.run,
-                json_payload(invoice.to_json()),
+                json_payload(content),
                 id=workflow_id(invoice.id),
                 task_queue=TASK_QUEUE,
                 id_reuse_policy=policy,
@@ -141,6 +143,7 @@ class InvoiceClient:
             return await self._start(invoice, progress, policy)
         if handle.result_run_id:
             self.runs.trusted_memos.add_own(handle.id, handle.result_run_id)
+            self.runs.remembered_starts.add(handle.result_run_id, invoice, len(content))
         return handle, CallTimes(sent, datetime.now(UTC))
 
     async def _started(
@@ -273,8 +276,9 @@ class InvoiceClient:
         if problem:
             raise content_to_be_shown(invoice, expected, problem)
 
-    async def get_status(self, invoice_id: str) -> InvoiceStatus:
-        """The status of an invoice's latest run, from the run's memo if no worker answers.
+    async def get_status(self, invoice_id: str) -> StatusWithContent:
+        """The status of an invoice's latest run, from the run's memo if no worker answers, and its
+        content.
 
         Raises:
             InvoiceError: there is no such invoice.
@@ -282,11 +286,13 @@ class InvoiceClient:
         # Ask the worker at the same time, since most invoices that people look up are open.
         asking = in_background(self.runs.ask_worker(invoice_id))
         try:
-            run = await self.runs.get_run(invoice_id)
+            run = await self.runs.get_run(invoice_id, with_content=True)
             _expect_invoice(run)
-            if not run.is_open:
-                return run.status
-            return await self.runs.status_with_answer(run, await asking)
+            invoice = await self.runs.content(run)
+            status = run.status
+            if run.is_open:
+                status = await self.runs.status_with_answer(run, await asking)
+            return StatusWithContent.of(status, invoice)
         finally:
             asking.cancel()
 
@@ -314,10 +320,10 @@ class InvoiceClient:
         return run, invoice
 
     async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
-        start = run.start or await self.runs.read_start(run.description.id, run.id)
-        if start.invoice is None:
+        invoice = await self.runs.content(run)
+        if invoice is None:
             raise content_unreadable(run.status.invoice_id)
-        return start.invoice
+        return invoice
 
 
 def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:

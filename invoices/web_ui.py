@@ -6,10 +6,23 @@ from itertools import chain, repeat
 
 from invoices.invoice import Invoice
 from invoices.status import Progress
-from invoices.wording import format_money, format_utc, sanitized
+from invoices.wording import (
+    DESCRIPTION_LIMIT,
+    capitalized,
+    describe_bill,
+    format_money,
+    format_utc,
+    sanitized,
+)
 
 _GAP = "\N{NO-BREAK SPACE}" * 2
 """Separates the columns, because the Web UI leaves no space between them."""
+
+FEW_LINES = 100
+"""Up to so many lines, descriptions have `DESCRIPTION_LIMIT` characters, else fewer: the Web UI
+loads all lines each time.
+"""
+SHORT_DESCRIPTION = 40
 
 
 class WebUiDetails:
@@ -17,10 +30,15 @@ class WebUiDetails:
 
     def __init__(self, invoice: Invoice, deadline: datetime) -> None:
         self._deadline = deadline
+        bill = describe_bill(invoice.supplier, invoice.supplier_reference, invoice.due_date)
+        self._bill = capitalized(f"{bill}.") if bill else ""
+        self._has_descriptions = any(line.description for line in invoice.lines)
+        limit = DESCRIPTION_LIMIT if len(invoice.lines) <= FEW_LINES else SHORT_DESCRIPTION
         self._cells = [
             (
                 f"| {number} |{_GAP}{format_money(line.amount, invoice.currency)} |",
-                f"| {sanitized(line.item, 40)} |",
+                f"| {sanitized(line.item, 40)} |"
+                + (f"{_GAP}{sanitized(line.description or '', limit)} |" * self._has_descriptions),
             )
             for number, line in enumerate(invoice.lines, start=1)
         ]
@@ -28,7 +46,7 @@ class WebUiDetails:
     def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
         """The Markdown. `paid_earlier` has the numbers of the lines that earlier runs paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
-        sentences = [progress.paid, progress.decided]
+        sentences = [self._bill, progress.paid, progress.decided]
         match progress.state:
             case "paying":
                 pending = "A payment that is being retried is listed under Pending Activities."
@@ -38,7 +56,12 @@ class WebUiDetails:
         header = (
             f"### {progress.status}{until}\n\n"
             f"{' '.join(filter(None, sentences))}\n\n"
-            f"| # |{_GAP}Amount |{_GAP}State{_GAP}| Item |\n|--:|--:|:--|:--|\n"
+            f"| # |{_GAP}Amount |{_GAP}State{_GAP}| Item |"
+        )
+        header += (
+            f"{_GAP}Description |\n|--:|--:|:--|:--|:--|\n"
+            if self._has_descriptions
+            else "\n|--:|--:|:--|:--|\n"
         )
         rows = [
             f"{number_and_amount}{_GAP}{state}{_GAP}{item}"
