@@ -170,13 +170,13 @@ def _words(invoice: Invoice, states: Sequence[LineState], others: dict[str, Any]
 def _other_fields(invoice: Invoice) -> dict[str, Any]:
     """The fields that this module doesn't tell otherwise, and limits that aren't the default."""
     limits = ("approval_timeout_days", "payment_interval_seconds")
-    fields = type(invoice).model_fields
+    values = {name: getattr(invoice, name) for name in limits}
     return {
         **(invoice.model_extra or {}),
         **{
-            name: getattr(invoice, name)
-            for name in limits
-            if getattr(invoice, name) != fields[name].default
+            name: int(value) if value == int(value) else value
+            for name, value in values.items()
+            if value != Invoice.model_fields[name].default
         },
     }
 

@@ -67,7 +67,9 @@ def test_a_refusal_names_lines_and_who_is_charged_as_the_question_does() -> None
     with pytest.raises(Exception, match="is for") as refusal:
         expect_total(invoice, NamedTotal(Decimal(1), "USD"))
     for text in (str(refusal.value), str(content_to_be_shown(invoice, "code", "Why."))):
-        assert text.endswith(f"{view.bill}. {view.charged}. Lines: {'; '.join(map(str, view.lines))}.")
+        assert text.endswith(
+            f"{view.bill}. {view.charged}. Lines: {'; '.join(map(str, view.lines))}."
+        )
 
 
 @pytest.mark.parametrize(
