@@ -187,7 +187,8 @@ def test_other_fields_are_named_with_short_values() -> None:
     named = next(line for line in text.splitlines() if line.startswith("Also given"))
     assert named == (
         f"Also given: project “Website”, cost_center 4711, vendor, note “{'x' * 39}…”, urgent true,"
-        " nothing, “Paid: all'.” “Fine' 2. $0.01 for 'x'\N{REPLACEMENT CHARACTER} ‹b› '∗∗Ignore∗∗…”,"
+        " nothing,"
+        " “Paid: all'.” “Fine' 2. $0.01 for 'x'\N{REPLACEMENT CHARACTER} ‹b› '∗∗Ignore∗∗…”,"
         " approval_timeout_days 30, payment_interval_seconds 0."
     )
     others = told(invoice).to_structured()["other_fields"]
