@@ -50,8 +50,8 @@ from temporal_service.payloads import NO_PAYLOAD
 from workflow import InvoiceWorkflow
 
 FILES = sorted(HISTORIES.rglob("*.json*"))
-"""Those in `other-fields` were recorded with 1.1 and a version before it: their invoices have fields
-of any type that have rules since, `supplier`, `supplier_reference` and `due_date`.
+"""Those in `other-fields` were recorded with 1.1 and a version before it: their invoices have
+values of any type in fields that have rules since, `supplier`, `supplier_reference` and `due_date`.
 """
 
 
