@@ -4,7 +4,7 @@ from collections.abc import Container, Iterator
 from datetime import datetime
 from itertools import chain, repeat
 
-from invoices.invoice import Invoice
+from invoices.invoice import Invoice, LineItem
 from invoices.status import Progress
 from invoices.wording import (
     DESCRIPTION_LIMIT,
@@ -13,6 +13,7 @@ from invoices.wording import (
     format_money,
     format_utc,
     sanitized,
+    sanitized_quote,
 )
 
 _GAP = "\N{NO-BREAK SPACE}" * 2
@@ -32,13 +33,11 @@ class WebUiDetails:
         self._deadline = deadline
         bill = describe_bill(invoice.supplier, invoice.supplier_reference, invoice.due_date)
         self._bill = capitalized(f"{bill}.") if bill else ""
-        self._has_descriptions = any(line.description for line in invoice.lines)
         limit = DESCRIPTION_LIMIT if len(invoice.lines) <= FEW_LINES else SHORT_DESCRIPTION
         self._cells = [
             (
                 f"| {number} |{_GAP}{format_money(line.amount, invoice.currency)} |",
-                f"| {sanitized(line.item, 40)} |"
-                + (f"{_GAP}{sanitized(line.description or '', limit)} |" * self._has_descriptions),
+                f"| {_described(line, limit)} |",
             )
             for number, line in enumerate(invoice.lines, start=1)
         ]
@@ -56,12 +55,7 @@ class WebUiDetails:
         header = (
             f"### {progress.status}{until}\n\n"
             f"{' '.join(filter(None, sentences))}\n\n"
-            f"| # |{_GAP}Amount |{_GAP}State{_GAP}| Item |"
-        )
-        header += (
-            f"{_GAP}Description |\n|--:|--:|:--|:--|:--|\n"
-            if self._has_descriptions
-            else "\n|--:|--:|:--|:--|\n"
+            f"| # |{_GAP}Amount |{_GAP}State{_GAP}| Item |\n|--:|--:|:--|:--|\n"
         )
         rows = [
             f"{number_and_amount}{_GAP}{state}{_GAP}{item}"
@@ -82,3 +76,10 @@ class WebUiDetails:
             yield (
                 "paid\N{NO-BREAK SPACE}earlier" if number in paid_earlier else next(words, "unpaid")
             )
+
+
+def _described(line: LineItem, limit: int) -> str:
+    """`Web Development: “Frontend work”`. One more column would leave no room for texts."""
+    item = sanitized(line.item, 40)
+    has_description = line.description and line.description.strip()
+    return f"{item}: {sanitized_quote(line.description or '', limit)}" if has_description else item

@@ -1,4 +1,4 @@
-"""The embedded Temporal Service: it never outlives its worker, and a worker never lacks it."""
+"""The embedded Temporal Service: it ends with its worker, and is started again when it is gone."""
 
 import asyncio
 import json
@@ -27,13 +27,16 @@ from support import (
     Desk,
     Namespace,
     Service,
+    Tools,
     Worker,
     connect,
     eventually,
     free_port,
+    mcp,
     paid,
+    refused_start,
 )
-from temporal_service import connection, dev_server
+from temporal_service import dev_server
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -44,18 +47,20 @@ class Embedded:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.port, self.ui_port = free_port(), free_port()
+        self.ports = {
+            "INVOICE_TEMPORAL_PORT": str(self.port),
+            "INVOICE_WEB_UI_PORT": str(self.ui_port),
+        }
         self.address = f"127.0.0.1:{self.port}"
         self.workers: list[Worker] = []
 
     def worker(self, data: Path | None = None, **env: str) -> Worker:
-        script = PROCESSES / "embedded_worker.py"
-        ports = [str(self.port), str(self.ui_port)]
-        worker = Worker("", data or self.data, script, arguments=ports, **env)
+        worker = Worker("", data or self.data, **self.ports, **env)
         self.workers.append(worker)
         return worker
 
     async def client(self) -> Client | None:
-        """Once the service answers."""
+        """Connects as soon as the service answers."""
         try:
             return await connect(self.address)
         except StartupError:
@@ -91,7 +96,7 @@ async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
 
 
 async def approved(embedded: Embedded, invoice: Invoice) -> bool:
-    """Whether the invoice, which waits, could be approved and has completed."""
+    """Approves a waiting invoice. Returns whether it has completed."""
     if not (client := await embedded.client()):
         return False
     handle = Desk(client).handle(invoice)
@@ -125,7 +130,7 @@ if sys.platform == "win32":
 
 @pytest.fixture(scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embedded]:
-    """An embedded service in a difficult environment, shared by tests that only read from it."""
+    """An embedded service in a difficult environment. The tests that share it only read."""
     data = tmp_path_factory.mktemp("embedded") / FOLDER
     data.mkdir()
     (data / "temporal.log").write_text("x" * (dev_server.LOG_LIMIT + 1))
@@ -182,11 +187,11 @@ async def test_its_service_remembers_closed_invoices_for_a_year(running: Embedde
 
 @pytest.fixture
 def here(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedded], None]:
-    """Gives this process the ports of an embedded service, and no address."""
+    """Sets the ports of an embedded service in this process, without an address."""
 
     def use(embedded: Embedded) -> None:
-        monkeypatch.setattr(connection, "PORT", embedded.port)
-        monkeypatch.setattr(connection, "UI_PORT", embedded.ui_port)
+        for name, value in embedded.ports.items():
+            monkeypatch.setenv(name, value)
 
     return use
 
@@ -244,6 +249,47 @@ async def test_a_worker_of_another_directory_is_told_both_and_the_way_out(
     assert f"the data directory here is {tmp_path}." in said
     assert "INVOICE_DATA_DIR" in said
     assert f"TEMPORAL_ADDRESS=localhost:{running.port}" in said
+    assert "INVOICE_TEMPORAL_PORT" in said
+
+
+async def test_a_worker_of_another_directory_runs_its_own_service_on_other_ports(
+    running: Embedded, tmp_path: Path
+) -> None:
+    beside = Embedded(tmp_path)
+    try:
+        worker = await beside.worker().start()
+        log = worker.log.read_text()
+        assert f"localhost:{beside.port}, namespace default" in log
+        assert f"http://localhost:{beside.ui_port}" in log
+        assert await beside.client()
+    finally:
+        beside.kill()
+
+
+async def test_a_directory_has_no_second_service_on_another_port(running: Embedded) -> None:
+    other = Embedded(running.data)
+    line = await refused_start(
+        INVOICE_DATA_DIR=str(running.data), INVOICE_TEMPORAL_PORT=str(other.port)
+    )
+    assert f"already runs on port {running.port}: set INVOICE_TEMPORAL_PORT={running.port}" in line
+    assert not other.servers()
+
+
+async def test_a_directory_moves_to_another_port_once_its_service_has_ended(
+    embedded: Embedded,
+) -> None:
+    assert await (await embedded.worker().start()).end() == 0
+    other = Embedded(embedded.data)
+    try:
+        await other.worker().start()
+        assert await other.client()
+    finally:
+        other.kill()
+
+
+async def test_the_tools_find_the_service_on_its_port(running: Embedded) -> None:
+    async with mcp("", env=running.ports) as client:
+        assert "can't be reached" not in await Tools(client)("list_invoices")
 
 
 async def test_a_worker_of_another_directory_joins_the_service_that_is_configured(
@@ -335,7 +381,7 @@ async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
     await service.start()
     assert await approved(embedded, invoice)
 
-    service.kill()  # and another directory's comes in its place
+    service.kill()  # and a service of another directory takes its place
     await embedded.worker(other).start()
     assert worker.process
     assert await asyncio.to_thread(worker.process.wait, 40) == 1
@@ -347,7 +393,7 @@ HOSTS = ["{address}", "localhost", "127.0.0.1", "attacker.example", "none.invali
 
 
 def post(port: int, path: str, host: str) -> int:
-    """What a web page can send without being asked first; returns the status, 0 for no HTTP."""
+    """Posts as a web page can without a preflight. Returns the status, or 0 if it isn't HTTP."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}",
         data=json.dumps({"workflowType": {"name": "InvoiceWorkflow"}}).encode(),
@@ -362,7 +408,7 @@ def post(port: int, path: str, host: str) -> int:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, HTTPException):  # as of a port that speaks gRPC
+    except (OSError, HTTPException):  # as from a gRPC port
         return 0
 
 
@@ -407,8 +453,8 @@ async def test_a_service_left_behind_by_a_killed_worker_is_used(
 @unix
 @pytest.mark.slow
 async def test_a_service_that_hangs_ends_with_its_worker(embedded: Embedded) -> None:
-    limits = ["1", "3", str(embedded.port), str(embedded.ui_port)]
-    worker = Worker("", embedded.data, PROCESSES / "hung_worker.py", limits)
+    script = PROCESSES / "hung_worker.py"
+    worker = Worker("", embedded.data, script, ["1", "3"], **embedded.ports)
     embedded.workers.append(worker)
     await worker.start()
     [server] = embedded.servers()
@@ -463,7 +509,7 @@ async def test_ctrl_c_during_the_start_leaves_no_server(seconds: float, embedded
     assert await worker.end(signal.SIGINT) == 0
     assert await embedded.has_no_server()
     await asyncio.wait([start])
-    start.exception()  # it may have started by then
+    start.exception()  # it may have started already
 
 
 @unix

@@ -1,6 +1,6 @@
-"""A worker whose gateway never answers, with the limits at its end that its arguments say.
+"""A worker whose gateway never answers.
 
-They are followed by the ports of its embedded service where it is to have one.
+Its arguments are `DRAIN_SECONDS` and `END_SECONDS`.
 """
 
 import os
@@ -13,7 +13,6 @@ from payments.gateway import Payment
 from payments.ledger import open_ledger
 from payments.simulated import SimulatedGateway
 from startup import data_directory
-from temporal_service import connection
 
 
 class HungGateway(SimulatedGateway):
@@ -24,9 +23,7 @@ class HungGateway(SimulatedGateway):
 
 
 if __name__ == "__main__":
-    worker.DRAIN_SECONDS, worker.END_SECONDS, *ports = map(int, sys.argv[1:])
-    if ports:
-        connection.PORT, connection.UI_PORT = ports
+    worker.DRAIN_SECONDS, worker.END_SECONDS = map(int, sys.argv[1:])
     del sys.argv[1:]
     directory = data_directory()
     payments = (HungGateway(directory), open_ledger(directory))

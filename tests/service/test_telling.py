@@ -16,7 +16,7 @@ from support import Desk, Refused, Tools, Worker, an_invoice, eventually
 
 @pytest.fixture
 def tools(tools_here: Tools) -> Tools:
-    """The words are the same in every process and both eras."""
+    """The words don't depend on the server's process or the era."""
     return tools_here
 
 
@@ -31,7 +31,7 @@ async def details(client: Client, invoice: dict[str, Any]) -> str:
         text: str = metadata.current_details
         return text
 
-    return await eventually(current_details)  # there are none before the ledger has answered
+    return await eventually(current_details)  # there aren't any before the ledger has answered
 
 
 async def test_a_waiting_invoice_shows_its_amounts_and_deadline(tools: Tools) -> None:
@@ -141,7 +141,7 @@ async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -
     assert "2 lines, \\$7,000.00; nothing has been paid." in text
     # No-break spaces keep the columns apart; the Web UI leaves no room between them.
     gap = "\N{NO-BREAK SPACE}" * 2
-    assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development |{gap}Frontend work |" in text
+    assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development: “Frontend work” |" in text
 
 
 async def test_the_web_ui_asks_for_nothing_about_a_paid_invoice(

@@ -11,7 +11,7 @@ from startup import StartupError
 from support import (
     free_port,
 )
-from temporal_service import connection, dev_server
+from temporal_service import dev_server
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -26,7 +26,7 @@ def executable_in(folder: Path, content: str = "#!/bin/sh\n") -> Path:
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which `environment`, `path` and `cache` may have an executable; none has yet."""
+    """A folder with `environment`, `path` and `cache`, in which no executable is yet."""
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path / "environment"))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     monkeypatch.setattr(dev_server, "user_cache_path", lambda _: tmp_path / "cache")
@@ -100,8 +100,8 @@ async def test_an_executable_that_is_not_temporals_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     executable_in(sources / "path", content)
-    monkeypatch.setattr(connection, "PORT", free_port())
-    monkeypatch.setattr(connection, "UI_PORT", free_port())
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", str(free_port()))
+    monkeypatch.setenv("INVOICE_WEB_UI_PORT", str(free_port()))
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     with pytest.raises(StartupError, match=reason):
         async with dev_server.connect_or_start(sources, "InvoiceState"):

@@ -1,4 +1,4 @@
-"""The words and amounts that are shown: harmless, of one line and exact."""
+"""Texts and amounts that are shown: harmless, on one line and exact."""
 
 import re
 import unicodedata
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from invoices.answers import InvoiceList
+from invoices.status import failure_message
 from invoices.wording import (
     describe_validation_errors,
     format_duration,
@@ -57,12 +58,12 @@ def test_shown_text_is_one_harmless_line(text: str, limit: int) -> None:
 def test_text_is_cut_before_it_is_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
     normalize, lengths = unicodedata.normalize, []
 
-    def noting(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
+    def record_and_normalize(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
         lengths.append(len(text))
         return normalize(form, text)
 
-    monkeypatch.setattr("invoices.wording.unicodedata.normalize", noting)
-    # Every second one is put in order, which takes the square of the time.
+    monkeypatch.setattr("invoices.wording.unicodedata.normalize", record_and_normalize)
+    # Normalization sorts these marks, which takes quadratic time.
     text = "e" + "\u0301\u0323" * 100_000
     sanitized(text, 600)
     sanitized_quote(text, 600)
@@ -74,7 +75,7 @@ def test_text_is_cut_before_it_is_normalized(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Strict(BaseModel, extra="forbid"):
-    """Takes no field, as a tool takes no argument that it doesn't know."""
+    """A model without fields, which refuses all others, as tools refuse unknown arguments."""
 
 
 def test_shown_text_that_is_cut_says_so() -> None:
@@ -220,3 +221,19 @@ def test_utc_time_has_seconds() -> None:
 def test_an_empty_list_names_the_state() -> None:
     nothing = InvoiceList.of([], not_shown=0, exact=True)
     assert nothing.to_text("timed_out") == "There are no timed out invoices."
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "reason", "message"),
+    [
+        ("PaymentDeclined", "line 2 of 3, “A, “b””, $9.00", "no money", "line 2 of 3: no money"),
+        ("PaymentConflict", "line 2 of 3, “A”, $9.00", "paid as “A”", "line 2 of 3: paid earlier"),
+        ("PaymentConflict", "lines 1, 3", "line 1 was paid as “A”", "lines 1, 3: paid earlier"),
+        ("PaymentFailed", None, "it can't be read", "it can't be read"),
+    ],
+)
+def test_the_message_of_a_failed_run_has_no_item(
+    kind: str, line: str | None, reason: str, message: str
+) -> None:
+    rest = " with different content" if kind == "PaymentConflict" else ""
+    assert failure_message(kind, line, reason) == f"Payment failed: {message}{rest}"
