@@ -23,6 +23,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from invoice_runs import InvoiceRun, InvoiceRuns, in_background
 from invoices.answers import InvoiceStatus
+from invoices.content import StatusWithContent
 from invoices.invoice import (
     INVOICE_WORKFLOW,
     Invoice,
@@ -129,12 +130,13 @@ class InvoiceClient:
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
     ) -> Started:
+        content = invoice.to_json()
         waiting = TypedSearchAttributes([SearchAttributePair(INVOICE_STATE, "waiting")])
         sent = datetime.now(UTC)
         try:
             handle = await self.temporal.start_workflow(
                 InvoiceWorkflow.run,
-                json_payload(invoice.to_json()),
+                json_payload(content),
                 id=workflow_id(invoice.id),
                 task_queue=TASK_QUEUE,
                 id_reuse_policy=policy,
@@ -147,6 +149,7 @@ class InvoiceClient:
             return await self._start(invoice, progress, policy)
         run_id = handle.result_run_id or ""
         self.runs.trusted_memos.add_own(handle.id, run_id)
+        self.runs.remembered_starts.add(run_id, invoice, len(content))
         return Started(run_id, CallTimes(sent, datetime.now(UTC)))
 
     async def _started(
@@ -335,8 +338,9 @@ class InvoiceClient:
             answer = await self.runs.ask_worker(invoice_id, run.id)
         return await self.runs.status_with_answer(run, answer)
 
-    async def get_status(self, invoice_id: str) -> InvoiceStatus:
-        """The status of an invoice's latest run, from the run's memo if no worker answers.
+    async def get_status(self, invoice_id: str) -> StatusWithContent:
+        """The status of an invoice's latest run, from the run's memo if no worker answers, and its
+        content.
 
         Raises:
             InvoiceError: there is no such invoice.
@@ -347,12 +351,14 @@ class InvoiceClient:
             None if self.runs.has_recent_answer else in_background(self.runs.ask_worker(invoice_id))
         )
         try:
-            run = await self.runs.get_run(invoice_id)
+            run = await self.runs.get_run(invoice_id, with_content=True)
             _expect_invoice(run)
-            if not run.is_open or (asking is None and run.is_up_to_date):
-                return run.status
-            answer = await (asking or self.runs.ask_worker(invoice_id))
-            return await self.runs.status_with_answer(run, answer)
+            invoice = await self.runs.content(run)
+            status = run.status
+            if run.is_open and (asking or not run.is_up_to_date):
+                answer = await (asking or self.runs.ask_worker(invoice_id))
+                status = await self.runs.status_with_answer(run, answer)
+            return StatusWithContent.of(status, invoice)
         finally:
             if asking:
                 asking.cancel()
@@ -381,10 +387,10 @@ class InvoiceClient:
         return run, invoice
 
     async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
-        start = run.start or await self.runs.read_start(run.description.id, run.id)
-        if start.invoice is None:
+        invoice = await self.runs.content(run)
+        if invoice is None:
             raise content_unreadable(run.status.invoice_id)
-        return start.invoice
+        return invoice
 
 
 def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
