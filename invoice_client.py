@@ -20,6 +20,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from invoice_runs import InvoiceRun, InvoiceRuns, in_background
+from invoice_search import InvoiceSearch
 from invoices.answers import InvoiceStatus
 from invoices.invoice import (
     INVOICE_WORKFLOW,
@@ -73,6 +74,7 @@ class InvoiceClient:
     def __init__(self, temporal_client: Client) -> None:
         self.temporal = temporal_client
         self.runs = InvoiceRuns(temporal_client)
+        self.search = InvoiceSearch(self.runs)
 
     async def submit(self, invoice: Invoice) -> InvoiceStatus:
         """Starts the workflow for an invoice, unless one is open or the invoice is paid.

@@ -316,7 +316,7 @@ async def list_invoices(
     older ones were left out. An invoice submitted a moment ago may still be missing.
     """
     async with invoices(read_only=True) as client:
-        found = await client.runs.list_invoices(None if status == "all" else status)
+        found = await client.search.list_invoices(None if status == "all" else status)
     text = found.to_text(status)
     found = found.model_copy(update={"message": text})
     return ToolResult(content=text, structured_content=found.to_structured())
