@@ -512,7 +512,7 @@ class InvoiceRuns:
             submitted_at=submitted_at,
             deadline=deadline,
             closed_at=execution.close_time,
-            retry=_retry(execution),
+            retry=read_retry(execution),
             worker_answers=worker_answers,
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
             clock_offset_seconds=self.clock.offset_seconds,
@@ -638,7 +638,7 @@ def _submitted_at(execution: Execution, progress: Progress) -> datetime:
     return known or execution.start_time
 
 
-def _retry(execution: Execution) -> Retry | None:
+def read_retry(execution: Execution) -> Retry | None:
     """The payment that an open run is retrying, if the run was described and has one."""
     raw = execution.raw_description if execution.close_time is None else None
     for pending in raw.pending_activities if raw else []:

@@ -38,9 +38,10 @@ from pydantic_core import PydanticCustomError
 
 from approval.card import CARD_URI, ApprovalCards, InvoiceCard, card_html
 from approval.elicitation import PERSON_SECONDS, ask_person, supports_elicitation
-from invoices.answers import InvoiceList, InvoiceStatus
+from invoices.answers import InvoiceStatus
 from invoices.approval_view import ApprovalView
 from invoices.invoice import Invoice, InvoiceId, rule_of_new_content, unpacked
+from invoices.invoice_list import InvoiceList
 from invoices.outcomes import with_outcome
 from invoices.refusals import NamedTotal, expect_before_deadline
 from invoices.status import State
@@ -308,15 +309,24 @@ async def list_invoices(
         Field(description="Which invoices: waiting means that they wait for a decision."),
         BeforeValidator(_lower_case),
     ] = "all",
+    cursor: Annotated[
+        str | None,
+        Field(
+            max_length=5000,
+            description="The next_cursor of the last answer, to get the invoices that come after"
+            " it. Pass the same status.",
+        ),
+    ] = None,
 ) -> ToolResult:
-    """List invoices with status, total, age, deadline and decision. Open ones come first, and
-    newer ones before older ones.
+    """List invoices with status, total, age, deadline and decision. Those that wait come first, the
+    nearest deadline first; then those that are being paid; then those that have ended, the last one
+    first.
 
-    Each invoice is listed once, with its latest submission. Returns at most 50, and says how many
-    older ones were left out. An invoice submitted a moment ago may still be missing.
+    Each invoice is listed once, with its latest submission. Returns at most 50, with a cursor if
+    there are more. An invoice submitted a moment ago may still be missing.
     """
     async with invoices(read_only=True) as client:
-        found = await client.search.list_invoices(None if status == "all" else status)
+        found = await client.search.list_invoices(status, cursor or None)
     text = found.to_text(status)
     found = found.model_copy(update={"message": text})
     return ToolResult(content=text, structured_content=found.to_structured())
