@@ -24,6 +24,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from invoices.answers import InvoiceStatus, Retry
 from invoices.invoice import (
+    AS_STARTED,
     BEFORE_1_1,
     INVOICE_WORKFLOW,
     Invoice,
@@ -533,7 +534,7 @@ def read_invoice(content: bytes) -> Invoice | None:
     if len(content) > MAX_CONTENT_BYTES:
         return None
     try:
-        return Invoice.model_validate_json(content)
+        return Invoice.model_validate_json(content, context=AS_STARTED)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
     # Only these had no rules before 1.1; anything else isn't validated twice.

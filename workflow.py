@@ -20,7 +20,14 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
     from activities import decision_in_time, payment_outcome, payments_made, process_payment
-    from invoices.invoice import BEFORE_1_1, Invoice, LineItem, line_id, workflow_id
+    from invoices.invoice import (
+        AS_STARTED,
+        BEFORE_1_1,
+        Invoice,
+        LineItem,
+        line_id,
+        workflow_id,
+    )
     from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
     from invoices.paid_earlier import PaidEarlier
     from invoices.status import (
@@ -66,7 +73,7 @@ class InvoiceWorkflow:
         self.expected_ledger: str | None = None
         self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
-        content = _read_invoice(invoice, None if self.asks_ledger else BEFORE_1_1)
+        content = _read_invoice(invoice, AS_STARTED if self.asks_ledger else BEFORE_1_1)
         self.problem = content if isinstance(content, str) else None
         if isinstance(content, Invoice):
             self._begin(content)
@@ -314,7 +321,7 @@ class InvoiceWorkflow:
         self.report.make_known(self.progress, self.paid_earlier)
 
 
-def _read_invoice(payload: RawValue, context: str | None) -> Invoice | str:
+def _read_invoice(payload: RawValue, context: str) -> Invoice | str:
     """The invoice that a run was started with, or what is wrong with it."""
     try:
         invoice = Invoice.model_validate_json(payload.payload.data, context=context)

@@ -15,7 +15,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from invoices.invoice import Invoice
+from invoices.invoice import Invoice, iso_date
 from invoices.wording import (
     format_lines_and_total,
     format_money,
@@ -114,10 +114,17 @@ def _currency(value: str) -> str:
     return value
 
 
+def _bill_text(value: str) -> str:
+    if len(value) > 255:
+        raise ValueError("must have at most 255 characters")
+    return value
+
+
 Moment = Annotated[AwareDatetime, AfterValidator(_known_century)]
 Amount = Annotated[Decimal, AfterValidator(_amount)]
 LineCount = Annotated[int, AfterValidator(_count)]
 Currency = Annotated[str, AfterValidator(_currency)]
+BillText = Annotated[str, AfterValidator(_bill_text)]
 
 
 class DecisionDetails(BaseModel):
@@ -170,6 +177,14 @@ class Progress(BaseModel):
     line_count: LineCount | None = None
     total: Amount | None = None
     currency: Currency | None = None
+    supplier: Annotated[BillText | None, Field(description="Whom the bill is from.")] = None
+    supplier_reference: Annotated[
+        BillText | None, Field(description="The supplier's number for the bill.")
+    ] = None
+    due_date: Annotated[
+        Annotated[str, AfterValidator(iso_date)] | None,
+        Field(description="The day by which the bill is to be paid, as an ISO date."),
+    ] = None
     paid_lines: Annotated[LineCount, Field(description="Lines paid so far, by any submission.")] = 0
     paid_amount: Amount = Decimal("0.00")
     paid_earlier_lines: Annotated[
@@ -267,6 +282,9 @@ class RunProgress(Progress):
             line_count=len(invoice.lines),
             total=invoice.total,
             currency=invoice.currency,
+            supplier=invoice.supplier,
+            supplier_reference=invoice.supplier_reference,
+            due_date=invoice.due_date,
             digest=invoice.digest,
             approval_timeout_days=invoice.approval_timeout_days,
         )
