@@ -7,7 +7,7 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -50,7 +50,6 @@ from invoices.status import (
     approval_deadline,
     state_of_text,
 )
-from reports import INVOICE_STATE
 from temporal_service.clock import ServiceClock
 from temporal_service.executions import (
     Execution,
@@ -205,28 +204,37 @@ class InvoiceRuns:
         self.clock = ServiceClock()
         self.trusted_memos = TrustedMemos()
         self.remembered_starts = RememberedStarts()
-        self.has_state_attribute = True
-        """Whether the namespace has the search attribute `InvoiceState`, as far as is known."""
+        self.missing_attributes: set[str] = set()
+        """The search attributes that the namespace doesn't have, as far as is known."""
         self.last_worker_answer = -inf
         """When a worker last answered, by the monotonic clock."""
 
-    def expect_missing_state_attribute(self, error: RPCError) -> None:
-        """Raises `error` unless it says that the namespace doesn't have `InvoiceState`.
+    def expect_missing_attribute(self, error: RPCError, *used: str) -> None:
+        """Raises `error` unless it says that the namespace doesn't have a search attribute.
 
-        The attribute is optional. Each process finds out once, by trying to use it.
+        These are optional. Each process finds out once, by trying to use them.
+
+        Args:
+            used: the names of those that the failed call used, so that its repetition uses fewer.
         """
-        refused = error.status == RPCStatusCode.INVALID_ARGUMENT
-        if not refused or INVOICE_STATE.name not in error.message:
+        missing = {name for name in used if name in error.message}
+        if error.status != RPCStatusCode.INVALID_ARGUMENT or not missing:
             raise error
-        self.has_state_attribute = False
+        self.missing_attributes |= missing
 
     async def get_run(
-        self, invoice_id: str, run_id: str | None = None, *, with_content: bool = False
+        self,
+        invoice_id: str,
+        run_id: str | None = None,
+        *,
+        with_content: bool = False,
+        described: Callable[[Execution], None] | None = None,
     ) -> InvoiceRun:
         """One run for an invoice, by default the latest.
 
         Args:
             with_content: also read the content that it was started with.
+            described: called with the description, before the rest has been read.
 
         Raises:
             InvoiceError: Temporal has no such run.
@@ -237,6 +245,8 @@ class InvoiceRuns:
         reading = in_background(self.read_start(id, run_id)) if is_needed else None
         try:
             description = await describe_execution(self.temporal, id, run_id)
+            if described:
+                described(description)
             progress, start = None, None
             if description.workflow_type == INVOICE_WORKFLOW:
                 progress, start = await self._read_progress(description, reading)

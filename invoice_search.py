@@ -3,20 +3,25 @@
 The store lists runs in its own order, with open runs first, and lags behind by a moment.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from operator import itemgetter
-from typing import get_args
+from typing import Self, get_args
 
+from pydantic import ValidationError
 from temporalio.service import RPCError
 
-from invoice_runs import InvoiceRuns, gather_bounded, is_unknown_workflow, read_retry
+from invoice_runs import InvoiceRuns, gather_bounded, in_background, is_unknown_workflow, read_retry
 from invoices.answers import InvoiceStatus
-from invoices.invoice import INVOICE_WORKFLOW, WORKFLOW_ID_PREFIX
+from invoices.invoice import INVOICE_WORKFLOW, WORKFLOW_ID_PREFIX, workflow_id
 from invoices.invoice_list import InvoiceList, Key, ListCursor, Sums, Which, key_of
-from invoices.status import NOT_KNOWN_TEXTS, State
-from reports import INVOICE_STATE
+from invoices.similar import SIMILAR_DAYS, similar_to, total_text
+from invoices.status import NOT_KNOWN_TEXTS, RunProgress, State
+from reports import INVOICE_STATE, INVOICE_TOTAL
 from temporal_service.executions import Execution, describe_execution, list_executions, quoted
 
 LIST_LIMIT = 50
@@ -27,6 +32,10 @@ SCAN_LIMIT = 1000
 """How many open runs are compared at most, and how many closed ones are read to find those in one
 state.
 """
+SIMILAR_READ = 20
+"""How many invoices with the same total are read at most."""
+SIMILAR_SECONDS = 1
+"""A search takes milliseconds. No answer is held up for longer than this by one."""
 EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
 """Before the first invoice."""
 
@@ -74,6 +83,10 @@ class InvoiceSearch:
     def __init__(self, runs: InvoiceRuns) -> None:
         self._runs = runs
 
+    @property
+    def _has_state_attribute(self) -> bool:
+        return INVOICE_STATE.name not in self._runs.missing_attributes
+
     async def list_invoices(self, which: Which = "all", cursor: str | None = None) -> InvoiceList:
         """The latest runs of up to `LIST_LIMIT` invoices, all or in one state, from their memos.
 
@@ -87,6 +100,7 @@ class InvoiceSearch:
         Raises:
             InvoiceError: the cursor isn't one of this list.
         """
+        used = {INVOICE_STATE.name} - self._runs.missing_attributes
         position = ListCursor.parse(cursor, which) if cursor else ListCursor.first(which)
         try:
             page = _Page()
@@ -94,13 +108,46 @@ class InvoiceSearch:
                 return await self._list_closed(position, page)
             return await self._list_open(position, page)
         except RPCError as error:
-            self._runs.expect_missing_state_attribute(error)
+            self._runs.expect_missing_attribute(error, *used)
             return await self.list_invoices(which, cursor)
+
+    async def with_same_total(
+        self, invoice_id: str, total: Decimal, currency: str
+    ) -> list[InvoiceStatus]:
+        """Other invoices of the last `SIMILAR_DAYS` days with a total that are open or completed.
+
+        At most `SIMILAR_READ`. None if the namespace doesn't have the search attribute
+        `InvoiceTotal`, if they weren't started with it, or if the search fails, which must not make
+        the tool fail.
+        """
+        if INVOICE_TOTAL.name in self._runs.missing_attributes:
+            return []
+        since = datetime.now(UTC) - timedelta(days=SIMILAR_DAYS + 1)
+        query = (
+            f"WorkflowType='{INVOICE_WORKFLOW}'"
+            f" AND {INVOICE_TOTAL.name} = {quoted(total_text(total, currency))}"
+            f" AND WorkflowId STARTS_WITH {quoted(WORKFLOW_ID_PREFIX)}"
+            f" AND WorkflowId != {quoted(workflow_id(invoice_id))}"
+            " AND (CloseTime IS NULL OR ExecutionStatus = 'Completed')"
+        )
+        query = _started_between(query, since, None)
+        pages = list_executions(self._runs.temporal, query, page_size=SIMILAR_READ)
+        try:
+            async with asyncio.timeout(SIMILAR_SECONDS):
+                async for executions in pages:
+                    calls = [self._runs.read_status(execution) for execution in executions]
+                    return [status for status in await gather_bounded(calls) if status]
+        except RPCError as error:
+            with suppress(RPCError):
+                self._runs.expect_missing_attribute(error, INVOICE_TOTAL.name)
+        except (RuntimeError, TimeoutError):  # not connected yet, or the service hangs
+            pass
+        return []
 
     async def _list_open(self, position: ListCursor, page: _Page) -> InvoiceList:
         """Those in the open runs that a cursor describes and, if there is room, the closed ones."""
         which, since, until = position.which, position.since, position.until
-        query = _list_query(which, self._runs.has_state_attribute, is_open=True)
+        query = _list_query(which, self._has_state_attribute, is_open=True)
         if await self._count(query, since, until) > SCAN_LIMIT:
             until = await self._end_of_earliest(query, since, until)
         is_all = since is None and until is None
@@ -170,7 +217,7 @@ class InvoiceSearch:
             open_ids: the workflow ids of all open runs, if the list begins with them.
             open_ones: the sums of these.
         """
-        query = _list_query(position.which, self._runs.has_state_attribute, is_open=False)
+        query = _list_query(position.which, self._has_state_attribute, is_open=False)
         if position.closed_at:
             # The store may have more digits of the time than we do.
             query += (
@@ -281,6 +328,47 @@ class InvoiceSearch:
     ) -> int:
         query = _started_between(query, since, until)
         return (await self._runs.temporal.count_workflows(query)).count
+
+
+class SimilarSearch:
+    """Searches for an invoice's similar ones while other calls run.
+
+    `with SimilarSearch(search, invoice_id) as similar` ends the search with the context.
+    """
+
+    def __init__(self, search: InvoiceSearch, invoice_id: str) -> None:
+        self._search = search
+        self._invoice_id = invoice_id
+        self._sought: tuple[Decimal, str] | None = None
+        self._found: asyncio.Task[list[InvoiceStatus]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._found:
+            self._found.cancel()
+
+    def begin(self, total: Decimal, currency: str) -> None:
+        self._sought = (total, currency)
+        self._found = in_background(self._search.with_same_total(self._invoice_id, total, currency))
+
+    def begin_with_memo(self, description: Execution) -> None:
+        """Begins before the memo can be trusted: `add_to` compares its total with the status."""
+        with suppress(ValidationError):
+            memo = RunProgress.model_validate(description.memo)
+            if memo.state == "waiting" and memo.total is not None and memo.currency:
+                self.begin(memo.total, memo.currency)
+
+    async def add_to(self, status: InvoiceStatus) -> InvoiceStatus:
+        """The status with the similar invoices, if the invoice waits for a decision."""
+        if status.is_decided or status.total is None or status.currency is None:
+            return status
+        if self._found is None or self._sought != (status.total, status.currency):
+            self.begin(status.total, status.currency)
+        assert self._found
+        similar = similar_to(status, await self._found)
+        return status.model_copy(update={"similar": similar or None})
 
 
 def _is_in_state(status: InvoiceStatus, which: Which) -> bool:

@@ -182,7 +182,8 @@ async def process_invoice(
 
     Returns at once. If you submit the same invoice again while it is open, nothing changes and you
     get its status. An id that belongs to a different open invoice, or to a paid one, is refused.
-    After a rejection, a failure or a cancellation, an invoice can be submitted again.
+    After a rejection, a failure or a cancellation, an invoice can be submitted again. If the answer
+    names an invoice with the same total or the same bill, tell the person.
 
     Args:
         invoice_data: The invoice: an object with id and lines.
@@ -227,7 +228,7 @@ async def approve_invoice(
     async with invoices(read_only=True) as client:
         # Where the protocol asks by means of a second call, the first has asked the worker already.
         run, invoice = await client.invoice_for_approval(
-            invoice_id, total, ask_worker=not ctx.input_responses
+            invoice_id, total, to_be_shown=not ctx.input_responses
         )
         # Past this point, nothing is sent until the person has answered.
         if run.status.is_decided:
@@ -389,7 +390,7 @@ async def decide_on_card(
 ) -> ToolResult:
     """Takes the person's click on the card. Only for the card; without its seal it is refused."""
     async with invoices() as client:
-        run, invoice = await client.invoice_for_approval(invoice_id, ask_worker=False)
+        run, invoice = await client.invoice_for_approval(invoice_id, to_be_shown=False)
         cards.check_seal(seal, run.id, invoice)
         status = await client.decide(invoice_id, approve=approve, reason=reason, run_id=run.id)
     return cards.result(run.id, invoice, status)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from invoices.invoice import rule_of_new_id
+from invoices.similar import SimilarInvoice
 from invoices.status import Progress
 from invoices.wording import (
     format_duration,
@@ -80,6 +81,13 @@ class InvoiceStatus(Progress):
         str | None,
         Field(description="The last submission with this id, if its content was different."),
     ] = None
+    similar: Annotated[
+        list[SimilarInvoice] | None,
+        Field(
+            description="Other invoices that may be the same bill, since they have the same total."
+            " Only of a waiting invoice."
+        ),
+    ] = None
     outcome: Annotated[
         Outcome | None, Field(description="The result of this call, if it submitted or decided.")
     ] = None
@@ -100,6 +108,11 @@ class InvoiceStatus(Progress):
         """
         rule = rule_of_new_id(self.invoice_id)
         return f"Take care with its id: an id {rule}." if rule else ""
+
+    @property
+    def similarity(self) -> str:
+        """Which invoices may be the same bill, in sentences; empty if none is known."""
+        return " ".join(f"{other}." for other in self.similar or [])
 
     @property
     def now(self) -> datetime:
@@ -139,7 +152,7 @@ class InvoiceStatus(Progress):
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
                 amounts = f"{self.amounts}." if is_new else self.paid
-                return [self.caution, amounts, self._deadline()]
+                return [self.caution, amounts, self.similarity, self._deadline()]
             case "paying":
                 line = f"Now: {sanitized(self.current_line, 200)}." if self.current_line else ""
                 return [self.paid, line, self._retry(), self.decided]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from postgres import PASSWORD
+from reports import SEARCH_ATTRIBUTES
 from startup import StartupError
 from support import (
     PROCESSES,
@@ -36,7 +37,7 @@ async def test_a_port_taken_by_something_else_is_named(
 
     async def refused_here() -> str:
         with pytest.raises(StartupError) as refusal:
-            async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+            async with dev_server.connect_or_start(tmp_path, SEARCH_ATTRIBUTES):
                 pytest.fail("it started")
         return str(refusal.value)
 
@@ -56,7 +57,7 @@ async def test_metrics_that_cannot_be_served_are_not_blamed_on_the_service(
 
     async def refused_here(metrics_address: str) -> str:
         with pytest.raises(StartupError) as refusal:
-            async with dev_server.connect_or_start(tmp_path, "InvoiceState", metrics_address):
+            async with dev_server.connect_or_start(tmp_path, SEARCH_ATTRIBUTES, metrics_address):
                 pytest.fail("it started")
         return str(refusal.value)
 
@@ -96,7 +97,7 @@ async def test_a_database_of_temporals_that_cannot_be_opened_is_named(
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     (tmp_path / "temporal.db").mkdir()
     with pytest.raises(StartupError) as refusal:
-        async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+        async with dev_server.connect_or_start(tmp_path, SEARCH_ATTRIBUTES):
             pytest.fail("it started")
     assert "unable to open database file" in str(refusal.value)
     assert str(tmp_path / "temporal.db") in str(refusal.value)
