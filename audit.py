@@ -135,7 +135,7 @@ class Run:
             case "workflow_execution_signaled", signal:
                 if signal.signal_name in DECISIONS:
                     approves = DECISIONS[signal.signal_name]
-                    decision = Decision.sent(approves, first_data(signal.input), at)
+                    decision = Decision.from_signal(approves, first_data(signal.input), at)
                     self.signals.append((decision, signal.identity))
             case "activity_task_scheduled", activity:
                 self._take_activity(event.event_id, activity, at)

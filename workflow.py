@@ -46,7 +46,7 @@ with workflow.unsafe.imports_passed_through():
 TASK_QUEUE = "invoice-task-queue"
 
 # Retry until the gateway is back: an approved invoice must be paid.
-PAYMENT_RETRY = RetryPolicy(
+RETRY_FOREVER = RetryPolicy(
     initial_interval=timedelta(seconds=1),
     backoff_coefficient=2,
     maximum_interval=timedelta(minutes=1),
@@ -55,7 +55,7 @@ PAYMENT_RETRY = RetryPolicy(
 
 @workflow.defn
 class InvoiceWorkflow:
-    """Returns `COMPLETED` or `REJECTED`; fails with `InvalidInvoice` or what stopped a payment."""
+    """Returns `COMPLETED` or `REJECTED`, or fails: `InvalidInvoice`, or what stopped a payment."""
 
     invoice: Invoice
     progress: RunProgress
@@ -69,52 +69,51 @@ class InvoiceWorkflow:
         self.status = PROCESSING
         self.decision: Decision | None = None
         self.has_late_decision = False
-        """Whether a decision was first read after the deadline: it may have been in time."""
+        """Whether a decision was read after the deadline. It may still have arrived in time."""
         self.expected_ledger: str | None = None
         self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
         content = _read_invoice(invoice, AS_STARTED if self.asks_ledger else BEFORE_1_1)
-        self.problem = content if isinstance(content, str) else None
+        self.invoice_problem = content if isinstance(content, str) else None
         if isinstance(content, Invoice):
             self._begin(content)
 
     @workflow.run
     async def run(self, invoice: RawValue = NO_PAYLOAD) -> str:
-        if self.problem:
-            self.status = report_invalid(self.problem)
-            raise ApplicationError(self.problem, type="InvalidInvoice", non_retryable=True)
+        if self.invoice_problem:
+            self.status = report_invalid(self.invoice_problem)
+            raise ApplicationError(self.invoice_problem, type="InvalidInvoice", non_retryable=True)
         workflow.logger.info("%s submitted: %s", self.invoice.id, self.invoice.summary)
         try:
-            await self._ask_what_was_paid_earlier()
+            await self._look_up_earlier_payments()
 
-            # Step 1: wait for a person's decision, until the deadline.
-            self._enter("waiting")
-            await self._decision_or_deadline()
+            # Step 1: "Awaiting approval". Wait for a person's decision, until the deadline.
+            self._set_state("waiting")
+            await self._wait_for_decision()
 
             # Step 2: nobody decided in time.
             if self.approved is None:
                 self.approved = False
-                self._enter("timed_out")
+                self._set_state("timed_out")
                 return "REJECTED"
 
             # Step 3: a person rejected it.
-            self.progress.decision = self.decision
             if not self.approved:
-                self._enter("rejected")
+                self._set_state("rejected")
                 return "REJECTED"
 
-            # Step 4: pay, one line after another.
-            await self._make_sure_what_was_paid_earlier()
+            # Step 4: pay one line after another, each by the activity `process_payment`.
+            await self._require_earlier_payments()
             for number, line in enumerate(self.invoice.lines, start=1):
                 if number not in self.paid_earlier:
                     self._begin_line(number)
                     await _pause_before(number, self.invoice.payment_interval_seconds)
                     await self._pay(number, line)
             self.progress.current_line = None
-            self._enter("completed")
+            self._set_state("completed")
             return "COMPLETED"
         except asyncio.CancelledError:
-            self._enter("cancelled")
+            self._set_state("cancelled")
             raise
         finally:
             await self.report.hand_over_notices()
@@ -122,12 +121,12 @@ class InvoiceWorkflow:
     @workflow.signal
     def approve_invoice(self, details: RawValue = NO_PAYLOAD) -> None:
         """Takes an optional `DecisionDetails` as JSON: who decides, and why."""
-        self._decide(True, details)
+        self._receive_decision(True, details)
 
     @workflow.signal
     def reject_invoice(self, details: RawValue = NO_PAYLOAD) -> None:
         """Takes an optional `DecisionDetails` as JSON: who decides, and why."""
-        self._decide(False, details)
+        self._receive_decision(False, details)
 
     @workflow.query
     def get_status(self) -> str:
@@ -136,11 +135,10 @@ class InvoiceWorkflow:
     @workflow.query
     def get_progress(self) -> dict[str, Any]:
         """A `RunProgress`, empty for an invalid invoice."""
-        if self.problem:
+        if self.invoice_problem:
             return {}
-        # A decision is told as soon as it is taken, also while the ledger is still being asked.
-        decided = self.progress.model_copy(update={"decision": self.decision})
-        return decided.model_dump(mode="json")
+        # Report a decision as soon as it is made, even while the ledger is still being asked.
+        return self.progress.model_copy(update={"decision": self.decision}).model_dump(mode="json")
 
     def _begin(self, invoice: Invoice) -> None:
         self.invoice = invoice
@@ -153,67 +151,18 @@ class InvoiceWorkflow:
         self.progress.deadline = self.deadline
         self.report = RunReport(invoice, self.deadline)
 
-    def _decide(self, approved: bool, payload: RawValue) -> None:
-        """The first decision stands."""
-        # No `await` between check and assignment, so a second signal can't slip in.
-        if self.approved is not None or self.problem:
-            return
-        decision = Decision.sent(approved, payload.payload.data, workflow.now())
-        # The deadline is a decision too: of what is read after it only what the Temporal Service
-        # received before it counts, and that is asked once the deadline's timer has fired.
-        if decision.at >= self.deadline:
-            if workflow.patched("deadline-by-the-service"):
-                workflow.logger.info("%s: a decision is read after the deadline", self.invoice.id)
-                self.has_late_decision = True
-                return
-            # What the sender's clock said counted for runs that have recorded so.
-            if workflow.patched("deadline-is-a-decision") and not _was_sent_in_time(
-                decision, self.deadline
-            ):
-                return
-        self.approved, self.decision = approved, decision
+    def _set_state(self, state: State, status: str | None = None) -> None:
+        """Sets the state and its status, by default the state's own text, and makes them known."""
+        self.status = status or STATUS_TEXTS[state]
+        self.progress.state, self.progress.status = state, self.status
+        self.report.make_known(self.progress, self.paid_earlier)
 
-    async def _decision_or_deadline(self) -> None:
-        if self.report.sends_notices:
-            wait = timedelta(days=self.invoice.approval_timeout_days)
-            await self._decision_until(self.deadline - wait / 5, "Reminder")
-            if self.approved is None and workflow.now() < self.deadline:
-                self.report.notify("reminder", self.progress)
-        if self.approved is None:
-            await self._decision_until(self.deadline, "Approval deadline")
-        if self.approved is None and self.has_late_decision:
-            await self._take_decision_in_time()
-
-    async def _take_decision_in_time(self) -> None:
-        try:
-            # Locally: anybody who reaches the service could complete another activity in its place.
-            found = await workflow.execute_local_activity(
-                decision_in_time,
-                self.deadline.isoformat(),
-                start_to_close_timeout=timedelta(seconds=30),
-                retry_policy=PAYMENT_RETRY,
-            )
-        except FailureError as error:
-            raise self._stopped(error) from error
-        if found and self.approved is None:
-            self.decision = Decision.model_validate(found)
-            self.approved = self.decision.approved
-
-    async def _decision_until(self, moment: datetime, summary: str) -> None:
-        time_left = moment - workflow.now()
-        with suppress(TimeoutError):
-            await workflow.wait_condition(
-                lambda: self.approved is not None,
-                # In whole seconds, which the Web UI shows as five days and no millisecond less.
-                timeout=timedelta(seconds=max(ceil(time_left.total_seconds()), 0.001)),
-                timeout_summary=summary,
-            )
-
-    async def _ask_what_was_paid_earlier(self) -> None:
-        """Asks the ledger, for some seconds; without an answer it stays unknown until paying."""
+    async def _look_up_earlier_payments(self) -> None:
+        """Asks the ledger for a few seconds. Without an answer, step 4 asks again."""
         if not self.asks_ledger:  # a run from before 1.1
             return
-        # Of the run before, by way of the client; not told as this run's, as anybody may write it.
+        # The client passes on the ledger of the previous run. It isn't reported as this run's own,
+        # because anyone can write a memo.
         if isinstance(ledger := workflow.memo_value("ledger", None), str):
             self.expected_ledger = ledger
         try:
@@ -225,16 +174,73 @@ class InvoiceWorkflow:
             )
         except FailureError as error:
             if _is_final(error) or _is_cancelled():
-                raise self._stopped(error) from error
+                raise self._error_for(error) from error
         else:
             self._take_over(found)
 
-    async def _make_sure_what_was_paid_earlier(self) -> None:
-        """Asks the ledger again if it gave no answer at first, for as long as it takes."""
+    def _receive_decision(self, approved: bool, payload: RawValue) -> None:
+        """The first decision stands."""
+        # No `await` between check and assignment, so a second signal can't slip in.
+        if self.approved is not None or self.invoice_problem:
+            return
+        decision = Decision.from_signal(approved, payload.payload.data, workflow.now())
+        # A decision that is read after the deadline counts only if the Temporal Service received
+        # it before the deadline. The run looks that up once the deadline's timer has fired.
+        if decision.at >= self.deadline:
+            if workflow.patched("deadline-by-the-service"):
+                workflow.logger.info("%s: a decision is read after the deadline", self.invoice.id)
+                self.has_late_decision = True
+                return
+            # Older runs: the sender's clock counted.
+            if workflow.patched("deadline-is-a-decision") and not _date_if_sent_in_time(
+                decision, self.deadline
+            ):
+                return
+        self.approved, self.decision = approved, decision
+
+    async def _wait_for_decision(self) -> None:
+        if self.report.sends_notices:
+            wait = timedelta(days=self.invoice.approval_timeout_days)
+            await self._wait_until(self.deadline - wait / 5, "Reminder")
+            if self.approved is None and workflow.now() < self.deadline:
+                self.report.notify("reminder", self.progress)
+        if self.approved is None:
+            await self._wait_until(self.deadline, "Approval deadline")
+        if self.approved is None and self.has_late_decision:
+            await self._take_decision_in_time()
+        self.progress.decision = self.decision
+
+    async def _wait_until(self, moment: datetime, summary: str) -> None:
+        time_left = moment - workflow.now()
+        with suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self.approved is not None,
+                # In whole seconds, which the Web UI shows as five days and no millisecond less.
+                timeout=timedelta(seconds=max(ceil(time_left.total_seconds()), 0.001)),
+                timeout_summary=summary,
+            )
+
+    async def _take_decision_in_time(self) -> None:
+        try:
+            # A local activity: anyone with access to the service could complete a regular one.
+            found = await workflow.execute_local_activity(
+                decision_in_time,
+                self.deadline.isoformat(),
+                start_to_close_timeout=timedelta(seconds=30),
+                retry_policy=RETRY_FOREVER,
+            )
+        except FailureError as error:
+            raise self._error_for(error) from error
+        if found and self.approved is None:
+            self.decision = Decision.model_validate(found)
+            self.approved = self.decision.approved
+
+    async def _require_earlier_payments(self) -> None:
+        """Asks the ledger again, for as long as it takes, if it gave no answer at first."""
         is_known = self.progress.paid_earlier_lines is not None
         if is_known or not workflow.patched("ledger-before-paying"):
             return
-        self._enter("paying")
+        self._set_state("paying")
         question = LedgerQuestion.about(self.invoice, self._terms()).to_json()
         summary = "What was paid earlier"
         self._take_over(await self._execute(payments_made, question, "ledger", summary))
@@ -242,17 +248,17 @@ class InvoiceWorkflow:
     def _take_over(self, found: dict[str, Any]) -> None:
         """Keeps what the ledger answered; fails where a line that was paid has been changed."""
         if (answer := _read_answer(found)) is None:
-            raise self._failed("PaymentFailed", "what was paid earlier can't be read")
+            raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
         if answer.lines is None:  # the ledger is away
             return
         self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)
-        # In another currency each line is told as what it was paid.
+        # If the currency differs, `changes` below reports each line as it was paid.
         if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
             self.progress.paid_amount = self.progress.paid_earlier_amount = amount
         if changes := self.paid_earlier.changes(self.invoice):
-            raise self._failed("PaymentConflict", changes)
+            raise self._fail_with("PaymentConflict", changes)
 
     def _terms(self) -> Terms:
         ledger = self.progress.ledger or self.expected_ledger
@@ -260,13 +266,13 @@ class InvoiceWorkflow:
 
     def _begin_line(self, number: int) -> None:
         self.progress.current_line = self.invoice.describe_line(number)
-        # A payment under way swallows a cancellation; no other is begun after it.
+        # A payment in progress absorbs a cancellation. No other payment begins after it.
         if _is_cancelled() and workflow.patched("result-before-cancellation"):
             raise asyncio.CancelledError
-        self._enter("paying")
+        self._set_state("paying")
 
     async def _pay(self, number: int, line: LineItem) -> None:
-        # For runs that have swallowed a cancellation before they looked ahead of each line.
+        # Older runs: they look for a cancellation here, after the pause.
         if _is_cancelled():
             raise asyncio.CancelledError
         attempt = self.paid_earlier.next_attempt(number)
@@ -274,12 +280,12 @@ class InvoiceWorkflow:
         try:
             await _outcome(_start_payment(number, request))
         except ActivityError as error:
-            # A cancellation leaves it open whether the payment was made, and doesn't reach what is
-            # asked then: a run is cancelled once.
+            # After a cancellation it isn't known whether the payment was made, so ask. The
+            # cancellation doesn't affect that question, because a run is cancelled only once.
             is_known = _is_final(error) or not workflow.patched("outcome-before-the-end")
             question = request.to_json(), line_id(number), "Whether the line was paid"
             if is_known or not await self._execute(payment_outcome, *question):
-                raise self._stopped(error) from error
+                raise self._error_for(error) from error
         self.progress.paid_lines += 1
         self.progress.paid_amount += line.amount
         workflow.logger.info("%s paid %s", self.invoice.id, self.progress.current_line)
@@ -292,13 +298,13 @@ class InvoiceWorkflow:
                 argument,
                 activity_id=activity_id,
                 start_to_close_timeout=timedelta(seconds=30),
-                retry_policy=PAYMENT_RETRY,
+                retry_policy=RETRY_FOREVER,
                 summary=summary,
             )
         except ActivityError as error:
-            raise self._stopped(error) from error
+            raise self._error_for(error) from error
 
-    def _stopped(self, error: FailureError) -> BaseException:
+    def _error_for(self, error: FailureError) -> BaseException:
         """What an activity that failed for good means for this run."""
         if _is_cancelled() and not (
             _is_final(error) and workflow.patched("result-before-cancellation")
@@ -306,19 +312,13 @@ class InvoiceWorkflow:
             return asyncio.CancelledError()
         cause = _cause(error)
         if isinstance(cause, ApplicationError):
-            return self._failed(cause.type or "PaymentFailed", cause.message)
-        return self._failed("PaymentFailed", str(cause))
+            return self._fail_with(cause.type or "PaymentFailed", cause.message)
+        return self._fail_with("PaymentFailed", str(cause))
 
-    def _failed(self, kind: str, reason: str) -> ApplicationError:
+    def _fail_with(self, kind: str, reason: str) -> ApplicationError:
         self.progress.failure = kind
-        self._enter("failed", describe_failure(kind, self.progress.current_line, reason))
+        self._set_state("failed", describe_failure(kind, self.progress.current_line, reason))
         return ApplicationError(self.status, type=kind, non_retryable=True)
-
-    def _enter(self, state: State, status: str | None = None) -> None:
-        """Sets the state and its status, by default the state's own text, and makes them known."""
-        self.status = status or STATUS_TEXTS[state]
-        self.progress.state, self.progress.status = state, self.status
-        self.report.make_known(self.progress, self.paid_earlier)
 
 
 def _read_invoice(payload: RawValue, context: str) -> Invoice | str:
@@ -342,12 +342,7 @@ def _read_answer(found: Any) -> LedgerAnswer | None:
     return None
 
 
-async def _pause_before(number: int, seconds: float) -> None:
-    if seconds:
-        await workflow.sleep(seconds, summary=f"Pacing before line {number}")
-
-
-def _was_sent_in_time(decision: Decision, deadline: datetime) -> bool:
+def _date_if_sent_in_time(decision: Decision, deadline: datetime) -> bool:
     """Decides by the sender's clock, and then dates the decision by it."""
     submitted_at = workflow.info().workflow_start_time
     if decision.sent_at is None or not submitted_at <= decision.sent_at < deadline:
@@ -356,23 +351,28 @@ def _was_sent_in_time(decision: Decision, deadline: datetime) -> bool:
     return True
 
 
+async def _pause_before(number: int, seconds: float) -> None:
+    if seconds:
+        await workflow.sleep(seconds, summary=f"Pacing before line {number}")
+
+
 def _start_payment(number: int, request: PaymentRequest) -> workflow.ActivityHandle[Any]:
     return workflow.start_activity(
         process_payment,
         request.to_json(),
         activity_id=line_id(number),
         start_to_close_timeout=timedelta(seconds=30),
-        retry_policy=PAYMENT_RETRY,
+        retry_policy=RETRY_FOREVER,
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=describe_payment(request.item, request.amount, request.currency),
     )
 
 
 async def _outcome(payment: workflow.ActivityHandle[Any]) -> None:
-    """Returns once the payment is made, also if a cancellation arrived together with that.
+    """Returns once the payment is made, even if a cancellation arrives in the same workflow task.
 
-    The SDK would drop a result that comes in one workflow task with a cancellation. So the payment
-    is cancelled only when it has none, after all of that task has been taken in.
+    The SDK would discard the payment's result then. So the payment is cancelled only if it still
+    has no result after the whole task has been processed.
 
     Raises:
         ActivityError: it wasn't made.
@@ -380,7 +380,7 @@ async def _outcome(payment: workflow.ActivityHandle[Any]) -> None:
     try:
         await workflow.wait([payment])
     except asyncio.CancelledError:
-        if not _is_cancelled():  # it only leaves the worker's memory
+        if not _is_cancelled():  # the worker is only evicting this run
             raise
         # Conditions are checked only when no other task can run.
         await workflow.wait_condition(lambda: True)

@@ -151,7 +151,7 @@ class Decision(DecisionDetails):
     at: Moment
 
     @classmethod
-    def sent(cls, approved: bool, data: bytes, at: datetime) -> Self:
+    def from_signal(cls, approved: bool, data: bytes, at: datetime) -> Self:
         """Reads the details from a signal's JSON. Invalid JSON doesn't invalidate the decision."""
         try:
             details = DecisionDetails.model_validate_json(data)

@@ -1,4 +1,4 @@
-"""A worker whose gateway takes its time: until the file `go-on` is in the data directory."""
+"""A worker whose gateway doesn't answer until there is a file `go-on` in the data directory."""
 
 import os
 import time

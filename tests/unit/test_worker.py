@@ -1,4 +1,4 @@
-"""What a worker does with its arguments and its address for metrics."""
+"""A worker's arguments, and its address for metrics."""
 
 import asyncio
 import socket
