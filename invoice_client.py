@@ -92,7 +92,7 @@ class InvoiceClient:
                 its lines was paid earlier with different content.
         """
         with SimilarSearch(self.search, invoice.id) as similar:
-            similar.begin(invoice.total, invoice.currency)
+            similar.begin((invoice.total, invoice.currency))
             return await similar.add_to(await self._submit(invoice))
 
     async def _submit(self, invoice: Invoice) -> InvoiceStatus:
@@ -307,12 +307,11 @@ class InvoiceClient:
         )
         try:
             with SimilarSearch(self.search, invoice_id) as similar:
+                similar.begin()
                 run = await self.runs.get_run(invoice_id, described=similar.begin_with_memo)
                 _expect_invoice(run)
-                if not run.is_open:
-                    return run.status
                 status = run.status
-                if asking or not run.is_up_to_date:
+                if run.is_open and (asking or not run.is_up_to_date):
                     answer = await (asking or self.runs.ask_worker(invoice_id))
                     status = await self.runs.status_with_answer(run, answer)
                 return await similar.add_to(status)
@@ -335,6 +334,8 @@ class InvoiceClient:
                 different total.
         """
         with SimilarSearch(self.search, invoice_id) as similar:
+            if to_be_shown:
+                similar.begin()
             run = await self.runs.get_run(
                 invoice_id,
                 with_content=True,

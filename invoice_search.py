@@ -15,7 +15,14 @@ from typing import Self, get_args
 from pydantic import ValidationError
 from temporalio.service import RPCError
 
-from invoice_runs import InvoiceRuns, gather_bounded, in_background, is_unknown_workflow, read_retry
+from invoice_runs import (
+    REMEMBERED_RUNS,
+    InvoiceRuns,
+    gather_bounded,
+    in_background,
+    is_unknown_workflow,
+    read_retry,
+)
 from invoices.answers import InvoiceStatus
 from invoices.invoice import INVOICE_WORKFLOW, WORKFLOW_ID_PREFIX, workflow_id
 from invoices.invoice_list import InvoiceList, Key, ListCursor, Sums, Which, key_of
@@ -38,6 +45,9 @@ SIMILAR_SECONDS = 1
 """A search takes milliseconds. No answer is held up for longer than this by one."""
 EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
 """Before the first invoice."""
+
+Total = tuple[Decimal, str]
+"""An amount and its currency."""
 
 
 class _Page:
@@ -82,6 +92,8 @@ class InvoiceSearch:
 
     def __init__(self, runs: InvoiceRuns) -> None:
         self._runs = runs
+        self.last_totals: dict[str, Total] = {}
+        """The totals of invoices that waited when they were last looked at, by their ids."""
 
     @property
     def _has_state_attribute(self) -> bool:
@@ -333,13 +345,14 @@ class InvoiceSearch:
 class SimilarSearch:
     """Searches for an invoice's similar ones while other calls run.
 
-    `with SimilarSearch(search, invoice_id) as similar` ends the search with the context.
+    `with SimilarSearch(search, invoice_id) as similar` ends the search with the context. It begins
+    as soon as the total is known or can be guessed, and `add_to` begins it again if that was wrong.
     """
 
     def __init__(self, search: InvoiceSearch, invoice_id: str) -> None:
         self._search = search
         self._invoice_id = invoice_id
-        self._sought: tuple[Decimal, str] | None = None
+        self._total: Total | None = None
         self._found: asyncio.Task[list[InvoiceStatus]] | None = None
 
     def __enter__(self) -> Self:
@@ -349,25 +362,37 @@ class SimilarSearch:
         if self._found:
             self._found.cancel()
 
-    def begin(self, total: Decimal, currency: str) -> None:
-        self._sought = (total, currency)
-        self._found = in_background(self._search.with_same_total(self._invoice_id, total, currency))
+    def _begin(self, total: Total) -> asyncio.Task[list[InvoiceStatus]]:
+        if self._found:
+            self._found.cancel()
+        self._total = total
+        self._found = in_background(self._search.with_same_total(self._invoice_id, *total))
+        return self._found
+
+    def begin(self, total: Total | None = None) -> None:
+        """Begins with this total or, by default, with the one that the invoice had last."""
+        if total := total or self._search.last_totals.get(self._invoice_id):
+            self._begin(total)
 
     def begin_with_memo(self, description: Execution) -> None:
-        """Begins before the memo can be trusted: `add_to` compares its total with the status."""
+        """Begins with the total in a memo, which another client may have written."""
         with suppress(ValidationError):
             memo = RunProgress.model_validate(description.memo)
-            if memo.state == "waiting" and memo.total is not None and memo.currency:
-                self.begin(memo.total, memo.currency)
+            if self._found is None and memo.state == "waiting" and memo.total and memo.currency:
+                self._begin((memo.total, memo.currency))
 
     async def add_to(self, status: InvoiceStatus) -> InvoiceStatus:
         """The status with the similar invoices, if the invoice waits for a decision."""
+        totals = self._search.last_totals
+        totals.pop(status.invoice_id, None)
         if status.is_decided or status.total is None or status.currency is None:
             return status
-        if self._found is None or self._sought != (status.total, status.currency):
-            self.begin(status.total, status.currency)
-        assert self._found
-        similar = similar_to(status, await self._found)
+        total = (status.total, status.currency)
+        totals[status.invoice_id] = total
+        if len(totals) > REMEMBERED_RUNS:
+            del totals[next(iter(totals))]
+        found = self._found if self._found and self._total == total else self._begin(total)
+        similar = similar_to(status, await found)
         return status.model_copy(update={"similar": similar or None})
 
 
