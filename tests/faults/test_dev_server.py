@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from temporalio.api.namespace.v1 import UpdateNamespaceInfo
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
@@ -201,6 +202,20 @@ async def test_a_service_found_running_remembers_them_for_a_year_too(
     here(embedded)
     async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
         assert await retention_days(client) == 365
+
+
+async def test_a_service_found_running_gets_the_search_attributes_that_it_lacks(
+    embedded: Embedded, service: Service, here: Callable[[Embedded], None]
+) -> None:
+    service.port, service.address = embedded.port, embedded.address
+    client = await service.start()
+    await dev_server._register(client, SEARCH_ATTRIBUTES[:1])  # as an earlier version did
+    here(embedded)
+    async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
+        listed = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace)
+        )
+        assert set(SEARCH_ATTRIBUTES) <= set(listed.custom_attributes)
 
 
 @pytest.mark.parametrize("mark", [None, ""])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from invoice_search import _Page
 from invoices.answers import InvoiceStatus
 from invoices.invoice_list import InvoiceList, ListCursor, Sums, key_of
 from invoices.refusals import InvoiceError
@@ -75,3 +76,25 @@ def test_an_empty_list_names_the_state() -> None:
     assert InvoiceList.of([], Sums()).to_text("timed_out") == "There are no timed out invoices."
     after_the_last = InvoiceList.of([])
     assert after_the_last.to_text("all") == "There are no more invoices."
+
+
+def test_a_page_of_long_texts_stays_below_100_kb() -> None:
+    long = "Ж" * 255
+    decision = {"approved": True, "at": NOON, "by": "a@b", "reason": "Ж" * 1000}
+    page = _Page()
+    texts = {"supplier": long, "supplier_reference": long, "status": "Ж" * 500}
+    while page.add(a_status("INV-1", state="failed", decision=decision, **texts)):
+        pass
+    assert 5 < len(page.invoices) < 50
+    answer = InvoiceList.of(page.invoices, not_shown=1, next_cursor=ListCursor(which="all"))
+    text = answer.to_text("all")
+    content = answer.model_copy(update={"message": text}).to_structured()
+    assert len(json.dumps(content, ensure_ascii=False).encode()) + len(text.encode()) < 100_000
+
+
+def test_a_page_has_at_least_one_invoice_and_at_most_50() -> None:
+    page = _Page()
+    assert page.add(a_status("INV-1", status="x" * 200_000))
+    assert not page.add(a_status("INV-2"))
+    page = _Page()
+    assert [page.add(a_status("INV-1")) for _ in range(51)] == [True] * 50 + [False]
