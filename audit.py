@@ -32,6 +32,7 @@ from temporalio.service import RPCError
 
 from invoice_runs import InvoiceRun, InvoiceRuns, invoice_of
 from invoices.invoice import (
+    BILL_FIELDS,
     INVOICE_WORKFLOW,
     WORKFLOW_ID_PREFIX,
     Invoice,
@@ -62,7 +63,8 @@ from temporal_service.payloads import first_data
 COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
     *["decision", "decided_at", "decided_by", "decided_through", "reason"],
-    *["line", "item", "amount", "currency", "customer"],
+    *["line", "item", "description", "amount", "currency", "customer"],
+    *["supplier", "supplier_reference", "due_date"],
     *["payment", "attempt", "payment_at", "payment_amount", "payment_currency"],
     *["provider", "reference", "run_id"],
 ]
@@ -327,8 +329,9 @@ def _row(
             row["reason"] = decision.reason
         if run.invoice and line.isdecimal() and int(line) <= len(run.invoice.lines):
             asked = run.invoice.lines[int(line) - 1]
-            row |= {"item": asked.item, "amount": asked.amount, "currency": run.invoice.currency}
-            row["customer"] = run.invoice.customer
+            row |= {"item": asked.item, "description": asked.description}
+            row |= {"amount": asked.amount, "currency": run.invoice.currency}
+            row |= {name: getattr(run.invoice, name) for name in ("customer", *BILL_FIELDS)}
         begun = run.payments.get(line)
         if begun and begun.paid_at:
             # If it is in the ledger, an earlier run has made it, and this one found it so.

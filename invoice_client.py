@@ -22,6 +22,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from invoice_runs import InvoiceRun, InvoiceRuns, in_background
 from invoice_search import InvoiceSearch, SimilarSearch
 from invoices.answers import InvoiceStatus
+from invoices.content import StatusWithContent
 from invoices.invoice import (
     INVOICE_WORKFLOW,
     Invoice,
@@ -131,6 +132,7 @@ class InvoiceClient:
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
     ) -> Started:
+        content = invoice.to_json()
         attributes = [
             SearchAttributePair(INVOICE_STATE, "waiting"),
             SearchAttributePair(INVOICE_TOTAL, total_text(invoice.total, invoice.currency)),
@@ -141,7 +143,7 @@ class InvoiceClient:
         try:
             handle = await self.temporal.start_workflow(
                 InvoiceWorkflow.run,
-                json_payload(invoice.to_json()),
+                json_payload(content),
                 id=workflow_id(invoice.id),
                 task_queue=TASK_QUEUE,
                 id_reuse_policy=policy,
@@ -154,6 +156,7 @@ class InvoiceClient:
             return await self._start(invoice, progress, policy)
         run_id = handle.result_run_id or ""
         self.runs.trusted_memos.add_own(handle.id, run_id)
+        self.runs.remembered_starts.add(run_id, invoice, len(content))
         return Started(run_id, CallTimes(sent, datetime.now(UTC)))
 
     async def _started(
@@ -294,8 +297,9 @@ class InvoiceClient:
         if problem:
             raise content_to_be_shown(invoice, expected, problem)
 
-    async def get_status(self, invoice_id: str) -> InvoiceStatus:
-        """The status of an invoice's latest run, from the run's memo if no worker answers.
+    async def get_status(self, invoice_id: str) -> StatusWithContent:
+        """The status of an invoice's latest run, from the run's memo if no worker answers, and its
+        content.
 
         Raises:
             InvoiceError: there is no such invoice.
@@ -308,13 +312,16 @@ class InvoiceClient:
         try:
             with SimilarSearch(self.search, invoice_id) as similar:
                 similar.begin()
-                run = await self.runs.get_run(invoice_id, described=similar.begin_with_memo)
+                run = await self.runs.get_run(
+                    invoice_id, with_content=True, described=similar.begin_with_memo
+                )
                 _expect_invoice(run)
+                invoice = await self.runs.content(run)
                 status = run.status
                 if run.is_open and (asking or not run.is_up_to_date):
                     answer = await (asking or self.runs.ask_worker(invoice_id))
                     status = await self.runs.status_with_answer(run, answer)
-                return await similar.add_to(status)
+                return StatusWithContent.of(await similar.add_to(status), invoice)
         finally:
             if asking:
                 asking.cancel()
@@ -354,10 +361,10 @@ class InvoiceClient:
             return replace(run, status=await similar.add_to(status)), invoice
 
     async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
-        start = run.start or await self.runs.read_start(run.description.id, run.id)
-        if start.invoice is None:
+        invoice = await self.runs.content(run)
+        if invoice is None:
             raise content_unreadable(run.status.invoice_id)
-        return start.invoice
+        return invoice
 
 
 def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:

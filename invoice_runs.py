@@ -82,6 +82,9 @@ RESET_AFTER = timedelta(milliseconds=10)
 """A run that starts by more than this after its submission is one that a reset has made."""
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
+REMEMBERED_INVOICES = 100
+REMEMBERED_CONTENT_BYTES = 64 * 1024
+"""How large an invoice that is remembered may be. Nested fields take many times that in memory."""
 MAX_CONTENT_BYTES = 2 * 1024 * 1024
 """Of what a run was started with: Temporal's own limit to a payload. More isn't even parsed."""
 
@@ -178,6 +181,10 @@ class TrustedMemos:
         """Trusts every memo of a run that this process started."""
         self.add(id, run_id, _ANY)
 
+    def run_id(self, workflow_id: str) -> str:
+        """The id of that run; empty if there is none."""
+        return self._runs.get(workflow_id, ("", None))[0]
+
     def has_memo_of(self, execution: Execution) -> bool:
         run_id, submitted_at = self._runs.get(execution.id, ("", None))
         if run_id != execution.run_id:
@@ -193,14 +200,26 @@ _ANY = object()
 class RememberedStarts:
     """What runs were started with, which never changes: no list validates the same ones again.
 
-    Only what a list shows is kept, since the invoices themselves may be large.
+    What a list shows is kept for many, and of the small invoices the latest ones themselves.
     """
 
     _runs: dict[str, RunProgress | None] = field(default_factory=dict)
     """By the id of the run."""
+    _invoices: dict[str, Invoice] = field(default_factory=dict)
 
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._runs
+
+    def invoice(self, run_id: str) -> Invoice | None:
+        """The content of a run; None if it isn't remembered."""
+        return self._invoices.get(run_id)
+
+    def add(self, run_id: str, invoice: Invoice, size: int) -> None:
+        """Keeps the content of a run, which has `size` bytes, unless it is large."""
+        if size <= REMEMBERED_CONTENT_BYTES:
+            self._invoices[run_id] = invoice
+            if len(self._invoices) > REMEMBERED_INVOICES:
+                del self._invoices[next(iter(self._invoices))]
 
     def progress(self, run_id: str, content: bytes = b"", id: str = "") -> RunProgress | None:
         """Where a run with this content and workflow id stood at first; None if it isn't an
@@ -209,6 +228,8 @@ class RememberedStarts:
         if run_id not in self._runs:
             invoice = _read_own_invoice(content, id)
             self._runs[run_id] = RunProgress.of(invoice) if invoice else None
+            if invoice:
+                self.add(run_id, invoice, len(content))
             if len(self._runs) > REMEMBERED_RUNS:
                 del self._runs[next(iter(self._runs))]
         return self._runs[run_id]
@@ -256,7 +277,7 @@ class InvoiceRuns:
         """One run for an invoice, by default the latest.
 
         Args:
-            with_content: also read the content that it was started with.
+            with_content: also read the content that it was started with, for `content`.
             described: called with the description, before the rest has been read.
 
         Raises:
@@ -264,7 +285,9 @@ class InvoiceRuns:
         """
         id = workflow_id(invoice_id)
         # Read the start at the same time if it will probably be needed.
-        is_needed = with_content or id not in self.trusted_memos
+        latest = run_id or self.trusted_memos.run_id(id)
+        is_remembered = self.remembered_starts.invoice(latest) is not None
+        is_needed = (with_content and not is_remembered) or id not in self.trusted_memos
         reading = in_background(self.read_start(id, run_id)) if is_needed else None
         try:
             description = await describe_execution(self.temporal, id, run_id)
@@ -279,6 +302,14 @@ class InvoiceRuns:
                 raise
             raise unknown_invoice(invoice_id) from error
         return InvoiceRun(description, status, progress, start)
+
+    async def content(self, run: InvoiceRun) -> Invoice | None:
+        """What a run was started with; None if it isn't an invoice."""
+        first_id = run.start.run_id if run.start else run.id
+        if remembered := self.remembered_starts.invoice(first_id):
+            return remembered
+        start = run.start or await self.read_start(run.description.id, run.id, content_only=True)
+        return start.invoice
 
     async def exists(self, invoice_id: str) -> bool:
         """Whether Temporal has a run for an invoice."""
@@ -585,8 +616,8 @@ class InvoiceRuns:
         # A run that was reset repeats what the ledger had answered before, and may have paid since.
         was_reset = execution.start_time - submitted_at > RESET_AFTER
         if was_reset and not progress.paid_lines:
-            unknown = {"paid_earlier_lines": None, "paid_earlier_amount": None}
-            progress = progress.model_copy(update=unknown)
+            unknown = "paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers"
+            progress = progress.model_copy(update=dict.fromkeys(unknown))
         return InvoiceStatus(
             **progress.model_dump(include=set(Progress.model_fields)),
             invoice_id=invoice_id_of(execution.id),

@@ -258,6 +258,7 @@ class InvoiceWorkflow:
         if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
             self.progress.paid_amount = self.progress.paid_earlier_amount = amount
+            self.progress.paid_earlier_numbers = self.paid_earlier.ranges
         if changes := self.paid_earlier.changes(self.invoice):
             lines = self.paid_earlier.changed_lines(self.invoice)
             raise self._fail_with("PaymentConflict", changes, lines)

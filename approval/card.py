@@ -35,15 +35,18 @@ from pydantic import BaseModel
 from approval.elicitation import can_ask
 from invoices.answers import InvoiceStatus
 from invoices.approval_view import ApprovalView
+from invoices.content import fit
 from invoices.invoice import Invoice
 from invoices.status import State
-from invoices.wording import sanitized
+from invoices.wording import cut, sanitized
 from settings import read_setting
 
 CARD_URI = "ui://invoice-processor/approval-card.html"
 APPROVE_TOOL = "approve_invoice"
 APP_TOOLS = frozenset({"invoice_card", "decide_on_card"})
 """Tools only for the card. Hosts don't offer them to the model."""
+CARD_LINES_BYTES = 75_000
+"""How long the JSON of the lines may be: all lines are on a card, with shorter texts if need be."""
 LOADING_SECONDS = 10
 """How long after the first answer with a card a card must have asked for its data."""
 
@@ -67,6 +70,7 @@ class InvoiceCard(BaseModel):
     """What the card shows: sentences and amounts, with other people's text sanitized."""
 
     invoice_id: str
+    bill: str | None
     charged: str | None
     lines: list[CardLine]
     total: str
@@ -80,13 +84,12 @@ class InvoiceCard(BaseModel):
 
     @classmethod
     def of(cls, view: ApprovalView, status: InvoiceStatus) -> Self:
+        lines, _ = fit(lambda limit: _card_lines(view, limit), CARD_LINES_BYTES)
         return cls(
             invoice_id=view.invoice.id,
+            bill=view.invoice.bill,
             charged=view.invoice.charged,
-            lines=[
-                CardLine(item=line.item, description=line.description, amount=line.price)
-                for line in view.invoice.lines
-            ],
+            lines=lines,
             total=view.invoice.total,
             paid_earlier=view.paid_earlier,
             to_pay=view.to_pay,
@@ -96,6 +99,17 @@ class InvoiceCard(BaseModel):
             paid_lines=status.paid_lines,
             details=_details(view, status),
         )
+
+
+def _card_lines(view: ApprovalView, limit: int) -> list[CardLine]:
+    return [
+        CardLine(
+            item=cut(line.item, limit),
+            description=cut(line.description, limit) or None,
+            amount=line.price,
+        )
+        for line in view.invoice.lines
+    ]
 
 
 def _details(view: ApprovalView, status: InvoiceStatus) -> str:

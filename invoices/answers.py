@@ -13,6 +13,7 @@ from invoices.invoice import rule_of_new_id
 from invoices.similar import SimilarInvoice
 from invoices.status import Progress
 from invoices.wording import (
+    describe_bill,
     format_duration,
     format_money,
     format_utc,
@@ -143,7 +144,7 @@ class InvoiceStatus(Progress):
     @property
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
-        return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
+        return " ".join(filter(None, [self.bill, *self._details(), self._worker(), self.clock]))
 
     def _details(self) -> list[str]:
         match self.state:
@@ -229,6 +230,7 @@ class InvoiceStatus(Progress):
     def to_line(self) -> str:
         """The invoice's line in the text of `list_invoices`."""
         parts = [sanitized(self.status, 200), self.amounts]
+        parts.append(describe_bill(self.supplier, self.supplier_reference, self.due_date, limit=60))
         parts.append(f"submitted {format_duration(self.now - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
             paid = f"{format_money(self.paid_amount, self.currency)} paid"
@@ -244,4 +246,4 @@ class InvoiceStatus(Progress):
             parts.append(self.decided.rstrip("."))
         if self.caution:
             parts.append(self.caution.rstrip("."))
-        return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(parts)
+        return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(filter(None, parts))

@@ -321,8 +321,8 @@ class Invoice(BaseModel):
     due_date: Annotated[
         Annotated[str, AfterValidator(iso_date)] | None,
         Field(
-            description="The day by which the bill is to be paid, as an ISO date. Only shown: an"
-            " approved invoice is paid at once.",
+            description="The day by which the bill is to be paid, as an ISO date. It is shown; it"
+            " doesn't set when an approved invoice is paid.",
             examples=["2026-12-31"],
         ),
         WrapValidator(_lenient_as_started),

@@ -119,6 +119,8 @@ FORGERIES: dict[str, dict[str, Any]] = {
     "long-ago": {"submitted_at": "2020-01-01T00:00:00Z", "approval_timeout_days": 1},
     "deadline": {"deadline": "2020-01-01T00:00:00Z"},
     "digest": {"digest": "0" * 64},
+    "supplier": {"supplier": "Northwind Web Ltd", "due_date": "2026-12-31"},
+    "lines": {"paid_earlier_lines": 1, "paid_lines": 1, "paid_earlier_numbers": "2"},
     "failure": {"failure": "PaymentConflict", "status": "Payment failed: x", "state": "failed"},
 }
 

@@ -97,7 +97,7 @@ async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -
     assert "2 lines, \\$7,000.00; nothing has been paid." in text
     # No-break spaces keep the columns apart; the Web UI leaves no room between them.
     gap = "\N{NO-BREAK SPACE}" * 2
-    assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development |" in text
+    assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development: “Frontend work” |" in text
 
 
 async def test_the_web_ui_asks_for_nothing_about_a_paid_invoice(
