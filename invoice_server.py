@@ -38,10 +38,11 @@ from pydantic_core import PydanticCustomError
 
 from approval.card import CARD_URI, ApprovalCards, InvoiceCard, card_html
 from approval.elicitation import PERSON_SECONDS, ask_person, supports_elicitation
-from invoices.answers import InvoiceList, InvoiceStatus
+from invoices.answers import InvoiceStatus
 from invoices.approval_view import ApprovalView
 from invoices.content import StatusWithContent
 from invoices.invoice import Invoice, InvoiceId, rule_of_new_content, unpacked
+from invoices.invoice_list import InvoiceList
 from invoices.outcomes import with_outcome
 from invoices.refusals import NamedTotal, expect_before_deadline, expect_not_cancelled
 from invoices.status import State
@@ -184,7 +185,8 @@ async def process_invoice(
 
     Returns at once. If you submit the same invoice again while it is open, nothing changes and you
     get its status. An id that belongs to a different open invoice, or to a paid one, is refused.
-    After a rejection, a failure or a cancellation, an invoice can be submitted again.
+    After a rejection, a failure or a cancellation, an invoice can be submitted again. If the answer
+    names an invoice with the same total or the same bill, tell the person.
 
     Args:
         invoice_data: The invoice: an object with id and lines, and with supplier,
@@ -231,7 +233,7 @@ async def approve_invoice(
     async with invoices(read_only=True) as client:
         # Where the protocol asks by means of a second call, the first has asked the worker already.
         run, invoice = await client.invoice_for_approval(
-            invoice_id, total, ask_worker=not ctx.input_responses
+            invoice_id, total, to_be_shown=not ctx.input_responses
         )
         # Past this point, nothing is sent until the person has answered.
         if run.status.is_decided:
@@ -341,15 +343,24 @@ async def list_invoices(
         Field(description="Which invoices: waiting means that they wait for a decision."),
         BeforeValidator(_lower_case),
     ] = "all",
+    cursor: Annotated[
+        str | None,
+        Field(
+            max_length=5000,
+            description="The next_cursor of the last answer, to get the invoices that come after"
+            " it. Pass the same status.",
+        ),
+    ] = None,
 ) -> ToolResult:
-    """List invoices with status, total, age, deadline and decision. Open ones come first, and
-    newer ones before older ones.
+    """List invoices with status, total, age, deadline and decision. Those that wait come first, the
+    nearest deadline first; then those that are being paid; then those that have ended, the last one
+    first.
 
-    Each invoice is listed once, with its latest submission. Returns at most 50, and says how many
-    older ones were left out. An invoice submitted a moment ago may still be missing.
+    Each invoice is listed once, with its latest submission. Returns at most 50, with a cursor if
+    there are more. An invoice submitted a moment ago may still be missing.
     """
     async with invoices(read_only=True) as client:
-        found = await client.runs.list_invoices(None if status == "all" else status)
+        found = await client.search.list_invoices(status, cursor or None)
     text = found.to_text(status)
     found = found.model_copy(update={"message": text})
     return ToolResult(content=text, structured_content=found.to_structured())
@@ -413,7 +424,7 @@ async def decide_on_card(
 ) -> ToolResult:
     """Takes the person's click on the card. Only for the card; without its seal it is refused."""
     async with invoices() as client:
-        run, invoice = await client.invoice_for_approval(invoice_id, ask_worker=False)
+        run, invoice = await client.invoice_for_approval(invoice_id, to_be_shown=False)
         cards.check_seal(seal, run.id, invoice)
         status = await client.decide(invoice_id, approve=approve, reason=reason, run_id=run.id)
     return cards.result(run.id, invoice, status)

@@ -127,7 +127,7 @@ def _details(view: ApprovalView, status: InvoiceStatus) -> str:
     """What the card says in addition to the lines, amounts and deadline."""
     if _why_undecidable(status) is None:
         kept = "No worker answers now: the decision is kept and takes effect when a worker runs."
-        parts = (view.caution, kept if status.worker_answers is False else "")
+        parts = (view.caution, view.similarity, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":
         return f"{sanitized(status.status, 600)}. {status.details}"

@@ -116,6 +116,8 @@ class ApprovalView:
     invoice: InvoiceView
     caution: str
     """A warning about an unusual id; empty if it isn't unusual."""
+    similarity: str
+    """Which invoices may be the same bill; empty if none is known."""
     paid_earlier: str | None
     """`1 line, $10.00` or `not known`; None if nothing was paid earlier."""
     to_pay: str
@@ -135,6 +137,7 @@ class ApprovalView:
         return cls(
             invoice=InvoiceView.of(invoice),
             caution=status.caution,
+            similarity=status.similarity,
             paid_earlier=paid_earlier,
             to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
             deadline=status.deadline,
