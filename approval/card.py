@@ -64,6 +64,7 @@ class CardLine(BaseModel):
     item: str
     description: str | None
     amount: str
+    paid_earlier: bool = False
 
 
 class InvoiceCard(BaseModel):
@@ -118,6 +119,7 @@ def _card_lines(view: ApprovalView, limit: int) -> list[CardLine]:
             item=cut(line.item, limit),
             description=cut(line.description, limit) or None,
             amount=line.price,
+            paid_earlier=line.is_paid_earlier,
         )
         for line in view.invoice.lines
     ]

@@ -4,7 +4,7 @@ Text that other people wrote is sanitized here. Where it shares a line with our 
 quotation marks, which it can't close itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -33,6 +33,8 @@ class LineView:
     """From 1."""
     line: LineItem
     currency: str
+    is_paid_earlier: bool = False
+    """Whether an earlier submission has paid it. False if that isn't known."""
 
     @property
     def price(self) -> str:
@@ -51,9 +53,9 @@ class LineView:
     def __str__(self) -> str:
         """`1. $5,000.00 for “Web Development”: “Frontend work”`."""
         text = f"{self.number}. {self.price} for {sanitized_quote(self.item)}"
-        if not self.description:
-            return text
-        return f"{text}: {sanitized_quote(self.description, DESCRIPTION_LIMIT)}"
+        if self.description:
+            text += f": {sanitized_quote(self.description, DESCRIPTION_LIMIT)}"
+        return f"{text} (paid earlier)" if self.is_paid_earlier else text
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class InvoiceView:
     currency: str
 
     @classmethod
-    def of(cls, invoice: Invoice) -> Self:
+    def of(cls, invoice: Invoice, paid_earlier: Container[int] = ()) -> Self:
+        """`paid_earlier` has the numbers of the lines that earlier submissions have paid."""
         parts = (("customer", invoice.customer), ("payment method", invoice.payment_method))
         named = [f"{name} {sanitized_quote(str(value), 255)}" for name, value in parts if value]
         bill = describe_bill(invoice.supplier, invoice.supplier_reference, invoice.due_date)
@@ -82,7 +85,7 @@ class InvoiceView:
             bill=capitalized(bill) or None,
             charged=f"Charged: {', '.join(named)}" if named else None,
             lines=[
-                LineView(number, line, invoice.currency)
+                LineView(number, line, invoice.currency, number in paid_earlier)
                 for number, line in enumerate(invoice.lines, start=1)
             ],
             total=format_money(invoice.total, invoice.currency),
@@ -134,8 +137,10 @@ class ApprovalView:
             paid_earlier = format_lines_and_total(
                 status.paid_lines, status.paid_amount, invoice.currency
             )
+        states = enumerate(status.line_states(len(invoice.lines)), start=1)
+        numbers = {number for number, state in states if state == "paid_earlier"}
         return cls(
-            invoice=InvoiceView.of(invoice),
+            invoice=InvoiceView.of(invoice, numbers),
             caution=status.caution,
             similarity=status.similarity,
             paid_earlier=paid_earlier,

@@ -55,9 +55,11 @@ def test_the_question_and_the_card_say_the_same() -> None:
         card.bill,
         card.charged,
         "Reason that will be kept: “as 'agreed'”",
-        f"1. {card.lines[0].amount} for “{card.lines[0].item}”: “{card.lines[0].description}”",
+        f"1. {card.lines[0].amount} for “{card.lines[0].item}”: “{card.lines[0].description}”"
+        " (paid earlier)",
         f"2. {card.lines[1].amount} for “{card.lines[1].item}”: “{card.lines[1].description}”",
     ]
+    assert [line.paid_earlier for line in card.lines] == [True, False]
     assert card.bill == "From “Northwind 'Web' Ltd”, their reference “4711”, due 2026-12-31"
 
 
