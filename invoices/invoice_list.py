@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from invoices.answers import InvoiceStatus
+from invoices.answers import InvoiceStatus, message_first
 from invoices.refusals import InvoiceError
 from invoices.status import Moment, State
 from invoices.wording import format_money, pluralize
@@ -164,7 +164,8 @@ class InvoiceList(BaseModel):
     def to_structured(self) -> dict[str, Any]:
         """The structured content, without empty fields and without fields for internal use."""
         content = self.model_dump(mode="json", exclude_none=True, exclude={"invoices"})
-        return {"invoices": [invoice.to_structured() for invoice in self.invoices], **content}
+        invoices = [invoice.to_structured() for invoice in self.invoices]
+        return message_first({"invoices": invoices, **content})
 
     def to_text(self, which: Which) -> str:
         """The answer of `list_invoices`; `which` is the state asked for, or `all`."""
