@@ -65,7 +65,7 @@ COLUMNS = [
     *["decision", "decided_at", "decided_by", "decided_through", "reason"],
     *["cancelled_at", "cancelled_by", "cancellation_reason"],
     *["line", "item", "description", "amount", "currency", "customer"],
-    *["supplier", "supplier_reference", "due_date"],
+    *["supplier", "supplier_reference", "due_date", "pay_on"],
     *["payment", "attempt", "payment_at", "payment_amount", "payment_currency"],
     *["provider", "reference", "run_id"],
 ]
@@ -335,6 +335,8 @@ def _row(
     if run:
         row |= {"state": run.found.status.state, "run_id": run.found.id}
         row["submitted_at"] = _iso(run.found.status.submitted_at)
+        if run.found.status.pay_on:
+            row["pay_on"] = _iso(run.found.status.pay_on)
         decision, row["decided_through"] = run.decision
         if decision:
             row["decision"] = "approved" if decision.approved else "rejected"

@@ -105,6 +105,8 @@ class InvoiceClient:
     async def _submit(self, invoice: Invoice) -> InvoiceStatus:
         if rule := rule_of_new_content(invoice.content):
             raise content_not_allowed(rule)
+        if rule := invoice.rule_of_pay_on(self.runs.clock.now):
+            raise content_not_allowed(rule, "pay_on")
         rule = rule_of_new_id(invoice.id)
         if rule and not await self.runs.exists(invoice.id):
             raise id_not_allowed(rule)
@@ -153,7 +155,7 @@ class InvoiceClient:
                 id=workflow_id(invoice.id),
                 task_queue=TASK_QUEUE,
                 id_reuse_policy=policy,
-                memo=progress.to_memo(),
+                memo=progress.to_first_memo(),
                 static_summary=f"{invoice.id}: {invoice.summary}",
                 search_attributes=TypedSearchAttributes(attributes),
             )
@@ -223,7 +225,7 @@ class InvoiceClient:
         _expect_invoice(run)
         if run_id and run.id != run_id:
             raise submitted_again(invoice_id)
-        if approve and run.status.state == "paying":
+        if approve and run.status.state in ("scheduled", "paying"):
             return with_outcome(run.status, approve=True)
         if run.status.state == "waiting":
             expect_not_cancelled(run.status, approve)

@@ -404,6 +404,8 @@ class InvoiceRuns:
             progress = answer
         elif answer is not None:
             progress = _in_state(progress, state_of_text(answer), answer)
+            # That worker knows no payment date.
+            progress = progress.model_copy(update={"pay_on": None})
         status = self._make_status(run.description, progress, worker_answers=answer is not None)
         # The workflow reports its cancellation only when it ends.
         cancellation = status.cancellation or run.status.cancellation

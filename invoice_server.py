@@ -340,7 +340,10 @@ async def get_invoice_status(invoice_id: InvoiceId) -> ToolResult:
 async def list_invoices(
     status: Annotated[
         Literal["all", State],
-        Field(description="Which invoices: waiting means that they wait for a decision."),
+        Field(
+            description="Which invoices: waiting means that they wait for a decision, scheduled"
+            " that they are approved and paid on a later day."
+        ),
         BeforeValidator(_lower_case),
     ] = "all",
     cursor: Annotated[
@@ -353,8 +356,8 @@ async def list_invoices(
     ] = None,
 ) -> ToolResult:
     """List invoices with status, total, age, deadline and decision. Those that wait come first, the
-    nearest deadline first; then those that are being paid; then those that have ended, the last one
-    first.
+    nearest deadline first; then those that are being paid; then those that are approved and have a
+    later payment date; then those that have ended, the last one first.
 
     Each invoice is listed once, with its latest submission. Returns at most 50, with a cursor if
     there are more. An invoice submitted a moment ago may still be missing.

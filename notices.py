@@ -80,6 +80,7 @@ class Notice(BaseModel):
     currency: str
     status: str
     deadline: str | None = None
+    pay_on: str | None = None
 
     def to_json(self) -> str:
         return self.model_dump_json(exclude_none=True)
@@ -98,6 +99,7 @@ def make_notice(event: Event, invoice: Invoice, progress: RunProgress, run_id: s
         currency=invoice.currency,
         status=progress.status,
         deadline=deadline.isoformat() if deadline else None,
+        pay_on=progress.pay_on.isoformat() if progress.pay_on else None,
     )
     return json_payload(notice.to_json().encode())
 

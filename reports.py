@@ -102,7 +102,7 @@ class RunReport:
         match progress.state:
             case "waiting":
                 detail = f", until {format_utc(self._deadline)}"
-            case "rejected" | "paying":
+            case "rejected" | "scheduled" | "paying":
                 detail = f", {progress.decision}"
             case "cancelled":
                 detail = f", {progress.cancellation}"

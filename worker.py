@@ -21,6 +21,7 @@ import shlex
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
@@ -279,14 +280,15 @@ def _end_at_once() -> None:
 
 async def _log_open_invoices(client: Client) -> None:
     query = "WorkflowType='InvoiceWorkflow' AND ExecutionStatus='Running'"
-    waiting = paying = 0
+    states: Counter[str] = Counter()
     with suppress(RPCError, TimeoutError):
         async with asyncio.timeout(5):
             async for page in list_executions(client, query):
-                being_paid = sum(run.memo.get("state") == "paying" for run in page)
-                paying += being_paid
-                waiting += len(page) - being_paid
-        log.info("Open invoices     %s waiting, %s being paid", waiting, paying)
+                states.update(str(run.memo.get("state")) for run in page)
+        paying, scheduled = states["paying"], states["scheduled"]
+        waiting = states.total() - paying - scheduled
+        later = f", {scheduled} to be paid on their day" if scheduled else ""
+        log.info("Open invoices     %s waiting, %s being paid%s", waiting, paying, later)
 
 
 if __name__ == "__main__":

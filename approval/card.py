@@ -77,6 +77,7 @@ class InvoiceCard(BaseModel):
     total: str
     paid_earlier: str | None
     to_pay: str
+    payment_date: str | None
     deadline: datetime | None
     state: State
     can_be_decided: bool
@@ -95,6 +96,7 @@ class InvoiceCard(BaseModel):
             total=view.invoice.total,
             paid_earlier=view.paid_earlier,
             to_pay=view.to_pay,
+            payment_date=view.payment_date if status.state == "waiting" else None,
             deadline=view.deadline,
             state=status.state,
             can_be_decided=_why_undecidable(status) is None,

@@ -101,6 +101,8 @@ def render_question(view: ApprovalView) -> str:
         lines.append(view.similarity)
     if view.paid_earlier:
         lines.append(f"Paid earlier: {view.paid_earlier}. To pay: {view.to_pay}.")
+    if view.payment_date:
+        lines.append(view.payment_date)
     if view.invoice.bill:
         lines.append(view.invoice.bill)
     if view.invoice.charged:

@@ -14,6 +14,7 @@ from invoices.similar import SimilarInvoice
 from invoices.status import Decision, Progress
 from invoices.wording import (
     describe_bill,
+    format_day,
     format_duration,
     format_money,
     format_utc,
@@ -167,13 +168,16 @@ class InvoiceStatus(Progress):
             case "waiting" if self.decision:  # the decision is about to take effect
                 return [self.paid, self.decided, self.stopping]
             case "waiting" if self.kept_decision:
-                return [self.caution, self.paid, self.kept, self.stopping]
+                return [self.caution, self.paid, self.payment_date, self.kept, self.stopping]
             case "waiting" if self.cancellation:
                 return [self.caution, self.paid, self.stopping]
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
                 amounts = f"{self.amounts}." if is_new else self.paid
-                return [self.caution, amounts, self.similarity, self._deadline()]
+                about = [self.caution, amounts, self.similarity, self.payment_date]
+                return [*about, self._deadline()]
+            case "scheduled":
+                return [self.paid, self.payment_date, self.stopping, self.decided]
             case "paying":
                 line = f"Now: {sanitized(self.current_line, 200)}." if self.current_line else ""
                 return [self.paid, line, self.stopping, self._retry(), self.decided]
@@ -191,6 +195,19 @@ class InvoiceStatus(Progress):
                 ]
             case _:
                 return [self.paid, self.decided]
+
+    @property
+    def payment_date(self) -> str:
+        """When it is paid, as a sentence; empty if that is past, or as soon as it is approved."""
+        if self.pay_on is None or self.state not in ("waiting", "scheduled"):
+            return ""
+        if self.pay_on > self.now:
+            left = format_duration(self.pay_on - self.now)
+            return f"Payment date: {format_day(self.pay_on)} (in {left}); nothing is paid before."
+        passed = "has passed: it is paid as soon as it is approved."
+        if self.state == "scheduled":
+            passed = "has come."
+        return f"Payment date: {format_day(self.pay_on)}, which {passed}"
 
     @property
     def kept(self) -> str:
@@ -290,6 +307,8 @@ class InvoiceStatus(Progress):
         if self.state == "waiting" and self.deadline:
             passed = "deadline passed" if self.is_past_deadline else "deadline"
             parts.append(f"{passed} {format_utc(self.deadline)}")
+        if self.state == "waiting" and self.pay_on:
+            parts.append(f"payment date {format_day(self.pay_on)}")
         if self.decision:
             parts.append(self.decided.rstrip("."))
         if self.cancelled:

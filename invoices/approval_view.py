@@ -124,6 +124,8 @@ class ApprovalView:
     paid_earlier: str | None
     """`1 line, $10.00` or `not known`; None if nothing was paid earlier."""
     to_pay: str
+    payment_date: str | None
+    """When it is paid, as a sentence; None if that is as soon as it is approved."""
     deadline: datetime | None
     reason: str | None
     """The whole reason that will be recorded with an approval, in quotation marks."""
@@ -145,7 +147,16 @@ class ApprovalView:
             similarity=status.similarity,
             paid_earlier=paid_earlier,
             to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
+            payment_date=status.payment_date or _unheeded_date(invoice, status) or None,
             deadline=status.deadline,
             # Show all of it, since the model wrote it. Normalizing can triple its length.
             reason=sanitized_quote(reason, 3 * len(reason)) if reason else None,
         )
+
+
+def _unheeded_date(invoice: Invoice, status: InvoiceStatus) -> str:
+    """What to say of a `pay_on` that the run doesn't act on; empty if it has none."""
+    given = invoice.given_pay_on
+    if given is None or status.pay_on or status.state != "waiting":
+        return ""
+    return f"Its pay_on, {sanitized_quote(str(given)[:100])}, isn't kept: it is paid at once."

@@ -119,6 +119,8 @@ class StatusWithContent(InvoiceStatus):
             for text in (line.item, line.description or "")
         )
         others = _other_fields(invoice)
+        if invoice.pay_on and status.pay_on is None:  # from before it had a meaning
+            others["pay_on"] = invoice.pay_on
         shown = dict(list(others.items())[:OTHER_FIELDS])
         with_content = cls.model_construct(
             **fields,

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
@@ -158,7 +158,11 @@ def _unless_before_1_1(
 
 
 BILL_FIELDS = ("supplier", "supplier_reference", "due_date")
-"""Whose bill an invoice is. Before 1.2 these were other fields, of any type and size."""
+"""Whose bill an invoice is."""
+NEWER_FIELDS = (*BILL_FIELDS, "pay_on")
+"""Before 1.2 these were other fields, of any type and size."""
+MAX_DAYS_AHEAD = 366
+"""How far ahead an invoice's payment date may be when the invoice is submitted."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,33 @@ def iso_date(text: str) -> str:
         if date.fromisoformat(text).isoformat() == text:
             return text
     raise PydanticCustomError("date", "must be a date such as 2026-12-31")
+
+
+def payment_moment(text: str) -> datetime:
+    """When a `pay_on` begins, in UTC: a date at 00:00 UTC, a time with an offset as it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        moment = datetime.combine(date.fromisoformat(text), time.min, UTC)
+    elif re.fullmatch(r"[0-9-]{10}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(Z|[+-][0-9]{2}:[0-9]{2})", text):
+        moment = datetime.fromisoformat(text)
+    else:
+        raise ValueError("neither a date nor a time with an offset")
+    if not 1971 < moment.year < 8999:  # what a status can have
+        raise ValueError("too early or too late")
+    return moment.astimezone(UTC)
+
+
+_PAY_ON_RULE = "must be a date such as 2026-12-15, or a time such as 2026-12-15T09:00:00+01:00"
+
+
+def _pay_on(text: str) -> str:
+    with suppress(ValueError):
+        payment_moment(text)
+        return text
+    raise PydanticCustomError("pay_on", _PAY_ON_RULE)
 
 
 _OPTIONAL_FIELDS = {
@@ -327,6 +358,16 @@ class Invoice(BaseModel):
         ),
         WrapValidator(_lenient_as_started),
     ] = None
+    pay_on: Annotated[
+        Annotated[str, AfterValidator(_pay_on)] | None,
+        Field(
+            description="Pass it only if the person says when to pay: an ISO date (00:00 UTC of"
+            " that day) or an ISO time with its offset, at most 366 days ahead. An approved invoice"
+            " is then paid on that day; without it, at once.",
+            examples=["2026-12-15"],
+        ),
+        WrapValidator(_lenient_as_started),
+    ] = None
     approval_timeout_days: Annotated[
         float,
         Field(
@@ -359,7 +400,7 @@ class Invoice(BaseModel):
             value = {
                 name: field
                 for name, field in value.items()
-                if name not in BILL_FIELDS
+                if name not in NEWER_FIELDS
                 or not (field is None or (isinstance(field, str) and not field.strip()))
             }
         try:
@@ -374,7 +415,7 @@ class Invoice(BaseModel):
     @model_validator(mode="after")
     def _keep_what_breaks_a_rule(self) -> Self:
         """As one of the other fields: it isn't given, and the content stays what it was."""
-        values = {name: getattr(self, name) for name in BILL_FIELDS}
+        values = {name: getattr(self, name) for name in NEWER_FIELDS}
         odd = {name: one.value for name, one in values.items() if isinstance(one, _BreaksRule)}
         for name in odd:
             setattr(self, name, None)
@@ -390,6 +431,24 @@ class Invoice(BaseModel):
     @property
     def total(self) -> Decimal:
         return sum((line.amount for line in self.lines), Decimal("0.00"))
+
+    @property
+    def pay_at(self) -> datetime | None:
+        """When it is paid, if it is approved before. None: as soon as it is approved."""
+        return payment_moment(self.pay_on) if self.pay_on else None
+
+    @property
+    def given_pay_on(self) -> Any:
+        """`pay_on` as it was given, also if it breaks its rule; None if it wasn't given."""
+        given = self.pay_on or (self.model_extra or {}).get("pay_on")
+        return None if isinstance(given, str) and not given.strip() else given
+
+    def rule_of_pay_on(self, now: datetime) -> str | None:
+        """The rule that `pay_on` breaks, if any. Only invoices submitted now have to follow it."""
+        if self.pay_at is None:
+            return None if self.given_pay_on is None else _PAY_ON_RULE
+        is_too_late = self.pay_at > now + timedelta(days=MAX_DAYS_AHEAD)
+        return f"must be at most {MAX_DAYS_AHEAD} days ahead" if is_too_late else None
 
     @property
     def summary(self) -> str:
@@ -417,7 +476,7 @@ class Invoice(BaseModel):
         # that was submitted before must stay what it was.
         for name in {"customer", "payment_method"} & self.model_fields_set:
             content[name] = getattr(self, name)
-        given = {name: getattr(self, name) for name in BILL_FIELDS}
+        given = {name: getattr(self, name) for name in NEWER_FIELDS}
         return content | {name: value for name, value in given.items() if value is not None}
 
     def to_json(self) -> bytes:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from invoices.answers import InvoiceStatus, message_first
 from invoices.refusals import InvoiceError
-from invoices.status import Moment, State
+from invoices.status import OPEN_STATES, Moment, State
 from invoices.wording import format_money, pluralize
 
 Which = State | Literal["all"]
@@ -20,12 +20,20 @@ Key = tuple[StrictInt, StrictInt, StrictInt, Annotated[str, Field(max_length=100
 
 
 def key_of(status: InvoiceStatus, run_id: str) -> Key:
-    """Waiting ones first, the nearest deadline first; then the others, the latest first."""
-    submitted = int(status.submitted_at.timestamp() * 1e6)
-    if status.state != "waiting":
-        return (1 if status.state == "paying" else 2, -submitted, 0, run_id)
-    deadline = int(status.deadline.timestamp() * 1e6) if status.deadline else 10**18
-    return (0, deadline, submitted, run_id)
+    """Waiting ones first, the nearest deadline first; then those that are being paid, the latest
+    first; then those to be paid later, the next payment date first; then the others.
+    """
+    submitted = _microseconds(status.submitted_at)
+    match status.state:
+        case "waiting":
+            return (0, _microseconds(status.deadline), submitted, run_id)
+        case "scheduled":
+            return (2, _microseconds(status.pay_on), submitted, run_id)
+    return (1 if status.state == "paying" else 3, -submitted, 0, run_id)
+
+
+def _microseconds(moment: datetime | None) -> int:
+    return int(moment.timestamp() * 1e6) if moment else 10**18
 
 
 class ListCursor(BaseModel):
@@ -71,7 +79,7 @@ class ListCursor(BaseModel):
     @classmethod
     def first(cls, which: Which) -> Self:
         """Where the list begins: with the open ones, unless it has only closed ones."""
-        return cls(which=which, is_past_open=which not in ("all", "waiting", "paying"))
+        return cls(which=which, is_past_open=which not in ("all", *OPEN_STATES))
 
     def past(self, run_id: str, closed_at: datetime | None) -> Self:
         """The cursor after another closed run."""
@@ -212,6 +220,7 @@ class InvoiceList(BaseModel):
 _ORDER: dict[Which, str] = {
     "all": "those that wait first, the nearest deadline first",
     "waiting": "the nearest deadline first",
+    "scheduled": "the next payment date first",
     "paying": "the last one submitted first",
 }
 

@@ -13,7 +13,9 @@ def decision_outcome(
         status: the invoice's status after the decision.
         request: the id of the decision that was sent; None if none was sent.
     """
-    has_effect = status.state in (("paying", "completed") if approve else ("rejected",))
+    has_effect = status.state in (
+        ("scheduled", "paying", "completed") if approve else ("rejected",)
+    )
     decision = status.decision
     # The tutorial's worker doesn't report whose decision it took.
     is_own = decision.request == request if decision else has_effect

@@ -41,9 +41,9 @@ def id_not_allowed(rule: str) -> InvoiceError:
     return InvoiceError(f"Nothing was done. invoice_data.id: {rule}.")
 
 
-def content_not_allowed(rule: str) -> InvoiceError:
+def content_not_allowed(rule: str, field: str = "") -> InvoiceError:
     """Of a new invoice that breaks a rule which older ones needn't follow."""
-    return InvoiceError(f"Nothing was done. invoice_data: {rule}.")
+    return InvoiceError(f"Nothing was done. invoice_data{field and f'.{field}'}: {rule}.")
 
 
 def id_in_use_by_invoice(status: InvoiceStatus) -> InvoiceError:

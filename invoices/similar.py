@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field
 
-from invoices.status import State
+from invoices.status import OPEN_STATES, State
 from invoices.wording import sanitized
 
 if TYPE_CHECKING:
@@ -35,9 +35,12 @@ class SimilarInvoice(BaseModel):
     def __str__(self) -> str:
         """`Same total as INV-007 (paid 2026-11-20)`."""
         what = "bill" if self.same_bill else "total"
-        state = {"completed": "paid", "paying": "being paid, submitted"}.get(
-            self.state, "waiting since"
-        )
+        states: dict[State, str] = {
+            "completed": "paid",
+            "paying": "being paid, submitted",
+            "scheduled": "approved, submitted",
+        }
+        state = states.get(self.state, "waiting since")
         return f"Same {what} as {sanitized(self.invoice_id, 100)} ({state} {self.at:%Y-%m-%d})"
 
 
@@ -57,7 +60,7 @@ def similar_to(invoice: "InvoiceStatus", others: Iterable["InvoiceStatus"]) -> l
     for other in others:
         if (
             other.invoice_id != invoice.invoice_id
-            and other.state in ("waiting", "paying", "completed")
+            and other.state in (*OPEN_STATES, "completed")
             and (other.total, other.currency) == (invoice.total, invoice.currency)
             and other.submitted_at >= since
             and _is_same(invoice.supplier, other.supplier) is not False

@@ -29,18 +29,30 @@ from invoices.wording import (
 )
 
 State = Literal[
-    "waiting", "paying", "completed", "rejected", "timed_out", "failed", "cancelled", "terminated"
+    "waiting",
+    "scheduled",
+    "paying",
+    "completed",
+    "rejected",
+    "timed_out",
+    "failed",
+    "cancelled",
+    "terminated",
 ]
-"""Every state of an invoice. `waiting` and `paying` are open, the others are final."""
+"""Every state of an invoice. `scheduled`: approved, and to be paid on its payment date."""
+
+OPEN_STATES: tuple[State, ...] = ("waiting", "scheduled", "paying")
 
 LineState = Literal["unpaid", "being_paid", "paid_earlier", "paid", "not_known"]
 """Every state of a line. `not_known`: whether it is paid."""
 
-# The status texts, which the query `get_status` returns. The first six are the tutorial's.
+# The status texts, which the query `get_status` returns. Six of the first seven are the tutorial's.
 PROCESSING = "Processing"
 AWAITING_APPROVAL = "Awaiting approval"
 APPROVAL_TIMEOUT = "Approval timeout - invoice rejected"
 REJECTED = "Rejected by approver"
+SCHEDULED = "Approved, to be paid on"
+"""Followed by the day."""
 PROCESSING_PAYMENTS = "Processing payments"
 COMPLETED = "Completed"
 CANCELLED = "Cancelled"
@@ -63,6 +75,7 @@ NOT_KNOWN_TEXTS = (NOT_KNOWN, REJECTED_OR_TIMED_OUT)
 
 STATUS_TEXTS: dict[State, str] = {
     "waiting": AWAITING_APPROVAL,
+    "scheduled": SCHEDULED,
     "paying": PROCESSING_PAYMENTS,
     "completed": COMPLETED,
     "rejected": REJECTED,
@@ -245,6 +258,10 @@ class Progress(BaseModel):
         Annotated[str, AfterValidator(iso_date)] | None,
         Field(description="The day by which the bill is to be paid, as an ISO date."),
     ] = None
+    pay_on: Annotated[
+        Moment | None,
+        Field(description="When it is paid, if it is approved. Missing: as soon as it is."),
+    ] = None
     paid_lines: Annotated[LineCount, Field(description="Lines paid so far, by any submission.")] = 0
     paid_amount: Amount = Decimal("0.00")
     paid_earlier_lines: Annotated[
@@ -272,7 +289,7 @@ class Progress(BaseModel):
 
     @property
     def is_open(self) -> bool:
-        return self.state in ("waiting", "paying")
+        return self.state in OPEN_STATES
 
     @property
     def is_cancelled(self) -> bool:
@@ -398,6 +415,7 @@ class RunProgress(Progress):
             supplier=invoice.supplier,
             supplier_reference=invoice.supplier_reference,
             due_date=invoice.due_date,
+            pay_on=invoice.pay_at,
             digest=invoice.digest,
             approval_timeout_days=invoice.approval_timeout_days,
         )
@@ -413,3 +431,9 @@ class RunProgress(Progress):
     def to_memo(self) -> dict[str, Any]:
         """The memo, with a key for each field that isn't None."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"deadline"})
+
+    def to_first_memo(self) -> dict[str, Any]:
+        """The memo that a run is started with. What depends on the worker's version isn't in it, so
+        that nobody is told a payment date that an older worker doesn't keep.
+        """
+        return self.model_copy(update={"pay_on": None}).to_memo()

@@ -10,6 +10,7 @@ from invoices.wording import (
     DESCRIPTION_LIMIT,
     capitalized,
     describe_bill,
+    format_day,
     format_money,
     format_utc,
     sanitized,
@@ -45,7 +46,8 @@ class WebUiDetails:
     def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
         """The Markdown. `paid_earlier` has the numbers of the lines that earlier runs paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
-        sentences = [self._bill, progress.paid, progress.decided, progress.cancelled]
+        date = f"Payment date: {format_day(progress.pay_on)}." if progress.pay_on else ""
+        sentences = [self._bill, progress.paid, date, progress.decided, progress.cancelled]
         match progress.state:
             case "paying":
                 pending = "A payment that is being retried is listed under Pending Activities."

@@ -37,6 +37,11 @@ def format_utc(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def format_day(moment: datetime) -> str:
+    """`2026-12-15`, or with the time unless that is 00:00 UTC."""
+    return format_utc(moment).removesuffix(" 00:00:00 UTC")
+
+
 def format_duration(duration: timedelta) -> str:
     """A duration, rounded to its two largest units: `4 days 23 h`, `5 h 10 min`, `12 s`."""
     seconds = max(0, round(duration.total_seconds()))

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from math import inf
 from typing import NamedTuple
 
@@ -22,6 +22,11 @@ class ServiceClock:
     """None until the clocks have been compared."""
     _compared_at: float = -inf
     """By the monotonic clock."""
+
+    @property
+    def now(self) -> datetime:
+        """The service's time as far as that is known, otherwise this computer's."""
+        return datetime.now(UTC) + timedelta(seconds=self.offset_seconds or 0)
 
     @property
     def is_compared_lately(self) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -550,3 +550,55 @@ def test_a_name_that_is_a_sentence_is_quoted() -> None:
 def test_summary_and_workflow_id() -> None:
     assert invoice(lines=[line(), line()], currency="EUR").summary == "2 lines, EUR 2.00"
     assert workflow_id("INV-1") == "invoice-INV-1"
+
+
+NOW = datetime(2026, 12, 1, 9, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("pay_on", "moment"),
+    [
+        ("2026-12-15", datetime(2026, 12, 15, tzinfo=UTC)),
+        ("2026-12-15T09:00:00Z", datetime(2026, 12, 15, 9, tzinfo=UTC)),
+        ("2026-12-15T00:30+01:00", datetime(2026, 12, 14, 23, 30, tzinfo=UTC)),
+        ("2027-12-02", datetime(2027, 12, 2, tzinfo=UTC)),
+    ],
+)
+def test_pay_on_is_a_moment(pay_on: str, moment: datetime) -> None:
+    read = invoice(pay_on=pay_on)
+    assert read.pay_at == moment
+    assert read.rule_of_pay_on(NOW) is None
+    assert json.loads(read.to_json())["pay_on"] == pay_on
+
+
+@pytest.mark.parametrize(
+    "pay_on",
+    [
+        "15.12.2026",
+        "20261215",
+        "2026-12-15 09:00",
+        "2026-12-15T09:00:00",
+        "2026-02-30",
+        "9999-12-31",
+    ]
+    + ["0001-01-01T00:00+14:00", "２０２６-12-15", "2026-W51-2", 20261215, True],
+)
+def test_pay_on_is_a_day_or_a_time_with_its_offset(pay_on: object) -> None:
+    with pytest.raises(ValidationError, match="pay_on"):
+        invoice(pay_on=pay_on)
+    as_started = Invoice.model_validate(
+        {"id": "INV-1", "lines": [line()], "pay_on": pay_on}, context=AS_STARTED
+    )
+    assert as_started.pay_at is None
+    assert json.loads(as_started.to_json())["pay_on"] == pay_on
+    assert str(as_started.rule_of_pay_on(NOW)).startswith("must be a date such as")
+
+
+def test_pay_on_is_at_most_a_year_ahead() -> None:
+    too_late = invoice(pay_on="2027-12-03")
+    assert too_late.rule_of_pay_on(NOW) == "must be at most 366 days ahead"
+
+
+@pytest.mark.parametrize("pay_on", [None, "", " "])
+def test_an_empty_pay_on_is_not_given(pay_on: object) -> None:
+    assert invoice(pay_on=pay_on).digest == invoice().digest

@@ -28,6 +28,8 @@ def test_open_invoices_are_listed_by_urgency() -> None:
         a_status("deadline not known"),
         a_status("paying", state="paying"),
         a_status("paying longer", state="paying", submitted_at=NOON - timedelta(1)),
+        a_status("scheduled", state="scheduled", pay_on=NOON + timedelta(days=9)),
+        a_status("scheduled later", state="scheduled", pay_on=NOON + timedelta(days=10)),
         a_status("unreadable", state="failed"),
     ]
     keys = [key_of(status, "run") for status in in_order]

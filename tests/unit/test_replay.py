@@ -50,8 +50,9 @@ from temporal_service.payloads import NO_PAYLOAD
 from workflow import InvoiceWorkflow
 
 FILES = sorted(HISTORIES.rglob("*.json*"))
-"""Those in `other-fields` were recorded with 1.1 and a version before it: their invoices have
-values of any type in fields that have rules since, `supplier`, `supplier_reference` and `due_date`.
+"""Those in `other-fields` were recorded with 1.1 and versions before and after it: their invoices
+have values of any type in fields that have rules since, `supplier`, `supplier_reference`,
+`due_date` and `pay_on`.
 """
 
 
