@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
+from invoices.approvals import TwoPeopleRule, that_matter
 from invoices.invoice import (
     INVOICE_WORKFLOW,
     invoice_id_of,
@@ -100,6 +102,26 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
     return gateway, open_ledger(directory)
 
 
+@cache
+def two_people_rule() -> TwoPeopleRule:
+    """`INVOICE_TWO_PEOPLE_OVER` and `INVOICE_SUBMITTER_MAY_APPROVE`.
+
+    Raises:
+        StartupError: one of them can't be read.
+    """
+    submitter = read_setting("INVOICE_SUBMITTER_MAY_APPROVE")
+    if submitter not in ("yes", "no"):
+        raise StartupError(f"INVOICE_SUBMITTER_MAY_APPROVE must be yes or no, not {submitter!r}.")
+    limits = read_setting("INVOICE_TWO_PEOPLE_OVER")
+    try:
+        return TwoPeopleRule.parse(limits, submitter == "yes")
+    except ValueError:
+        raise StartupError(
+            "INVOICE_TWO_PEOPLE_OVER must be an amount such as 1000.00, or amounts by currency such"
+            f" as USD=1000,EUR=900,*=1000, not {limits!r}."
+        ) from None
+
+
 class WrongLedger(Exception):
     """The invoice belongs to a different ledger from this worker's."""
 
@@ -128,6 +150,8 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
     answer = LedgerAnswer(gateway=gateway.name, notify=notify_url() is not None)
     with _as_application_errors(invoice_id_of(caller)):
         question = LedgerQuestion.model_validate(invoice)
+        total = sum((line.amount for line in question.lines), Decimal(0))
+        answer.required_approvals = two_people_rule().required_for(total, question.currency)
         _expect_ledger(ledger, question)
         seconds = FIRST_ANSWER_SECONDS if info.is_local else PAYMENT_SECONDS
         try:
@@ -231,8 +255,12 @@ def _payment_of(
 
 
 @activity.defn
-async def decision_in_time(deadline: str) -> dict[str, Any] | None:
+async def decision_in_time(
+    deadline: str, all_that_matter: bool = False
+) -> dict[str, Any] | list[dict[str, Any]] | None:
     """The first decision on this run that the Temporal Service received before `deadline`.
+
+    If two people may have to approve, `all_that_matter` asks for a list of all that can matter.
 
     The times come from the event history, because a sender's clock can't be trusted, and a workflow
     can't see when a signal was received. Takes a time in ISO 8601; returns the JSON of a
@@ -249,9 +277,10 @@ async def decision_in_time(deadline: str) -> dict[str, Any] | None:
         decisions = await _decisions_received(workflow_id, info.workflow_run_id)
     except RPCError as error:
         raise _history_unavailable(error) from error
-    in_time = (decision for _, decision in decisions if decision.at < until)
-    first = next(in_time, None)
-    return first.model_dump(mode="json") if first else None
+    in_time = [decision for _, decision in decisions if decision.at < until]
+    if all_that_matter:
+        return [decision.model_dump(mode="json") for decision in that_matter(in_time)]
+    return in_time[0].model_dump(mode="json") if in_time else None
 
 
 @activity.defn

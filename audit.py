@@ -61,7 +61,7 @@ from temporal_service.executions import list_executions
 from temporal_service.payloads import first_data
 
 COLUMNS = [
-    *["invoice_id", "submitted_at", "state"],
+    *["invoice_id", "submitted_at", "submitted_by", "state"],
     *["decision", "decided_at", "decided_by", "decided_through", "reason"],
     *["cancelled_at", "cancelled_by", "cancellation_reason"],
     *["line", "item", "description", "amount", "currency", "customer"],
@@ -335,6 +335,7 @@ def _row(
     if run:
         row |= {"state": run.found.status.state, "run_id": run.found.id}
         row["submitted_at"] = _iso(run.found.status.submitted_at)
+        row["submitted_by"] = run.found.status.submitted_by
         if run.found.status.pay_on:
             row["pay_on"] = _iso(run.found.status.pay_on)
         decision, row["decided_through"] = run.decision

@@ -44,6 +44,7 @@ from invoices.refusals import (
     content_to_be_shown,
     content_unreadable,
     expect_before_deadline,
+    expect_may_approve,
     expect_not_cancelled,
     expect_total,
     failed_at_start,
@@ -88,6 +89,11 @@ class InvoiceClient:
         self.runs = InvoiceRuns(temporal_client)
         self.search = InvoiceSearch(self.runs)
 
+    @property
+    def name(self) -> str:
+        """Who submits and decides, `user@host`."""
+        return whoami()
+
     async def submit(self, invoice: Invoice) -> InvoiceStatus:
         """Starts the workflow for an invoice, unless one is open or the invoice is paid.
 
@@ -110,7 +116,8 @@ class InvoiceClient:
         rule = rule_of_new_id(invoice.id)
         if rule and not await self.runs.exists(invoice.id):
             raise id_not_allowed(rule)
-        progress = RunProgress.of(invoice)
+        # Beside the content: who submits it doesn't make it a different invoice.
+        progress = RunProgress.of(invoice, submitted_by=self.name)
         try:
             # Temporal makes this atomic for a new id. After a closed run, two clients can race,
             # and then the ledger prevents a second payment.
@@ -199,7 +206,8 @@ class InvoiceClient:
         """Sends a decision and finds out whether it is the one that stands.
 
         The outcome is `approved` or `rejected`, or `already_approved` or `already_rejected` if an
-        earlier decision was the same, or `decision_kept` if no worker runs and the Temporal Service
+        earlier decision was the same, or `approved_first` or `already_approved_first` if a second
+        person must approve too, or `decision_kept` if no worker runs and the Temporal Service
         keeps the decision.
 
         Args:
@@ -230,13 +238,17 @@ class InvoiceClient:
         if run.status.state == "waiting":
             expect_not_cancelled(run.status, approve)
             expect_before_deadline(run.status, approve)
+        if approve and run.is_open:
+            expect_may_approve(run.status, self.name)
+            if run.status.is_first_approval_by(self.name):
+                return with_outcome(run.status, approve=True)
         if not run.is_open:
             return with_outcome(run.status, approve=approve)
         if submissions:
             await self._expect_content_was_seen(run, total, code, await submissions)
         request = uuid4().hex
         details = DecisionDetails(
-            by=whoami(), reason=reason, request=request, sent_at=run.status.now
+            by=self.name, reason=reason, request=request, sent_at=run.status.now
         )
         status = await self._send(run, details, request, approve=approve)
         return with_outcome(status, approve=approve, request=request)
@@ -260,7 +272,7 @@ class InvoiceClient:
         call = CallTimes(sent, datetime.now(UTC))
         arrival = in_background(self.runs.signal_arrival(run, request))
         processed = await self.runs.processed_run(invoice_id, run.id)
-        if processed and processed.status.is_decided:
+        if processed and (processed.status.is_decided or _is_first(processed.status, request)):
             status = processed.status
         else:
             answer = await self.runs.ask_worker(invoice_id, run.id)
@@ -270,7 +282,7 @@ class InvoiceClient:
             offset = self.runs.clock.offset_seconds
             status = status.model_copy(update={"clock_offset_seconds": offset})
             is_late = status.deadline is not None and arrived_at >= status.deadline
-            if is_late and not status.is_decided:
+            if is_late and not status.is_decided and not _is_first(status, request):
                 raise arrived_late(status, approve, arrived_at)
         return status
 
@@ -436,6 +448,11 @@ def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
     if run.progress.digest != invoice.digest:
         raise id_in_use_by_invoice(run.status)
     return run.status.model_copy(update={"outcome": "already_in_process"})
+
+
+def _is_first(status: InvoiceStatus, request: str) -> bool:
+    """Whether this decision is the first of two people's approvals."""
+    return status.first_approval is not None and status.first_approval.request == request
 
 
 def _expect_invoice(run: InvoiceRun) -> None:

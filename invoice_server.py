@@ -44,7 +44,12 @@ from invoices.content import StatusWithContent
 from invoices.invoice import Invoice, InvoiceId, rule_of_new_content, unpacked
 from invoices.invoice_list import InvoiceList
 from invoices.outcomes import with_outcome
-from invoices.refusals import NamedTotal, expect_before_deadline, expect_not_cancelled
+from invoices.refusals import (
+    NamedTotal,
+    expect_before_deadline,
+    expect_may_approve,
+    expect_not_cancelled,
+)
 from invoices.status import State
 from invoices.wording import describe_validation_errors
 from startup import StartupError
@@ -236,8 +241,9 @@ async def approve_invoice(
             invoice_id, total, to_be_shown=not ctx.input_responses
         )
         # Past this point, nothing is sent until the person has answered.
-        if run.status.is_decided:
+        if run.status.is_decided or run.status.is_first_approval_by(client.name):
             return _already("approved", with_outcome(run.status, approve=True))
+        expect_may_approve(run.status, client.name)
         expect_not_cancelled(run.status, approve=True)
         expect_before_deadline(run.status, approve=True)
     if not host_asks:
@@ -408,7 +414,7 @@ async def invoice_card(invoice_id: InvoiceId) -> ToolResult:
     """Returns what the card shows. Only for the card; get_invoice_status says the same."""
     async with invoices(read_only=True) as client:
         run, invoice = await client.invoice_for_approval(invoice_id)
-    return cards.result(run.id, invoice, run.status)
+    return cards.result(run.id, invoice, run.status, client.name)
 
 
 @mcp.tool(
@@ -430,7 +436,7 @@ async def decide_on_card(
         run, invoice = await client.invoice_for_approval(invoice_id, to_be_shown=False)
         cards.check_seal(seal, run.id, invoice)
         status = await client.decide(invoice_id, approve=approve, reason=reason, run_id=run.id)
-    return cards.result(run.id, invoice, status)
+    return cards.result(run.id, invoice, status, client.name)
 
 
 async def _decide(
@@ -447,7 +453,7 @@ async def _decide(
             invoice_id, approve=approve, reason=reason, total=total, code=code, run_id=run_id
         )
     noun, verb = ("approval", "approved") if approve else ("rejection", "rejected")
-    if status.outcome in ("already_approved", "already_rejected"):
+    if status.outcome in ("already_approved", "already_approved_first", "already_rejected"):
         return _already(verb, status)
     text = f"Sent {noun} signal for invoice {invoice_id}."
     if status.outcome == "decision_kept":
@@ -462,10 +468,14 @@ async def _decide(
             f" {status.clock}".rstrip(),
             status,
         )
+    if status.outcome == "approved_first":
+        text += " Approved by you; needs a second person. Nothing is paid yet."
     return _answer(f"{text} {status.to_text()}", status)
 
 
 def _already(verb: str, status: InvoiceStatus) -> ToolResult:
+    if status.outcome == "already_approved_first":
+        verb = "approved by you, and it needs a second person"
     return _answer(f"Already {verb}; nothing was changed. {status.to_text()}", status)
 
 

@@ -45,7 +45,8 @@ POST_SECONDS = 10
 for _name in ("httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
-Event = State | Literal["reminder"]
+Event = State | Literal["reminder", "second_approval"]
+WAITING_EVENTS: tuple[Event, ...] = ("waiting", "second_approval", "reminder")
 
 DELIVERY = RetryPolicy(
     initial_interval=timedelta(seconds=2),
@@ -88,7 +89,7 @@ class Notice(BaseModel):
 
 def make_notice(event: Event, invoice: Invoice, progress: RunProgress, run_id: str) -> RawValue:
     """A `Notice` as `NoticeWorkflow` takes it."""
-    deadline = progress.deadline if event in ("waiting", "reminder") else None
+    deadline = progress.deadline if event in WAITING_EVENTS else None
     notice = Notice(
         text=_text(event, invoice, progress),
         event=event,
@@ -108,10 +109,11 @@ def _text(event: Event, invoice: Invoice, progress: RunProgress) -> str:
     amounts = format_lines_and_total(len(invoice.lines), invoice.total, invoice.currency)
     decision = f", {progress.decision}" if progress.decision else ""
     match event:
-        case "waiting" | "reminder" if progress.deadline:
+        case "waiting" | "second_approval" | "reminder" if progress.deadline:
             still = "still waits" if event == "reminder" else "waits"
             until = format_utc(progress.deadline)
-            return f"Invoice {invoice.id} {still} for approval until {until}: {amounts}."
+            text = f"Invoice {invoice.id} {still} for approval until {until}: {amounts}."
+            return f"{text} {progress.approvals}".rstrip()
         case "completed":
             return f"Invoice {invoice.id} is paid: {amounts}{decision}."
         case _:

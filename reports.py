@@ -38,6 +38,7 @@ class RunReport:
         self._deadline = deadline
         self._web_ui = WebUiDetails(invoice, deadline)
         self._last_status = ""
+        self._last_event = ""
         self._memo: dict[str, Any] = {}
         self.sends_notices = False
         """Whether the worker that answered the run's first question has a web hook."""
@@ -51,8 +52,10 @@ class RunReport:
         self._upsert_memo(progress.to_memo())
         upsert_state(progress.state)
         workflow.set_current_details(self._web_ui.render(progress, paid_earlier))
-        if progress.state != "paying":
-            self.notify(progress.state, progress)
+        event: Event = "second_approval" if progress.needs_second_person else progress.state
+        if event not in ("paying", self._last_event):
+            self.notify(event, progress)
+        self._last_event = event
         if not progress.is_open:
             ended = workflow.metric_meter().create_counter("invoices_ended", "By outcome.")
             ended.add(1, {"outcome": progress.state})

@@ -101,6 +101,18 @@ SETTINGS = (
         "webhook for notices that an invoice waits or has ended",
         is_secret=True,
     ),
+    Setting(
+        "INVOICE_TWO_PEOPLE_OVER",
+        _WORKER,
+        "two people must approve an invoice above this total, such as 1000.00 or"
+        " USD=1000,EUR=900,*=1000",
+    ),
+    Setting(
+        "INVOICE_SUBMITTER_MAY_APPROVE",
+        _WORKER,
+        "yes or no: whether one of the two may be who submitted it",
+        "yes",
+    ),
     Setting("INVOICE_METRICS_ADDRESS", _WORKER, "host:port for Prometheus metrics"),
     Setting(
         "TEMPORAL_DEPLOYMENT_NAME", _WORKER, "deployment of this worker, for Worker Versioning"

@@ -105,6 +105,7 @@ async def run() -> None:
     directory = data_directory()
     gateway, ledger = activities.open_payments()
     notify_url()
+    activities.two_people_rule()
     metrics_address = read_setting("INVOICE_METRICS_ADDRESS") or None
     async with connect_or_start(directory, SEARCH_ATTRIBUTES, metrics_address) as client:
         address = client.service_client.config.target_host

@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
     from activities import decision_in_time, payment_outcome, payments_made, process_payment
+    from invoices.approvals import Judgement, can_matter, judge
     from invoices.invoice import (
         AS_STARTED,
         BEFORE_1_1,
@@ -70,11 +71,17 @@ class InvoiceWorkflow:
         self.approved: bool | None = None
         self.status = PROCESSING
         self.decision: Decision | None = None
+        self.decisions: list[Decision] = []
+        """Those that can matter, in the order in which they were made."""
+        self.judgement = Judgement()
         self.has_late_decision = False
         """Whether a decision was read after the deadline. It may still have arrived in time."""
         self.expected_ledger: str | None = None
         self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
+        self.knows_rule = not self.asks_ledger
+        """Whether a worker has said how many people must approve. Until then, decisions after the
+        first are kept too."""
         content = _read_invoice(invoice, AS_STARTED if self.asks_ledger else BEFORE_1_1)
         self.invoice_problem = content if isinstance(content, str) else None
         if isinstance(content, Invoice):
@@ -105,7 +112,6 @@ class InvoiceWorkflow:
                 return "REJECTED"
 
             # Step 4: pay one line after another, each by the activity `process_payment`.
-            await self._require_earlier_payments()
             await self._wait_for_payment_date()
             for number, line in enumerate(self.invoice.lines, start=1):
                 if number not in self.paid_earlier:
@@ -147,7 +153,7 @@ class InvoiceWorkflow:
 
     def _begin(self, invoice: Invoice) -> None:
         self.invoice = invoice
-        self.progress = RunProgress.of(invoice)
+        self.progress = RunProgress.of(invoice, workflow.memo_value("submitted_by", None))
         if invoice.pay_at and not workflow.patched("payment-date"):
             self.progress.pay_on = None  # an older run, in which the field had no meaning
         submitted_at = workflow.info().workflow_start_time
@@ -160,7 +166,8 @@ class InvoiceWorkflow:
 
     def _set_state(self, state: State, status: str | None = None) -> None:
         """Sets the state and its status, by default the state's own text, and makes them known."""
-        self.status = status or STATUS_TEXTS[state]
+        texts = {**STATUS_TEXTS, "waiting": self.judgement.waiting_status}
+        self.status = status or texts[state]
         self.progress.state, self.progress.status = state, self.status
         self.report.make_known(self.progress, self.paid_earlier)
 
@@ -186,15 +193,16 @@ class InvoiceWorkflow:
             self._take_over(found)
 
     def _receive_decision(self, approved: bool, payload: RawValue) -> None:
-        """The first decision stands."""
+        """The first decision stands, or what `judge` makes of several."""
         # No `await` between check and assignment, so a second signal can't slip in.
-        if self.approved is not None or self.invoice_problem:
+        is_decided = self.approved is not None
+        if self.invoice_problem or (is_decided and self.knows_rule):
             return
         decision = Decision.from_signal(approved, payload.payload.data, workflow.now())
         # A decision that is read after the deadline counts only if the Temporal Service received
         # it before the deadline. The run looks that up once the deadline's timer has fired.
         if decision.at >= self.deadline:
-            if workflow.patched("deadline-by-the-service"):
+            if is_decided or workflow.patched("deadline-by-the-service"):
                 workflow.logger.info("%s: a decision is read after the deadline", self.invoice.id)
                 self.has_late_decision = True
                 return
@@ -204,9 +212,20 @@ class InvoiceWorkflow:
             ):
                 return
         sent_at = decision.dated_by_sender(workflow.info().workflow_start_time)
-        if sent_at and workflow.patched("dated-by-the-sender"):
+        if sent_at and not is_decided and workflow.patched("dated-by-the-sender"):
             decision.at = sent_at
-        self.approved, self.decision = approved, decision
+        if can_matter(decision, self.decisions):
+            self._judge([*self.decisions, decision])
+            if self.progress.required_approvals and self.status != self.judgement.waiting_status:
+                self._set_state("waiting")
+
+    def _judge(self, decisions: list[Decision]) -> None:
+        required, submitted_by = self.progress.required_approvals, self.progress.submitted_by
+        self.decisions, self.judgement = decisions, judge(decisions, required, submitted_by)
+        self.decision, self.approved = self.judgement.decision, self.judgement.approved
+        if required:
+            self.progress.first_approval = self.judgement.first
+            self.progress.decision = self.decision
 
     async def _wait_for_decision(self) -> None:
         if self.report.sends_notices:
@@ -219,6 +238,9 @@ class InvoiceWorkflow:
         if self.approved is None and self.has_late_decision:
             await self._take_decision_in_time()
         self.progress.decision = self.decision
+        if self.approved:
+            await self._require_earlier_payments()
+        self.knows_rule = True
 
     async def _wait_until(self, moment: datetime, summary: str) -> None:
         time_left = moment - workflow.now()
@@ -235,15 +257,19 @@ class InvoiceWorkflow:
             # A local activity: anyone with access to the service could complete a regular one.
             found = await workflow.execute_local_activity(
                 decision_in_time,
-                self.deadline.isoformat(),
+                args=[self.deadline.isoformat(), self._may_need_two],
                 start_to_close_timeout=timedelta(seconds=30),
                 retry_policy=RETRY_FOREVER,
             )
         except FailureError as error:
             raise self._error_for(error) from error
         if found and self.approved is None:
-            self.decision = Decision.model_validate(found)
-            self.approved = self.decision.approved
+            found = found if isinstance(found, list) else [found]
+            self._judge([Decision.model_validate(decision) for decision in found])
+
+    @property
+    def _may_need_two(self) -> bool:
+        return bool(self.progress.required_approvals) or not self.knows_rule
 
     async def _require_earlier_payments(self) -> None:
         """Asks the ledger again, for as long as it takes, if it gave no answer at first."""
@@ -254,6 +280,9 @@ class InvoiceWorkflow:
         question = LedgerQuestion.about(self.invoice, self._terms()).to_json()
         summary = "What was paid earlier"
         self._take_over(await self._execute(payments_made, question, "ledger", summary))
+        if self.approved is None:  # two people must approve, which wasn't known
+            self._set_state("waiting")
+            await self._wait_for_decision()
 
     async def _wait_for_payment_date(self) -> None:
         pay_on = self.progress.pay_on
@@ -267,6 +296,11 @@ class InvoiceWorkflow:
         if (answer := _read_answer(found)) is None:
             raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
+        if not self.knows_rule:
+            self.knows_rule = True
+            if answer.required_approvals and workflow.patched("two-people"):
+                self.progress.required_approvals = answer.required_approvals
+                self._judge(self.decisions)
         if answer.lines is None:  # the ledger is away
             return
         self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)

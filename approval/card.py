@@ -73,11 +73,16 @@ class InvoiceCard(BaseModel):
     invoice_id: str
     bill: str | None
     charged: str | None
+    submitted: str | None
     lines: list[CardLine]
     total: str
     paid_earlier: str | None
     to_pay: str
     payment_date: str | None
+    approvals: str | None
+    is_first_of_two: bool
+    waits_for_second: bool
+    """Whether the person in front of the card has approved, and another must too."""
     deadline: datetime | None
     state: State
     can_be_decided: bool
@@ -86,32 +91,39 @@ class InvoiceCard(BaseModel):
     details: str
 
     @classmethod
-    def of(cls, view: ApprovalView, status: InvoiceStatus) -> Self:
+    def of(cls, view: ApprovalView, status: InvoiceStatus, name: str = "") -> Self:
+        """`name` is that of the person, `user@host`."""
         lines, _ = fit(lambda limit: _card_lines(view, limit), CARD_LINES_BYTES)
         return cls(
             invoice_id=view.invoice.id,
             bill=view.invoice.bill,
             charged=view.invoice.charged,
+            submitted=view.submitted,
             lines=lines,
             total=view.invoice.total,
             paid_earlier=view.paid_earlier,
             to_pay=view.to_pay,
             payment_date=view.payment_date if status.state == "waiting" else None,
+            approvals=view.approvals,
+            is_first_of_two=view.is_first_of_two,
+            waits_for_second=status.is_first_approval_by(name),
             deadline=view.deadline,
             state=status.state,
-            can_be_decided=_why_undecidable(status) is None,
-            why_undecidable=_why_undecidable(status) if status.state == "waiting" else None,
+            can_be_decided=_why_undecidable(status, name) is None,
+            why_undecidable=_why_undecidable(status, name) if status.state == "waiting" else None,
             paid_lines=status.paid_lines,
-            details=_details(view, status),
+            details=_details(view, status, name),
         )
 
 
-def _why_undecidable(status: InvoiceStatus) -> str | None:
+def _why_undecidable(status: InvoiceStatus, name: str) -> str | None:
     """What the card says in place of the buttons for a waiting invoice; None if it has buttons."""
     if status.stopping:
         return "Being cancelled"
     if status.is_decided:
         return "A decision is kept" if status.kept_decision else "Decided"
+    if status.is_first_approval_by(name):
+        return "Approved by you; needs a second person"
     return "The deadline has passed" if status.is_past_deadline else None
 
 
@@ -127,9 +139,9 @@ def _card_lines(view: ApprovalView, limit: int) -> list[CardLine]:
     ]
 
 
-def _details(view: ApprovalView, status: InvoiceStatus) -> str:
+def _details(view: ApprovalView, status: InvoiceStatus, name: str) -> str:
     """What the card says in addition to the lines, amounts and deadline."""
-    if _why_undecidable(status) is None:
+    if _why_undecidable(status, name) is None:
         kept = "No worker answers now: the decision is kept and takes effect when a worker runs."
         parts = (view.caution, view.similarity, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
@@ -199,9 +211,9 @@ class ApprovalCards(Middleware):
         if self.first_shown is None:
             self.first_shown = monotonic()
 
-    def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus) -> ToolResult:
+    def result(self, run_id: str, invoice: Invoice, status: InvoiceStatus, name: str) -> ToolResult:
         """The card's data, with the seal that a click needs while the invoice waits."""
-        card = InvoiceCard.of(ApprovalView.of(invoice, status), status)
+        card = InvoiceCard.of(ApprovalView.of(invoice, status), status, name)
         return ToolResult(
             content=status.to_text(),
             structured_content=card.model_dump(mode="json"),

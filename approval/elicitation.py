@@ -37,6 +37,19 @@ APPROVAL_FORM: dict[str, Any] = {
     "required": ["approve"],
 }
 
+FORM_OF_THE_FIRST: dict[str, Any] = {
+    **APPROVAL_FORM,
+    "properties": {
+        "approve": {
+            **APPROVAL_FORM["properties"]["approve"],
+            "title": "Approve this invoice",
+            "description": "If you and then another person say yes, every line is paid. Payments"
+            " can't be undone.",
+        }
+    },
+}
+"""For the first of two people."""
+
 log = logging.getLogger("invoice_server")
 
 
@@ -63,7 +76,8 @@ async def ask_person(ctx: Context, view: ApprovalView, run_id: str) -> Answer | 
     seals and binds to the call's arguments. So an answer counts only for this run and reason.
     """
     text = render_question(view)
-    question = ElicitRequestFormParams(message=text, requested_schema=APPROVAL_FORM)
+    form = FORM_OF_THE_FIRST if view.is_first_of_two else APPROVAL_FORM
+    question = ElicitRequestFormParams(message=text, requested_schema=form)
     if ctx.session.protocol_version in MODERN_PROTOCOL_VERSIONS:
         asked = json.dumps([view.invoice.id, run_id])
         answers = ctx.input_responses
@@ -74,7 +88,7 @@ async def ask_person(ctx: Context, view: ApprovalView, run_id: str) -> Answer | 
         return _parse_answer(answers.get("approve")) if ctx.request_state == asked else "no"
     try:
         async with asyncio.timeout(PERSON_SECONDS):
-            return _parse_answer(await ctx.session.elicit_form(text, APPROVAL_FORM))
+            return _parse_answer(await ctx.session.elicit_form(text, form))
     except TimeoutError:
         return "late"
     except (MCPError, ValidationError) as error:
@@ -101,6 +115,10 @@ def render_question(view: ApprovalView) -> str:
         lines.append(view.similarity)
     if view.paid_earlier:
         lines.append(f"Paid earlier: {view.paid_earlier}. To pay: {view.to_pay}.")
+    if view.submitted:
+        lines.append(view.submitted)
+    if view.approvals:
+        lines.append(view.approvals)
     if view.payment_date:
         lines.append(view.payment_date)
     if view.invoice.bill:

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from invoices.approvals import is_same_person, judge
 from invoices.invoice import rule_of_new_id
 from invoices.similar import SimilarInvoice
-from invoices.status import Decision, Progress
+from invoices.status import Decision, Progress, describe_name
 from invoices.wording import (
     describe_bill,
     format_day,
@@ -47,8 +48,10 @@ Outcome = Literal[
     "started",
     "already_in_process",
     "approved",
+    "approved_first",
     "rejected",
     "already_approved",
+    "already_approved_first",
     "already_rejected",
     "decision_kept",
     "asked_on_card",
@@ -59,6 +62,8 @@ Outcome = Literal[
 ]
 """The result of a call.
 
+`approved_first`: by one of two people; nothing is paid before the second has approved.
+`already_approved_first`: by the same person, whose second approval doesn't count.
 `decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs,
 unless an earlier decision is also waiting.
 `being_cancelled`: a payment in progress finishes first.
@@ -144,12 +149,25 @@ class InvoiceStatus(Progress):
     @property
     def is_decided(self) -> bool:
         """Whether somebody has decided, even if that hasn't taken effect yet."""
-        return self.state != "waiting" or bool(self.decision or self.kept_decision)
+        return self.state != "waiting" or bool(self.decision) or self._keeps_end
+
+    @property
+    def _keeps_end(self) -> bool:
+        """Whether the decision that is kept will decide, without another."""
+        decisions = [one for one in (self.first_approval, self.kept_decision) if one]
+        judgement = judge(decisions, self.required_approvals, self.submitted_by)
+        return bool(self.kept_decision and judgement.decision)
+
+    def is_first_approval_by(self, name: str) -> bool:
+        """Whether a second person must approve, and this isn't one."""
+        first = self.first_approval
+        return bool(self.needs_second_person and first and is_same_person(first.by, name))
 
     def to_structured(self) -> dict[str, Any]:
         """The structured content, without empty fields and without fields for internal use."""
         of_decision = {"request", "sent_at"}
-        inner: dict[str, Any] = {"decision": of_decision, "kept_decision": of_decision}
+        kinds = ("first_approval", "decision", "kept_decision")
+        inner: dict[str, Any] = dict.fromkeys(kinds, of_decision)
         if not self._clock_is_wrong:
             inner["clock_offset_seconds"] = True
         return message_first(self.model_dump(mode="json", exclude_none=True, exclude=inner))
@@ -161,28 +179,32 @@ class InvoiceStatus(Progress):
     @property
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
-        return " ".join(filter(None, [self.bill, *self._details(), self._worker(), self.clock]))
+        submitted = "" if self.outcome == "started" else self.submitted
+        parts = [self.bill, submitted, *self._details(), self._worker(), self.clock]
+        return " ".join(filter(None, parts))
 
     def _details(self) -> list[str]:
         match self.state:
             case "waiting" if self.decision:  # the decision is about to take effect
                 return [self.paid, self.decided, self.stopping]
             case "waiting" if self.kept_decision:
-                return [self.caution, self.paid, self.payment_date, self.kept, self.stopping]
+                about = [self.caution, self.paid, self.payment_date, self.approvals]
+                return [*about, self.kept, self.stopping]
             case "waiting" if self.cancellation:
                 return [self.caution, self.paid, self.stopping]
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
                 amounts = f"{self.amounts}." if is_new else self.paid
                 about = [self.caution, amounts, self.similarity, self.payment_date]
-                return [*about, self._deadline()]
+                return [*about, self.approvals, self._deadline()]
             case "scheduled":
                 return [self.paid, self.payment_date, self.stopping, self.decided]
             case "paying":
                 line = f"Now: {sanitized(self.current_line, 200)}." if self.current_line else ""
                 return [self.paid, line, self.stopping, self._retry(), self.decided]
             case "timed_out":
-                return ["Nobody decided before the deadline.", self.paid]
+                nobody = "No second person" if self.first_approval else "Nobody"
+                return [self.first_approved, f"{nobody} decided before the deadline.", self.paid]
             case "failed" | "cancelled":
                 stopped = self.current_line if self.state == "cancelled" else None
                 where = f"It was stopped at {sanitized(stopped, 200)}." if stopped else ""
@@ -296,7 +318,8 @@ class InvoiceStatus(Progress):
         """The invoice's line in the text of `list_invoices`."""
         parts = [sanitized(self.status, 200), self.amounts]
         parts.append(describe_bill(self.supplier, self.supplier_reference, self.due_date, limit=60))
-        parts.append(f"submitted {format_duration(self.now - self.submitted_at)} ago")
+        by = f"by {describe_name(self.submitted_by)} " if self.submitted_by else ""
+        parts.append(f"submitted {by}{format_duration(self.now - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
             paid = f"{format_money(self.paid_amount, self.currency)} paid"
             if self.is_open and self.total is not None:
@@ -307,6 +330,8 @@ class InvoiceStatus(Progress):
         if self.state == "waiting" and self.deadline:
             passed = "deadline passed" if self.is_past_deadline else "deadline"
             parts.append(f"{passed} {format_utc(self.deadline)}")
+        if self.required_approvals and self.state == "waiting" and not self.first_approval:
+            parts.append("two people must approve")
         if self.state == "waiting" and self.pay_on:
             parts.append(f"payment date {format_day(self.pay_on)}")
         if self.decision:

@@ -124,6 +124,12 @@ class ApprovalView:
     paid_earlier: str | None
     """`1 line, $10.00` or `not known`; None if nothing was paid earlier."""
     to_pay: str
+    submitted: str | None
+    """`Submitted by user@host.`; None if that isn't known."""
+    approvals: str | None
+    """Who approved first and who else must; None if one approval is enough."""
+    is_first_of_two: bool
+    """Whether an approval now is the first of two, after which nothing is paid yet."""
     payment_date: str | None
     """When it is paid, as a sentence; None if that is as soon as it is approved."""
     deadline: datetime | None
@@ -147,6 +153,9 @@ class ApprovalView:
             similarity=status.similarity,
             paid_earlier=paid_earlier,
             to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
+            submitted=status.submitted or None,
+            approvals=status.approvals or None,
+            is_first_of_two=bool(status.approval_rule) and not status.first_approval,
             payment_date=status.payment_date or _unheeded_date(invoice, status) or None,
             deadline=status.deadline,
             # Show all of it, since the model wrote it. Normalizing can triple its length.

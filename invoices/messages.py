@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from invoices.invoice import Invoice, LineItem
+from invoices.status import RequiredApprovals
 from invoices.wording import format_money, sanitized_quote
 
 MAX_TERM = 1000
@@ -153,6 +154,8 @@ class LedgerAnswer(BaseModel):
     a worker before 1.2."""
     notify: bool = False
     """Whether this worker sends notices."""
+    required_approvals: RequiredApprovals | None = None
+    """What this worker's limit requires for the invoice, if anything."""
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude_defaults=True)

@@ -22,9 +22,12 @@ def decision_outcome(
     if request and is_own:
         return "approved" if approve else "rejected"
     kept = status.kept_decision
-    may_be_own = kept is None or kept.request == request
+    may_be_own = kept is None or kept.request == request or not status.is_decided
     if request and status.state == "waiting" and status.worker_answers is False and may_be_own:
         return "decision_kept"
+    if approve and status.needs_second_person and status.first_approval:
+        is_own = request is not None and status.first_approval.request == request
+        return "approved_first" if is_own else "already_approved_first"
     decision = decision or kept
     # The decision takes effect once the workflow has asked the ledger, or once a worker runs.
     if status.state == "waiting" and decision and decision.approved == approve:

@@ -9,6 +9,7 @@ from typing import Self
 
 from invoices.answers import InvoiceStatus
 from invoices.approval_view import InvoiceView
+from invoices.approvals import is_same_person
 from invoices.invoice import WORKFLOW_ID_PREFIX, Invoice, invoice_id_of, workflow_id
 from invoices.wording import format_money, format_utc, sanitized
 
@@ -114,6 +115,15 @@ def expect_not_cancelled(status: InvoiceStatus, approve: bool) -> None:
         raise InvoiceError(
             f"Invoice {status.invoice_id} can't be {_decided(approve)} any more. {status.stopping}"
             " Once it is cancelled, you can submit it again."
+        )
+
+
+def expect_may_approve(status: InvoiceStatus, name: str) -> None:
+    """Raises `InvoiceError` if a waiting invoice needs two people who haven't submitted it."""
+    if status.is_submitter_excluded and is_same_person(status.submitted_by, name):
+        raise InvoiceError(
+            f"Invoice {status.invoice_id} can't be approved by you, because you submitted it."
+            f" {status.approvals} Nothing was approved."
         )
 
 
@@ -241,6 +251,8 @@ def decided_otherwise(status: InvoiceStatus, approve: bool) -> InvoiceError:
     """The decision can't take effect: says what the invoice's status is, and what to do now."""
     if next_step := _open_workflow(status) or status.stopping:
         pass
+    elif approve and status.approval_rule:
+        next_step = status.approval_rule
     elif approve and status.is_open:
         next_step = "Once it has ended, you can submit it again."
     elif approve:

@@ -46,6 +46,9 @@ OPEN_STATES: tuple[State, ...] = ("waiting", "scheduled", "paying")
 LineState = Literal["unpaid", "being_paid", "paid_earlier", "paid", "not_known"]
 """Every state of a line. `not_known`: whether it is paid."""
 
+RequiredApprovals = Literal["two_people", "two_other_people"]
+"""Who must approve an invoice above the limit. Neither of `two_other_people` has submitted it."""
+
 # The status texts, which the query `get_status` returns. Six of the first seven are the tutorial's.
 PROCESSING = "Processing"
 AWAITING_APPROVAL = "Awaiting approval"
@@ -149,6 +152,12 @@ def _bill_text(value: str) -> str:
     return value
 
 
+def _name(value: str) -> str:
+    if len(value) > MAX_NAME:
+        raise ValueError(f"must have at most {MAX_NAME} characters")
+    return value
+
+
 def _ranges(value: str) -> str:
     parse_ranges(value)
     return value
@@ -159,6 +168,7 @@ Amount = Annotated[Decimal, AfterValidator(_amount)]
 LineCount = Annotated[int, AfterValidator(_count)]
 Currency = Annotated[str, AfterValidator(_currency)]
 BillText = Annotated[str, AfterValidator(_bill_text)]
+Name = Annotated[str, AfterValidator(_name)]
 
 
 MAX_NAME = 200
@@ -234,10 +244,16 @@ class Cancellation(BaseModel):
         return _by_whom(self.by, self.at, self.reason)
 
 
-def _by_whom(name: str | None, at: datetime, reason: str | None) -> str:
+def describe_name(name: str | None) -> str:
+    """`user@host`, in quotation marks if it isn't such a name: a sender can write anything."""
     by = sanitized(name, MAX_NAME) if name else "another client, name unknown"
-    if name and not re.fullmatch(r"[\w.@+-]+", by):  # the sender can write anything
+    if name and not re.fullmatch(r"[\w.@+-]+", by):
         by = sanitized_quote(name, MAX_NAME)
+    return by
+
+
+def _by_whom(name: str | None, at: datetime, reason: str | None) -> str:
+    by = describe_name(name)
     because = f", reason: {sanitized_quote(reason, 300)}" if reason else ""
     return f"by {by} on {format_utc(at)}{because}"
 
@@ -262,6 +278,10 @@ class Progress(BaseModel):
         Moment | None,
         Field(description="When it is paid, if it is approved. Missing: as soon as it is."),
     ] = None
+    submitted_by: Annotated[
+        Name | None,
+        Field(description="Who submitted it, user@host, as the submitting client says."),
+    ] = None
     paid_lines: Annotated[LineCount, Field(description="Lines paid so far, by any submission.")] = 0
     paid_amount: Amount = Decimal("0.00")
     paid_earlier_lines: Annotated[
@@ -274,6 +294,16 @@ class Progress(BaseModel):
         Field(description="Which lines those are, such as 2, 5-7. Missing for the first lines."),
     ] = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
+    required_approvals: Annotated[
+        RequiredApprovals | None,
+        Field(
+            description="Who must approve it: two different people, or two who aren't the one who"
+            " submitted it. Missing if one approval is enough, or if that isn't known yet."
+        ),
+    ] = None
+    first_approval: Annotated[
+        Decision | None, Field(description="The first of two people's approvals.")
+    ] = None
     decision: Decision | None = None
     cancellation: Annotated[
         Cancellation | None,
@@ -332,14 +362,51 @@ class Progress(BaseModel):
 
     @property
     def decided(self) -> str:
-        """Who decided, when and why, as a sentence; empty if nobody did."""
-        return capitalized(f"{self.decision}.") if self.decision else ""
+        """Who decided or approved first, when and why, in sentences; empty if nobody did."""
+        decided = capitalized(f"{self.decision}.") if self.decision else ""
+        return f"{self.first_approved} {decided}".strip()
+
+    @property
+    def first_approved(self) -> str:
+        """Who of two people approved first, when and why, as a sentence; empty if nobody did."""
+        return f"First {self.first_approval}." if self.first_approval else ""
+
+    @property
+    def needs_second_person(self) -> bool:
+        """Whether one of two people has approved, and nobody has decided."""
+        return self.state == "waiting" and bool(self.first_approval) and not self.decision
+
+    @property
+    def approval_rule(self) -> str:
+        """Whose approval a waiting invoice needs, as a sentence; empty if one is enough."""
+        if self.state != "waiting" or not self.required_approvals or self.decision:
+            return ""
+        others = ", neither of whom submitted it" if self.is_submitter_excluded else ""
+        if self.first_approval:
+            other = " who didn't submit it" if others else ""
+            return f"A second person{other} must approve it too."
+        return f"Two different people must approve it{others}."
+
+    @property
+    def approvals(self) -> str:
+        """Who approved first and who else must, in sentences; empty if one approval is enough."""
+        rule = self.approval_rule
+        return f"{self.first_approved} {rule}".strip() if rule else ""
+
+    @property
+    def is_submitter_excluded(self) -> bool:
+        return self.required_approvals == "two_other_people"
 
     @property
     def bill(self) -> str:
         """Whom the bill is from, its number and when it is due, as a sentence; may be empty."""
         described = describe_bill(self.supplier, self.supplier_reference, self.due_date)
         return capitalized(f"{described}.") if described else ""
+
+    @property
+    def submitted(self) -> str:
+        """`Submitted by user@host.`; empty if the submitting client gave no name."""
+        return f"Submitted by {describe_name(self.submitted_by)}." if self.submitted_by else ""
 
     def line_states(self, count: int) -> list[LineState]:
         """The state of each of its lines, of which there are `count`."""
@@ -405,8 +472,10 @@ class RunProgress(Progress):
     """Not in the memo, since it is computed from the other fields."""
 
     @classmethod
-    def of(cls, invoice: Invoice) -> Self:
+    def of(cls, invoice: Invoice, submitted_by: object = None) -> Self:
+        """`submitted_by` is what its starter says, which can be anything."""
         return cls(
+            submitted_by=submitted_by[:MAX_NAME] if isinstance(submitted_by, str) else None,
             state="waiting",
             status=AWAITING_APPROVAL,
             line_count=len(invoice.lines),

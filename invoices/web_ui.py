@@ -47,7 +47,8 @@ class WebUiDetails:
         """The Markdown. `paid_earlier` has the numbers of the lines that earlier runs paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
         date = f"Payment date: {format_day(progress.pay_on)}." if progress.pay_on else ""
-        sentences = [self._bill, progress.paid, date, progress.decided, progress.cancelled]
+        about = [self._bill, progress.submitted, progress.paid, date, progress.approval_rule]
+        sentences = [*about, progress.decided, progress.cancelled]
         match progress.state:
             case "paying":
                 pending = "A payment that is being retried is listed under Pending Activities."

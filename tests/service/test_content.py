@@ -26,6 +26,7 @@ from support import (
     tools_in_memory,
 )
 from temporal_service import executions
+from temporal_service.connection import whoami
 
 BILL = {
     "supplier": "Northwind Web Ltd",
@@ -61,7 +62,10 @@ async def test_the_status_has_the_invoice_from_its_submission_to_its_end(tools: 
     assert [line["state"] for line in waiting["lines"]] == ["unpaid", "unpaid"]
     assert waiting["other_fields"]["project"] == "Website"
     text = await tools("get_invoice_status", invoice_id=name)
-    assert text.startswith(f"Invoice {name} status: Awaiting approval. {bill} 2 lines, $7,000.00;")
+    submitted = f"Submitted by {whoami()}."
+    assert text.startswith(
+        f"Invoice {name} status: Awaiting approval. {bill} {submitted} 2 lines, $7,000.00;"
+    )
     assert "\nAlso given: project “Website”" in text
     assert await lines_in_words(tools, invoice) == [
         "Lines:",

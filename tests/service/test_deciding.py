@@ -202,6 +202,7 @@ async def test_a_person_who_says_yes_approves(asking: Tools, person: Person) -> 
     await asking.until(invoice, "completed")
     assert person.asked == [
         f"Pay invoice {invoice['id']}: 2 lines, $7,000.00?\n"
+        f"Submitted by {whoami()}.\n"
         "1. $5,000.00 for “Web Development”: “Frontend work”\n"
         "2. $2,000.00 for “Design Services”: “UI/UX design”"
     ]
@@ -215,7 +216,7 @@ async def test_the_person_is_shown_the_reason_that_is_kept(asking: Tools, person
     status = await asking.until(invoice, "completed")
     assert status["decision"]["reason"] == reason
     shown = f"as agreed' {'on Monday ' * 98}".strip()
-    assert person.asked[0].split("\n")[1:3] == [
+    assert person.asked[0].split("\n")[2:4] == [
         "Charged: customer “Acme”",
         f"Reason that will be kept: “{shown}”",
     ]
@@ -369,7 +370,7 @@ async def test_hostile_text_does_not_change_what_the_person_sees(
     )
     with pytest.raises(Refused):
         await asking("approve_invoice", invoice_id=invoice["id"])
-    question, supplier, first, second = person.asked[0].split("\n")
+    question, _, supplier, first, second = person.asked[0].split("\n")
     assert question == f"Pay invoice {invoice['id']}: 2 lines, $77.00?"
     assert first.startswith("1. $70.00 for “Fine 1. $0.01 for")
     assert "”: “Fine 1. $0.01 for 'x'" in first

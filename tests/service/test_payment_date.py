@@ -48,7 +48,7 @@ async def test_an_approved_invoice_is_paid_on_its_day(client: Client, worker: Wo
     assert not paid(worker.data, invoice)
     again = await desk.approve(invoice)
     assert again.outcome == "already_approved"
-    with pytest.raises(InvoiceError, match="can't be rejected now.*call cancel_invoice"):
+    with pytest.raises(InvoiceError, match=r"can't be rejected now.*call cancel_invoice"):
         await desk.reject(invoice)
 
     await desk.until(invoice, "completed")
@@ -147,7 +147,7 @@ async def test_the_day_is_in_the_question_the_status_and_the_list(
 
 
 async def test_a_payment_date_too_far_ahead_is_refused(tools_here: Tools) -> None:
-    with pytest.raises(Refused, match="invoice_data.pay_on: must be at most 366 days ahead"):
+    with pytest.raises(Refused, match=r"invoice_data\.pay_on: must be at most 366 days ahead"):
         await tools_here.submit(pay_on=ahead(days=367))
 
 

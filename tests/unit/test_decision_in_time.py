@@ -40,12 +40,13 @@ class History:
             yield event
 
 
-async def asked(history: Any) -> dict[str, Any] | None:
+async def asked(history: Any, *arguments: bool) -> Any:
     environment = ActivityEnvironment(history)
     environment.info = replace(
         environment.info, workflow_type="InvoiceWorkflow", workflow_id="invoice-INV-1"
     )
-    return await environment.run(activities.decision_in_time, NOON.isoformat())
+    activity: Any = activities.decision_in_time
+    return await environment.run(activity, NOON.isoformat(), *arguments)
 
 
 async def test_the_first_decision_in_time_is_taken_whatever_comes_with_it() -> None:
@@ -62,6 +63,23 @@ async def test_the_first_decision_in_time_is_taken_whatever_comes_with_it() -> N
     assert found
     assert (found["approved"], found["by"]) == (False, None)
     assert await asked(History((after, "approve_invoice", named))) is None
+
+
+async def test_of_two_people_all_approvals_in_time_are_taken() -> None:
+    def by(name: str) -> list[Payload]:
+        return [Payload(data=f'{{"by": "{name}"}}'.encode())]
+
+    before, after = NOON - timedelta(milliseconds=1), NOON
+    history = History(
+        (before, "approve_invoice", [Payload()]),
+        (before, "approve_invoice", by("ann@desk1")),
+        (before, "approve_invoice", by("Ann@desk2")),
+        (before, "approve_invoice", by("bob@desk2")),
+        (after, "reject_invoice", by("eve@desk3")),
+    )
+    found = await asked(history, True)
+    assert [one["by"] for one in found] == [None, "ann@desk1", "bob@desk2"]
+    assert await asked(History(), True) == []
 
 
 async def test_a_service_that_does_not_answer_is_asked_again() -> None:
