@@ -31,6 +31,7 @@ from temporalio.api.history.v1 import ActivityTaskFailedEventAttributes, History
 from temporalio.service import RPCError
 
 from invoice_runs import InvoiceRun, InvoiceRuns, invoice_of
+from invoices.approvals import judge
 from invoices.invoice import (
     BILL_FIELDS,
     INVOICE_WORKFLOW,
@@ -43,7 +44,13 @@ from invoices.invoice import (
 )
 from invoices.messages import LedgerAnswer, PaidLine, PaymentRequest, PricedLine
 from invoices.refusals import InvoiceError
-from invoices.status import DECISIONS, NOT_KNOWN_TEXTS, Cancellation, Decision
+from invoices.status import (
+    DECISIONS,
+    NOT_KNOWN_TEXTS,
+    Cancellation,
+    Decision,
+    RequiredApprovals,
+)
 from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
@@ -62,6 +69,7 @@ from temporal_service.payloads import first_data
 
 COLUMNS = [
     *["invoice_id", "submitted_at", "submitted_by", "state"],
+    *["first_approved_at", "first_approved_by", "first_approved_through", "first_reason"],
     *["decision", "decided_at", "decided_by", "decided_through", "reason"],
     *["cancelled_at", "cancelled_by", "cancellation_reason"],
     *["line", "item", "description", "amount", "currency", "customer"],
@@ -108,6 +116,9 @@ class Run:
     paid_earlier: dict[str, PaidLine] = field(default_factory=dict)
     """What the ledger had as paid when this run asked for it."""
     has_asked: bool = False
+    has_rule: bool = False
+    required_approvals: RequiredApprovals | None = None
+    """What the worker that answered first required, if it did."""
     ledgers: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
@@ -126,16 +137,32 @@ class Run:
         standing = self.found.status.decision
         if self.found.status.state == "timed_out":
             return None, None
+        if standing is None:
+            return next(iter(self.signals), (None, None))
+        return self._as_sent(standing)
+
+    def _as_sent(self, decision: Decision) -> tuple[Decision, str | None]:
+        """A decision as the history dates it, and who sent it."""
         for sent, identity in self.signals:
-            same = standing and (standing.approved, standing.request)
-            if standing is None:
-                return sent, identity
-            if same == (sent.approved, sent.request):
+            if (decision.approved, decision.request) == (sent.approved, sent.request):
                 # A reset copies signals with its own time.
                 is_reset = self.original_id != self.found.id
-                at = min(standing.at, sent.at) if is_reset else sent.at
-                return standing.model_copy(update={"at": at}), identity
-        return standing, None
+                at = min(decision.at, sent.at) if is_reset else sent.at
+                return decision.model_copy(update={"at": at}), identity
+        return decision, None
+
+    @property
+    def first_approval(self) -> tuple[Decision | None, str | None]:
+        """The first of two people's approvals, and who sent it."""
+        first = self.found.status.first_approval
+        return self._as_sent(first) if first else (None, None)
+
+    @property
+    def lacks_approvals(self) -> bool:
+        """Whether fewer people have approved it than the worker required."""
+        approvals = [decision for decision, _ in self.signals if decision.approved]
+        submitted_by = self.found.status.submitted_by
+        return not judge(approvals, self.required_approvals, submitted_by).approved
 
     def add(self, event: HistoryEvent) -> None:
         kind = event.WhichOneof("attributes") or ""
@@ -186,6 +213,8 @@ class Run:
 
     def _take_answer(self, result: Payloads) -> None:
         answer = _parsed(LedgerAnswer, result)
+        if answer and answer.gateway and not self.has_rule:
+            self.has_rule, self.required_approvals = True, answer.required_approvals
         if answer and answer.ledger and answer.lines is not None:
             self.has_asked = True
             self.paid_earlier = {str(paid.line): paid for paid in answer.lines}
@@ -338,11 +367,7 @@ def _row(
         row["submitted_by"] = run.found.status.submitted_by
         if run.found.status.pay_on:
             row["pay_on"] = _iso(run.found.status.pay_on)
-        decision, row["decided_through"] = run.decision
-        if decision:
-            row["decision"] = "approved" if decision.approved else "rejected"
-            row |= {"decided_at": _iso(decision.at), "decided_by": decision.by}
-            row["reason"] = decision.reason
+        row |= _decisions(run)
         if run.found.status.is_cancelled and (cancellation := run.cancellation):
             row |= {"cancelled_at": _iso(cancellation.at), "cancelled_by": cancellation.by}
             row["cancellation_reason"] = cancellation.reason
@@ -368,6 +393,19 @@ def _row(
     return row
 
 
+def _decisions(run: Run) -> Row:
+    (first, first_through), (decision, through) = run.first_approval, run.decision
+    row: Row = {"first_approved_through": first_through, "decided_through": through}
+    if first:
+        row |= {"first_approved_at": _iso(first.at), "first_approved_by": first.by}
+        row["first_reason"] = first.reason
+    if decision:
+        row["decision"] = "approved" if decision.approved else "rejected"
+        row |= {"decided_at": _iso(decision.at), "decided_by": decision.by}
+        row["reason"] = decision.reason
+    return row
+
+
 def _disagreements(
     ledger: Ledger, runs: list[Run], before: list[LedgerEntry], entries: list[LedgerEntry]
 ) -> Iterator[str]:
@@ -381,6 +419,8 @@ def _disagreements(
     for run in runs:
         if run.payments and not any(decision.approved for decision, _ in run.signals):
             yield f"payments without an approval in {run}"
+        elif run.payments and run.lacks_approvals:
+            yield f"payments without the approval of two people, which {run} needs"
         yield from _memo_disagreements(run)
     lines = {line for run in runs for line in [*run.payments, *run.paid_earlier]}
     for line in sorted(lines | set(map(_line, entries)), key=lambda line: (len(line), line)):

@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
     from activities import decision_in_time, payment_outcome, payments_made, process_payment
-    from invoices.approvals import Judgement, can_matter, judge
+    from invoices.approvals import Decisions
     from invoices.invoice import (
         AS_STARTED,
         BEFORE_1_1,
@@ -71,17 +71,12 @@ class InvoiceWorkflow:
         self.approved: bool | None = None
         self.status = PROCESSING
         self.decision: Decision | None = None
-        self.decisions: list[Decision] = []
-        """Those that can matter, in the order in which they were made."""
-        self.judgement = Judgement()
         self.has_late_decision = False
         """Whether a decision was read after the deadline. It may still have arrived in time."""
         self.expected_ledger: str | None = None
         self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
-        self.knows_rule = not self.asks_ledger
-        """Whether a worker has said how many people must approve. Until then, decisions after the
-        first are kept too."""
+        self.decisions = Decisions(is_rule_known=not self.asks_ledger)
         content = _read_invoice(invoice, AS_STARTED if self.asks_ledger else BEFORE_1_1)
         self.invoice_problem = content if isinstance(content, str) else None
         if isinstance(content, Invoice):
@@ -160,13 +155,14 @@ class InvoiceWorkflow:
         if self.asks_ledger:
             self.progress.status = PROCESSING  # until the ledger has answered
             self.progress.submitted_at = submitted_at
+        self.decisions.submitted_by = self.progress.submitted_by
         self.deadline = approval_deadline(submitted_at, invoice.approval_timeout_days)
         self.progress.deadline = self.deadline
         self.report = RunReport(invoice, self.deadline)
 
     def _set_state(self, state: State, status: str | None = None) -> None:
         """Sets the state and its status, by default the state's own text, and makes them known."""
-        texts = {**STATUS_TEXTS, "waiting": self.judgement.waiting_status}
+        texts = {**STATUS_TEXTS, "waiting": self.decisions.judgement.waiting_status}
         self.status = status or texts[state]
         self.progress.state, self.progress.status = state, self.status
         self.report.make_known(self.progress, self.paid_earlier)
@@ -193,10 +189,10 @@ class InvoiceWorkflow:
             self._take_over(found)
 
     def _receive_decision(self, approved: bool, payload: RawValue) -> None:
-        """The first decision stands, or what `judge` makes of several."""
+        """The first decision stands or, where two people are required, what all mean together."""
         # No `await` between check and assignment, so a second signal can't slip in.
         is_decided = self.approved is not None
-        if self.invoice_problem or (is_decided and self.knows_rule):
+        if self.invoice_problem or (is_decided and self.decisions.is_rule_known):
             return
         decision = Decision.from_signal(approved, payload.payload.data, workflow.now())
         # A decision that is read after the deadline counts only if the Temporal Service received
@@ -214,18 +210,18 @@ class InvoiceWorkflow:
         sent_at = decision.dated_by_sender(workflow.info().workflow_start_time)
         if sent_at and not is_decided and workflow.patched("dated-by-the-sender"):
             decision.at = sent_at
-        if can_matter(decision, self.decisions):
-            self._judge([*self.decisions, decision])
-            if self.progress.required_approvals and self.status != self.judgement.waiting_status:
-                self._set_state("waiting")
+        self.decisions.add(decision)
+        self._judge()
+        is_told = self.status == self.decisions.judgement.waiting_status
+        if self.decisions.required and self.approved is None and not is_told:
+            self._set_state("waiting")  # its text says who else must approve
 
-    def _judge(self, decisions: list[Decision]) -> None:
-        required, submitted_by = self.progress.required_approvals, self.progress.submitted_by
-        self.decisions, self.judgement = decisions, judge(decisions, required, submitted_by)
-        self.decision, self.approved = self.judgement.decision, self.judgement.approved
-        if required:
-            self.progress.first_approval = self.judgement.first
-            self.progress.decision = self.decision
+    def _judge(self) -> None:
+        judgement = self.decisions.judgement
+        self.decision, self.approved = judgement.decision, judgement.approved
+        if self.decisions.required:
+            self.progress.required_approvals = self.decisions.required
+            self.progress.first_approval, self.progress.decision = judgement.first, self.decision
 
     async def _wait_for_decision(self) -> None:
         if self.report.sends_notices:
@@ -240,7 +236,7 @@ class InvoiceWorkflow:
         self.progress.decision = self.decision
         if self.approved:
             await self._require_earlier_payments()
-        self.knows_rule = True
+        self.decisions.is_rule_known = True
 
     async def _wait_until(self, moment: datetime, summary: str) -> None:
         time_left = moment - workflow.now()
@@ -253,23 +249,20 @@ class InvoiceWorkflow:
             )
 
     async def _take_decision_in_time(self) -> None:
+        deadline = self.deadline.isoformat()
         try:
             # A local activity: anyone with access to the service could complete a regular one.
             found = await workflow.execute_local_activity(
                 decision_in_time,
-                args=[self.deadline.isoformat(), self._may_need_two],
+                args=[deadline, True] if self.decisions.may_need_two else [deadline],
                 start_to_close_timeout=timedelta(seconds=30),
                 retry_policy=RETRY_FOREVER,
             )
         except FailureError as error:
             raise self._error_for(error) from error
-        if found and self.approved is None:
-            found = found if isinstance(found, list) else [found]
-            self._judge([Decision.model_validate(decision) for decision in found])
-
-    @property
-    def _may_need_two(self) -> bool:
-        return bool(self.progress.required_approvals) or not self.knows_rule
+        if self.approved is None:
+            self.decisions.replace(found)
+            self._judge()
 
     async def _require_earlier_payments(self) -> None:
         """Asks the ledger again, for as long as it takes, if it gave no answer at first."""
@@ -296,19 +289,15 @@ class InvoiceWorkflow:
         if (answer := _read_answer(found)) is None:
             raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
-        if not self.knows_rule:
-            self.knows_rule = True
+        if not self.decisions.is_rule_known:
+            self.decisions.is_rule_known = True
             if answer.required_approvals and workflow.patched("two-people"):
-                self.progress.required_approvals = answer.required_approvals
-                self._judge(self.decisions)
+                self.decisions.required = answer.required_approvals
+                self._judge()
         if answer.lines is None:  # the ledger is away
             return
         self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)
-        # If the currency differs, `changes` below reports each line as it was paid.
-        if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
-            self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
-            self.progress.paid_amount = self.progress.paid_earlier_amount = amount
-            self.progress.paid_earlier_numbers = self.paid_earlier.ranges
+        self.paid_earlier.note_in(self.progress)
         if changes := self.paid_earlier.changes(self.invoice):
             lines = self.paid_earlier.changed_lines(self.invoice)
             raise self._fail_with("PaymentConflict", changes, lines)

@@ -7,6 +7,7 @@ from functools import cached_property
 
 from invoices.invoice import MAX_LINES, Invoice
 from invoices.messages import LedgerAnswer, PaidLine
+from invoices.status import RunProgress
 from invoices.wording import format_money, format_ranges, sanitized_quote
 
 
@@ -48,6 +49,13 @@ class PaidEarlier:
         if any(line.currency != currency for line in self.lines):
             return None
         return sum((line.amount for line in self.lines), Decimal("0.00"))
+
+    def note_in(self, progress: RunProgress) -> None:
+        """Notes them as paid. If the currency differs, `changes` tells each as it was paid."""
+        if progress.currency and (amount := self.total(progress.currency)) is not None:
+            progress.paid_lines = progress.paid_earlier_lines = len(self.lines)
+            progress.paid_amount = progress.paid_earlier_amount = amount
+            progress.paid_earlier_numbers = self.ranges
 
     def changes(self, invoice: Invoice) -> str:
         """Which of them the invoice no longer has as they were paid; empty if it has all."""

@@ -13,6 +13,7 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -45,6 +46,8 @@ from workflow import TASK_QUEUE
 
 HISTORIES = Path(__file__).parent / "histories"
 LIMIT = "9000.00"
+TWO_PEOPLE_OVER = "EUR=1000,*=9999999999"
+APPROVER, SECOND = "approver@example.com", "second@example.com"
 ONE_ABOVE = [{"item": "Domain", "amount": "9.90"}, {"item": "Server", "amount": "9000.01"}]
 DAYS = [{"item": f"Day {number}", "amount": "650.00"} for number in range(1, 501)]
 STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
@@ -74,8 +77,9 @@ class Steps:
             "InvoiceWorkflow", invoice, id=workflow_id(name), task_queue=TASK_QUEUE
         )
 
-    async def decide(self, name: str, approve: bool = True) -> None:
-        await InvoiceClient(self.client).decide(name, approve=approve, reason="Hours checked")
+    async def decide(self, name: str, approve: bool = True, by: str = APPROVER) -> None:
+        with patch("invoice_client.whoami", return_value=by):
+            await InvoiceClient(self.client).decide(name, approve=approve, reason="Hours checked")
 
     async def until(self, name: str, reached: Callable[[InvoiceStatus], object]) -> None:
         async def has_reached() -> bool:
@@ -243,11 +247,46 @@ async def cancelled_without_an_answer(do: Steps, name: str) -> None:
             await do.until(name, lambda status: not status.is_open)
 
 
+async def paid_on_its_day(do: Steps, name: str) -> None:
+    pay_on = datetime.now(UTC) + timedelta(seconds=6)
+    await do.submit(name, pay_on=pay_on.strftime("%Y-%m-%dT%H:%M:%SZ"))
+    await do.decide(name)
+    await do.until(name, lambda status: status.state == "scheduled")
+
+
+async def cancelled_before_its_day(do: Steps, name: str) -> None:
+    await do.submit(name, pay_on=f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}")
+    await do.decide(name)
+    await do.until(name, lambda status: status.state == "scheduled")
+    await do.handle(name).cancel()
+
+
+def approved_by_the_first(second: bool | None = None, **fields: Any) -> Course:
+    """Of two people. The second approves, rejects or does nothing."""
+
+    async def course(do: Steps, name: str) -> None:
+        await do.submit(name, currency="EUR", **fields)
+        await do.decide(name)
+        await do.until(name, lambda status: status.first_approval)
+        if second is not None:
+            await do.decide(name, second, SECOND)
+
+    return course
+
+
+async def two_approved_in_time_but_read_late(do: Steps, name: str) -> None:
+    await do.submit(name, wait=False, currency="EUR", approval_timeout_days=15 / 24 / 3600)
+    for by in (APPROVER, SECOND):
+        await do.handle(name).signal("approve_invoice", {"by": by})
+    await do.until(name, lambda status: status.is_past_deadline)
+
+
 WITHOUT_A_WORKER: dict[str, Course] = {
     "approved-before-a-worker-ran": approved_before_a_worker_ran,
     "cancelled-before-a-worker-ran": cancelled_before_a_worker_ran,
     "approved-after-the-deadline": approved_after_the_deadline,
     "approved-in-time-but-read-late": approved_in_time_but_read_late,
+    "two-approved-in-time-but-read-late": two_approved_in_time_but_read_late,
 }
 # Except for "declined", the first run is declined after its first line, and the second is recorded.
 PAID_IN_PART = ["resubmitted", "paid-in-part-then-rejected", "paid-line-changed"]
@@ -266,6 +305,11 @@ TOGETHER: dict[str, Course] = {
     "invalid": invalid,
     "cancelled-while-waiting": cancelled_while_waiting,
     "cancelled-between-payments": cancelled_between_payments,
+    "paid-on-its-day": paid_on_its_day,
+    "cancelled-before-its-day": cancelled_before_its_day,
+    "approved-by-two": approved_by_the_first(True),
+    "rejected-by-the-second": approved_by_the_first(False),
+    "without-a-second": approved_by_the_first(approval_timeout_days=8 / 24 / 3600),
 }
 ALONE: dict[str, Course] = {
     "cancelled-during-a-payment": cancelled_during_a_payment,
@@ -309,7 +353,8 @@ async def take_all(do: Steps, service: Service) -> None:
 
 @asynccontextmanager
 async def worker(service: Service, limit: str = "") -> AsyncIterator[None]:
-    worker = Worker(service.address, service.directory, INVOICE_DECLINE_OVER=limit)
+    settings = {"INVOICE_DECLINE_OVER": limit, "INVOICE_TWO_PEOPLE_OVER": TWO_PEOPLE_OVER}
+    worker = Worker(service.address, service.directory, **settings)
     try:
         await worker.start()
         yield
@@ -352,5 +397,5 @@ async def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with patch("invoice_client.whoami", return_value="approver@example.com"):
+    with patch("invoice_client.whoami", return_value=APPROVER):
         asyncio.run(main(HISTORIES.joinpath(*sys.argv[1:2])))

@@ -107,6 +107,20 @@ def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
     assert text == f"payments without an approval in {rejected}"
 
 
+def test_a_payment_without_the_second_approval_disagrees(ledger: SQLiteLedger) -> None:
+    ann, bob = (APPROVAL.model_copy(update={"by": by}) for by in ("ann@desk1", "bob@desk1"))
+    answer = b'{"gateway": "simulated", "required_approvals": "two_people"}'
+    run = recorded("completed", ann, audit.PaymentActivity(PaymentRequest(), NOON))
+    for data in (b'{"approved": true}', answer, b'{"gateway": "simulated"}'):
+        run._take_answer(Payloads(payloads=[Payload(data=data)]))
+    for again in (ann, APPROVAL, ann.model_copy(update={"by": "ANN@desk2"})):
+        run.signals.append((again, "a client"))
+        [text] = audit._disagreements(ledger, [run], [], [])
+        assert text == f"payments without the approval of two people, which {run} needs"
+    run.signals.append((bob, "a client"))
+    assert not list(audit._disagreements(ledger, [run], [], []))
+
+
 async def test_an_invoice_that_takes_too_long_does_not_stop_the_others(
     ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
