@@ -1,6 +1,7 @@
 """The card in Chromium: what a person sees and what a click does."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from approval.card import card_html
 from invoice_client import InvoiceClient
 from support import (
     ROOT,
+    Desk,
     Namespace,
     Tools,
     Worker,
@@ -417,3 +419,64 @@ async def test_messages_from_other_frames_are_ignored(page: Page, host: Tools) -
     await page.evaluate("message => postToCard(message)", real)
     await card.sees("Approve and pay")
     assert [call["arguments"]["invoice_id"] for call in await card.calls()] == [invoice["id"]]
+
+
+@pytest.fixture(scope="module")
+async def careful(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Worker]:
+    """A worker with a limit above which two people must approve."""
+    address, data = new_namespace(), tmp_path_factory.mktemp("data")
+    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER="1000.00") as worker:
+        yield worker
+
+
+@pytest.fixture
+async def careful_host(careful: Worker) -> AsyncIterator[Tools]:
+    required = {"INVOICE_APPROVAL_CARD": "required"}
+    async with mcp(careful.address, extensions=[SHOWS_CARDS], env=required) as client:
+        yield Tools(client)
+
+
+async def test_the_first_of_two_people_is_told_that_a_second_must_approve(
+    page: Page, careful_host: Tools, careful: Worker
+) -> None:
+    card = await opened(page, careful_host)
+    assert "Two different people must approve it." in await card.sees("as the first of two")
+    await card.click("Approve $7,000.00 as the first of two")
+    text = await card.sees("Approved by you; needs a second person")
+    assert f"First approved by {whoami()}" in text
+    assert await card.buttons() == []
+    assert "A second person must approve it too" in await card.told_to_the_model()
+    assert not paid(careful.data, card.invoice)
+
+    desk = Desk(await Namespace(careful.address).connect())
+    await desk.handle(card.invoice).signal("approve_invoice", {"by": "ann@desk1"})
+    assert "Approved by ann@desk1" in await card.sees("Paid: 2 of 2 lines")
+
+
+async def test_the_second_of_two_people_sees_who_approved_first_and_why(
+    page: Page, careful_host: Tools, careful: Worker
+) -> None:
+    invoice = await careful_host.submit()
+    await careful_host.until(invoice, "waiting")
+    desk = Desk(await Namespace(careful.address).connect())
+    first = {"by": "ann@desk1", "reason": "as agreed <b>"}
+    await desk.handle(invoice).signal("approve_invoice", first)
+    await desk.once(invoice, lambda status: status.first_approval)
+    card = await Card(page, careful_host, invoice).open()
+    text = await card.sees("First approved by ann@desk1 on ")
+    assert "reason: “as agreed ‹b›”. A second person must approve it too." in text
+    await card.click("Approve and pay $7,000.00")
+    await card.sees("Paid: 2 of 2 lines")
+    assert len(paid(careful.data, invoice)) == 2
+
+
+async def test_the_card_shows_the_payment_date(page: Page, host: Tools, worker: Worker) -> None:
+    day = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
+    card = await opened(page, host, pay_on=day)
+    assert f"Payment date: {day} (in 29 days" in await card.sees("Approve and pay")
+    await card.click("Approve and pay $7,000.00")
+    assert f"Payment date: {day}" in await card.sees("Approved, not paid yet")
+    assert not paid(worker.data, card.invoice)
+    await host("cancel_invoice", invoice_id=card.invoice["id"])

@@ -5,16 +5,19 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import FrameLocator, Page, expect
 
 from node_tools import INSPECTOR, npm_exec, npx
 from support import (
     CALLS,
     ROOT,
+    Desk,
+    Namespace,
     Tools,
     Worker,
     environment,
@@ -39,7 +42,7 @@ async def test_in_the_inspector_only_the_persons_click_pays(
 ) -> None:
     invoice = await tools_here.submit()
     await page.goto(inspector)
-    await page.get_by_role("switch", name=era).press(" ")
+    await page.get_by_role("switch", name=f"one person, {era}").press(" ")
     await page.get_by_text("Tools", exact=True).first.click()
     # This tab shows every tool, as if a model could call all of them.
     approved = await call_in_inspector(page, "approve_invoice", invoice_id=invoice["id"])
@@ -48,15 +51,7 @@ async def test_in_the_inspector_only_the_persons_click_pays(
     forged = {"invoice_id": invoice["id"], "approve": True, "seal": "0" * 64}
     assert "out of date" in await call_in_inspector(page, "decide_on_card", **forged)
 
-    await page.get_by_text("Apps", exact=True).first.click()
-    app = page.get_by_role("button").filter(
-        has_text="Approve and pay an invoice", has_not_text="approve_invoice"
-    )
-    await app.click()
-    field = page.get_by_role("textbox", name="invoice_id", exact=True)
-    await field.filter(visible=True).last.fill(invoice["id"])
-    await page.get_by_role("button", name="Open App").click()
-    card = page.frame_locator("iframe").frame_locator("iframe")
+    card = await open_card(page, invoice["id"])
     approve = card.get_by_role("button", name="Approve and pay $7,000.00")
     await expect(approve).to_be_enabled(timeout=30_000)
     await card.locator("#approve").evaluate("button => button.click()")
@@ -67,21 +62,72 @@ async def test_in_the_inspector_only_the_persons_click_pays(
     assert len(paid(worker.data, invoice)) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+async def test_in_the_inspector_the_second_person_sees_the_first_and_the_day(
+    era: str, page: Page, inspector: str, careful: Worker
+) -> None:
+    day = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
+    desk = Desk(await Namespace(careful.address).connect())
+    invoice = await desk.submit(pay_on=day)
+    await desk.once(invoice, lambda status: status.required_approvals)
+    first = {"by": "ann@desk1", "reason": "as agreed"}
+    await desk.handle(invoice).signal("approve_invoice", first)
+    await desk.once(invoice, lambda status: status.first_approval)
+    await page.goto(inspector)
+    await page.get_by_role("switch", name=f"two people, {era}").press(" ")
+    card = await open_card(page, invoice.id)
+    await card.get_by_text("First approved by ann@desk1 on ").wait_for(timeout=30_000)
+    assert "reason: “as agreed”. A second person" in await card.locator("#approvals").inner_text()
+    assert f"Payment date: {day}" in await card.locator("#payment_date").inner_text()
+
+    await card.get_by_role("button", name="Approve and pay $7,000.00").click()
+    await card.get_by_text("Approved, not paid yet").wait_for()
+    assert (await desk.status(invoice)).state == "scheduled"
+    await desk.client.cancel(invoice.id)
+
+
+async def open_card(page: Page, invoice_id: str) -> FrameLocator:
+    await page.get_by_text("Apps", exact=True).first.click()
+    app = page.get_by_role("button").filter(
+        has_text="Approve and pay an invoice", has_not_text="approve_invoice"
+    )
+    await app.click()
+    field = page.get_by_role("textbox", name="invoice_id", exact=True)
+    await field.filter(visible=True).last.fill(invoice_id)
+    await page.get_by_role("button", name="Open App").click()
+    return page.frame_locator("iframe").frame_locator("iframe")
+
+
+@pytest.fixture(scope="module")
+async def careful(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Worker]:
+    """A worker in a namespace of its own, with a limit above which two people must approve."""
+    address, data = new_namespace(), tmp_path_factory.mktemp("data")
+    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER="1000.00") as worker:
+        yield worker
+
+
 @pytest.fixture(scope="module")
 async def inspector(
-    address: str, worker: Worker, tmp_path_factory: pytest.TempPathFactory
+    address: str, worker: Worker, careful: Worker, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[str]:
     """The address of an MCP Inspector's page, in which the server can be connected in either era.
 
     The Inspector can also ask, and then no card is offered. So that capability is removed.
     """
     folder, port = tmp_path_factory.mktemp("inspector"), free_port()
-    server = {
-        "command": sys.executable,
-        "args": [str(ROOT / "tests" / "processes" / "without_elicitation.py")],
-        "env": {name: value for name, value in environment(address).items() if "TEMPORAL" in name},
+    servers = {
+        f"{people}, {era}": {
+            "command": sys.executable,
+            "args": [str(ROOT / "tests" / "processes" / "without_elicitation.py")],
+            "env": {name: value for name, value in environment(of).items() if "TEMPORAL" in name},
+            "protocolEra": era,
+        }
+        for people, of in (("one person", address), ("two people", careful.address))
+        for era in ("legacy", "modern")
     }
-    servers = {era: {**server, "protocolEra": era} for era in ("legacy", "modern")}
     (folder / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
     settings = {
         "HOST": "127.0.0.1",
