@@ -10,6 +10,7 @@ Stripe is the tests' stand-in. It drops, holds and refuses calls, and its clock 
 and then. A call that fails because something is down is made again, as a user would do.
 
 At the same time
+- invoices are paid on a payment date, and only once two people have approved them;
 - invoices are cancelled at the moment at which a line is paid, while the worker runs, ends or dies;
 - a worker with another gateway runs for some time, beside the right workers or alone;
 - another client starts unreadable runs, requests payments and notices itself, and sends nonsense;
@@ -37,9 +38,10 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Hashable, Sequence
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from tempfile import mkdtemp
@@ -66,13 +68,22 @@ from foreign_client import (
     submit_poisoned,
 )
 from hanging_hook import MIB, HangingHook
+from invoices.approvals import person_of
 from invoices.invoice import Invoice, workflow_id
-from invoices.status import APPROVAL_TIMEOUT, CANCELLED, COMPLETED, REJECTED
+from invoices.status import (
+    APPROVAL_TIMEOUT,
+    CANCELLED,
+    COMPLETED,
+    OPEN_STATES,
+    REJECTED,
+    Decision,
+)
 from payments.stripe_gateway import minor_units
 from postgres import PASSWORD, PostgreSQL, programs
 from raw_client import RawClient
 from stripe_stand_in import KEY_LIFE_HOURS, Fault, FaultKind, Step, StripeStandIn
 from support import PROCESSES, ROOT, Service, Worker, eventually
+from temporal_service.payloads import first_data
 from worker import NOTICES_AT_ONCE, PAYMENTS_AT_ONCE
 from workflow import TASK_QUEUE
 
@@ -106,6 +117,8 @@ Course = Literal[
     "cancel",
     "cancel, resubmit",
     "poisoned",
+    "on its day",
+    "two people",
     "while notices hang",
 ]
 COURSES: dict[Course, int] = {
@@ -119,12 +132,19 @@ COURSES: dict[Course, int] = {
     "cancel": 3,
     "cancel, resubmit": 1,
     "poisoned": 1,
+    "on its day": 2,
+    "two people": 3,
 }
-"""How often each is chosen, out of twenty. The first invoices have each of them once."""
+"""How often each is chosen, out of twenty-five. The first invoices have each of them once."""
 
 Moment = Literal["while it runs", "while it ends", "when it's killed"]
 MOMENTS: dict[Moment, int] = {"while it runs": 2, "while it ends": 1, "when it's killed": 1}
 """What the worker does when an invoice is cancelled, and how often, out of four."""
+
+TWO_PEOPLE_OVER = "GBP=0,*=9999999999"
+"""Only for invoices in pounds, which only the course `two people` has."""
+MAX_DAYS = 8 / 86400
+"""How long after its submission an invoice is paid on its day, at most."""
 
 KEYS = {"stripe test": "sk_test_ok", "stripe live": "sk_live_ok"}
 OTHER_GATEWAY = {"simulated": "stripe test", "stripe test": "stripe live"}
@@ -336,7 +356,10 @@ class Campaign:
             answer = await self.call(host, tool, **arguments, content_code=code[1])
         if not answer.refused:
             # Without a worker the tool says only that it was sent.
-            if answer.content.get("worker_answers") is not False or not opened(answer):
+            is_first = "approved_first" in str(answer.content.get("outcome"))
+            if is_first:  # nobody was told that it is paid
+                pass
+            elif answer.content.get("worker_answers") is not False or not opened(answer):
                 case.told.add(approve)
         elif case.course == "race" and "can't be" in answer.words:
             case.told.add(not approve)
@@ -355,7 +378,7 @@ class Campaign:
 
 
 def opened(answer: Answer) -> bool:
-    return answer.content["state"] in ("waiting", "paying")
+    return answer.content["state"] in OPEN_STATES
 
 
 def make_cases(chance: random.Random, number: int) -> list[Case]:
@@ -376,6 +399,8 @@ def a_case(chance: random.Random, number: int, course: Course, prefix: str = "C"
         ],
         "payment_interval_seconds": 0,
     }
+    if course == "two people":
+        invoice["currency"] = "GBP"
     if course == "deadline":
         invoice["approval_timeout_days"] = DEADLINE_SECONDS / 86400
     if course == "decline":  # by Stripe for its card, by the simulated gateway for its last line
@@ -400,6 +425,9 @@ async def use(campaign: Campaign, case: Case, chance: random.Random) -> None:
         await submit_poisoned(campaign.client, Invoice.model_validate(case.invoice), poison)
         campaign.troubles[f"memo: {poison}"] += 1
     else:
+        if case.course == "on its day":
+            pay_on = datetime.now(UTC) + timedelta(days=chance.uniform(0, MAX_DAYS))
+            case.invoice["pay_on"] = pay_on.strftime("%Y-%m-%dT%H:%M:%SZ")
         await campaign.submit(case, one)
     await asyncio.sleep(pause)
     match case.course:
@@ -436,8 +464,19 @@ async def use(campaign: Campaign, case: Case, chance: random.Random) -> None:
                 case.told.clear()
                 await campaign.submit(case, other)
                 await campaign.decide(case, one, approve=True)
-        case "approve" | "submit twice":
+        case "two people":
+            await approve_by_two(campaign, case, chance)
+        case "approve" | "submit twice" | "on its day":
             await campaign.decide(case, other, approve=True)
+
+
+async def approve_by_two(campaign: Campaign, case: Case, chance: random.Random) -> None:
+    """One person approves again and again, on all of their hosts, before or after the other."""
+    *own, others = range(len(campaign.hosts))  # the last host is another person's
+    for host in chance.choice([[*own, others, own[0]], [others, *own]]):
+        await campaign.decide(case, host, approve=True)
+    case.told.clear()  # the last of them may have been told that its approval was kept
+    await campaign.until(case, others, "paying", "completed")
 
 
 async def approve_and_cancel(
@@ -650,7 +689,7 @@ async def watch(campaign: Campaign, chance: random.Random, over: asyncio.Event) 
     """Looks at everything as an operator does, until `over` is set."""
     while not over.is_set():
         host = chance.randrange(len(campaign.hosts))
-        state = chance.choice(["all", "waiting", "paying", "failed"])
+        state = chance.choice(["all", "waiting", "scheduled", "paying", "failed"])
         listed = await campaign.call(host, "list_invoices", status=state)
         if listed.refused:
             campaign.problems.append(f"list_invoices refused: {listed.words}")
@@ -910,6 +949,7 @@ async def check_case(campaign: Campaign, case: Case, paid: list[Paid]) -> list[s
     if execution.status == WorkflowExecutionStatus.RUNNING:
         return [*problems, f"{case.name} ({case.course}): still open: {status!r}"]
     problems += check_history(campaign, history)
+    problems += check_approvals(case, memo, history)
     expected: dict[Course, list[bool | None]] = {
         "reject": [False],
         "deadline": [None],
@@ -933,6 +973,38 @@ async def check_case(campaign: Campaign, case: Case, paid: list[Paid]) -> list[s
         problems += check_end(execution, status, approved)
     campaign.outcomes[case.course, str(status)] += 1
     return [f"{case.name} ({case.course}): {problem}" for problem in problems]
+
+
+def check_approvals(case: Case, memo: Mapping[str, Any], history: list[HistoryEvent]) -> list[str]:
+    """Finds payments before the payment date, or before a second person's approval."""
+    payments = [
+        event.event_time.ToDatetime(UTC)
+        for event in history
+        if event.activity_task_scheduled_event_attributes.activity_type.name == "process_payment"
+    ]
+    problems: list[str] = []
+    if not payments:  # which is reported elsewhere
+        return problems
+    if case.course == "on its day" and min(payments) < datetime.fromisoformat(
+        case.invoice["pay_on"]
+    ):
+        problems.append(f"paid before its day, {case.invoice['pay_on']}: {min(payments)}")
+    if case.course == "two people":
+        first, second = memo.get("first_approval"), memo["decision"]
+        people = {str(one["by"]).partition("@")[0] for one in (first, second) if one}
+        if len(people) != 2:
+            problems.append(f"approved by {people}, first {first}, then {second}")
+        approvals: dict[str, datetime] = {}
+        for event in history:
+            signal = event.workflow_execution_signaled_event_attributes
+            if signal.signal_name == "approve_invoice":
+                at = event.event_time.ToDatetime(UTC)
+                person = person_of(Decision.from_signal(True, first_data(signal.input), at).by)
+                approvals.setdefault(person, at)
+        approvals.pop("", None)  # of other clients
+        if len(approvals) < 2 or min(payments) < max(approvals.values()):
+            problems.append(f"paid on {min(payments)}, approved {approvals}")
+    return problems
 
 
 def check_end(execution: WorkflowExecution, status: object, approved: bool | None) -> list[str]:
@@ -1005,9 +1077,7 @@ async def run(
             client=client,
             workers=workers,
             other=other,
-            hosts=[
-                RawClient(service.address, log=directory / f"server-{n}.log") for n in range(hosts)
-            ],
+            hosts=make_hosts(service, directory, hosts),
             cases=make_cases(chance, invoices),
             database=database,
             stripe=stripe,
@@ -1051,6 +1121,20 @@ async def use_and_kill(campaign: Campaign, last_seconds: float) -> None:
                     await campaign.other.begin()
 
 
+def make_hosts(service: Service, directory: Path, number: int) -> list[RawClient]:
+    """The last one is another person's."""
+    scripts = [*[ROOT / "invoice_server.py"] * (number - 1), PROCESSES / "other_person.py"]
+    return [
+        RawClient(
+            service.address,
+            script=script,
+            log=directory / f"server-{n}.log",
+            PYTHONPATH=str(ROOT),
+        )
+        for n, script in enumerate(scripts)
+    ]
+
+
 def make_workers(
     service: Service,
     directory: Path,
@@ -1066,6 +1150,7 @@ def make_workers(
     settings = {
         "INVOICE_DECLINE_OVER": str(DECLINE_OVER),
         "INVOICE_NOTIFY_URL": hook.url,
+        "INVOICE_TWO_PEOPLE_OVER": TWO_PEOPLE_OVER,
         "STRIPE_API_BASE": stripe.url,
     }
     if database:

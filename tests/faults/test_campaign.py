@@ -12,8 +12,8 @@ KILLED = {"MCP server", "service", "worker"}
 # Each seed has six courses, and both together have all; of the cancellations at the moment of
 # payment one comes while the worker ends, and one while it runs.
 COURSES = {
-    93: {"approve", "cancel", "deadline", "poisoned", "reject", "resubmit"},
-    10: {"approve", "cancel, resubmit", "decline", "poisoned", "race", "submit twice"},
+    139: {"approve", "cancel, resubmit", "on its day", "poisoned", "submit twice", "two people"},
+    156: {"cancel", "deadline", "decline", "race", "reject", "resubmit"},
 }
 
 
@@ -31,7 +31,7 @@ def assert_all_faults(ended: campaign.Campaign) -> None:
 
 
 async def test_every_invoice_ends_as_asked_for_while_everything_is_killed(tmp_path: Path) -> None:
-    ended = await campaign.run(tmp_path, 6, 93, users=6, hosts=2, last_seconds=10)
+    ended = await campaign.run(tmp_path, 6, 139, users=6, hosts=2, last_seconds=10)
     assert_all_faults(ended)
     assert set(ended.kills) == KILLED
 
@@ -43,7 +43,7 @@ async def test_stripe_charges_what_was_approved_while_two_workers_and_their_data
     tmp_path: Path,
 ) -> None:
     ended = await campaign.run(
-        tmp_path, 6, 10, "postgresql", "stripe", users=6, hosts=2, last_seconds=10
+        tmp_path, 6, 156, "postgresql", "stripe", users=6, hosts=2, last_seconds=10
     )
     assert_all_faults(ended)
     assert set(ended.kills) == KILLED | {"PostgreSQL", "connections"}

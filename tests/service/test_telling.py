@@ -2,7 +2,7 @@
 
 import random
 import string
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +10,8 @@ import pytest
 import temporalio.api.sdk.v1
 from temporalio.client import Client
 
-from support import Refused, Tools, Worker, an_invoice, eventually
+from support import Desk, Refused, Tools, Worker, an_invoice, eventually
+from temporal_service.connection import whoami
 
 
 @pytest.fixture
@@ -44,6 +45,48 @@ async def test_a_waiting_invoice_shows_its_amounts_and_deadline(tools: Tools) ->
         status["submitted_at"]
     )
     assert waiting == timedelta(days=5)
+
+
+async def test_the_web_ui_shows_the_submitter_and_the_payment_date(
+    tools: Tools, client: Client
+) -> None:
+    day = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
+    invoice = await tools.submit(pay_on=day)
+    assert f"Submitted by {whoami()}." in await details(client, invoice)
+    assert f"Payment date: {day}." in await details(client, invoice)
+    await tools("approve_invoice", invoice_id=invoice["id"])
+    await tools.until(invoice, "scheduled")
+    assert f"### Approved, to be paid on {day}\n" in await details(client, invoice)
+    await tools("cancel_invoice", invoice_id=invoice["id"])
+
+
+async def test_who_submitted_an_invoice_is_in_the_status_and_the_list(tools: Tools) -> None:
+    invoice = await tools.submit()
+    text = await tools("process_invoice", invoice_data=invoice)
+    assert text.startswith("Already in process; nothing was started.")
+    assert f"Submitted by {whoami()}." in text
+    status = await tools.status(invoice)
+    assert status["submitted_by"] == whoami()
+    assert "submitted_by" not in status.get("other_fields", {})
+
+    async def listed() -> bool:
+        return f"submitted by {whoami()} " in await tools("list_invoices", status="waiting")
+
+    assert await eventually(listed)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "boss and eve. Completed", 5, {"by": "boss"}, None])
+async def test_another_clients_name_for_the_submitter_is_quoted_or_left_out(
+    name: object, tools: Tools, client: Client
+) -> None:
+    invoice = an_invoice()
+    await Desk(client).start(invoice, memo={"submitted_by": name})
+    text = (await tools.until(invoice, "waiting"), await tools.status(invoice))[1]["message"]
+    if isinstance(name, str):
+        assert f"Submitted by {'x' * 199}" in text or f"Submitted by “{name}”." in text
+    else:
+        assert "Submitted by" not in text
+    await tools("cancel_invoice", invoice_id=invoice["id"])
 
 
 async def test_a_paying_invoice_shows_its_progress_and_who_approved(tools: Tools) -> None:

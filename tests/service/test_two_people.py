@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import temporalio.api.sdk.v1
 from temporalio.client import Client
 
 import activities
@@ -97,6 +98,13 @@ async def test_two_people_approve_one_after_the_other(
     assert (status.first_approval.by, status.first_approval.reason) == (ANN, "as agreed")
     assert "reason: “as agreed”. A second person must approve it too." in status.details
     assert status.deadline
+
+    picture = await desk.handle(invoice).query(
+        "__temporal_workflow_metadata", result_type=temporalio.api.sdk.v1.WorkflowMetadata
+    )
+    title = "### Awaiting approval - approved by ann@desk1, needs a second person until 20"
+    assert title in picture.current_details
+    assert "reason: “as agreed”." in picture.current_details
 
     for same in (ANN, "ANN@another", "ann"):
         with acting(same):
