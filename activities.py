@@ -2,10 +2,10 @@
 and whether that was paid."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -55,6 +55,10 @@ T = TypeVar("T")
 
 PAYMENT_SECONDS = 25
 """Temporal gives an attempt 30 s; until then it has the answer why there is none."""
+HEARTBEAT_SECONDS: float = 3
+"""An activity that takes longer tells Temporal this often that its worker is alive."""
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
+"""Temporal tries an activity again if it hasn't heard of the worker for this long."""
 QUESTION_SECONDS = 12
 """The limit for each of the two questions to the ledger that one answer needs."""
 FIRST_ANSWER_SECONDS = 2
@@ -175,9 +179,8 @@ async def process_payment(line_item: dict[str, Any]) -> str:
     with _payment_of(line_item, ledger, "Processing payment") as (payment, request):
         expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
-        await _within(
-            PAYMENT_SECONDS, _PAYING, pay_once, gateway, ledger, payment, request.ledger_attempt
-        )
+        paying = (pay_once, gateway, ledger, payment, request.ledger_attempt)
+        await _to_its_end(_within(PAYMENT_SECONDS, _PAYING, *paying))
     sign = currency_sign(payment.currency)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
 
@@ -258,17 +261,44 @@ async def _ask(question: Callable[[str], T], invoice_id: str) -> T:
 async def _within(
     seconds: float, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any
 ) -> T:
-    """Runs it in a thread, which goes on by itself where it takes longer.
+    """Runs it in a thread, which goes on by itself where it takes longer, and sends heartbeats.
 
     Raises:
         GatewayUnavailable: it took longer.
     """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    call = loop.run_in_executor(pool, function, *arguments)
     try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
-    except TimeoutError:
-        what = "payment ledger" if pool is _ASKING else "payment provider or the ledger"
-        raise GatewayUnavailable(f"the {what} gave no answer within {seconds:g} s") from None
+        while (left := until - loop.time()) > 0:
+            # No heartbeat for one that is answered sooner, as nearly all are: it would be one more
+            # call to the service. Between the waits, so that no task of its own has to be ended.
+            done, _ = await asyncio.wait([call], timeout=min(left, HEARTBEAT_SECONDS))
+            if done:
+                return call.result()
+            activity.heartbeat()
+    finally:
+        call.cancel()  # unless it is done: if it has not begun, it never will
+    what = "payment ledger" if pool is _ASKING else "payment provider or the ledger"
+    raise GatewayUnavailable(f"the {what} gave no answer within {seconds:g} s")
+
+
+async def _to_its_end(payment: Coroutine[Any, Any, T]) -> T:
+    """Waits for a payment under way also if its run is cancelled, which a heartbeat's answer says.
+
+    Raises:
+        asyncio.CancelledError: the worker ends, or Temporal has given this attempt up.
+    """
+    paying = asyncio.create_task(payment)
+    try:
+        return await asyncio.shield(paying)
+    except asyncio.CancelledError:
+        details = activity.cancellation_details()
+        if not (details and (details.cancel_requested or details.paused or details.reset)):
+            paying.cancel()
+            raise
+    activity.logger.info("Asked to stop; the payment under way is finished first")
+    return await paying
 
 
 async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, Decision]]:

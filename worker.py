@@ -146,6 +146,8 @@ def _workers(client: Client) -> list[Worker]:
             # would take so long that Temporal gives it up and tries again.
             max_concurrent_workflow_tasks=8,
             max_concurrent_activities=PAYMENTS_AT_ONCE,
+            # Otherwise only every 8 s, and one that is late would end the attempt.
+            max_heartbeat_throttle_interval=timedelta(seconds=activities.HEARTBEAT_SECONDS),
             graceful_shutdown_timeout=timedelta(seconds=DRAIN_SECONDS),
         )
     ]

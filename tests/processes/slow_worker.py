@@ -1,7 +1,11 @@
-"""A worker whose gateway takes its time: until the file `go-on` is in the data directory."""
+"""A worker whose gateway takes its time: until the file `go-on` is in the data directory.
+
+It has one slot for payments, and another limit for heartbeats if `HEARTBEAT_TIMEOUT` says so.
+"""
 
 import os
 import time
+from datetime import timedelta
 
 import activities
 import worker
@@ -21,6 +25,12 @@ class SlowGateway(SimulatedGateway):
 
 
 if __name__ == "__main__":
+    if seconds := os.environ.get("HEARTBEAT_TIMEOUT"):
+        # `workflow.py` is loaded anew for each run, and takes it from this module.
+        activities.HEARTBEAT_TIMEOUT = timedelta(seconds=float(seconds))
+        activities.HEARTBEAT_SECONDS = float(seconds) / 10
+    # Without a free one it waits for no other payment, which would be lost while it is frozen.
+    worker.PAYMENTS_AT_ONCE = 1
     directory = data_directory()
     payments = (SlowGateway(directory), open_ledger(directory))
     activities.open_payments = lambda: payments  # type: ignore[assignment]
