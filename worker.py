@@ -6,6 +6,7 @@ Service is configured or running.
 Ctrl-C or SIGTERM ends it once the payment under way, if any, is finished, and within 35 seconds.
 """
 
+import gc
 import os
 import signal
 
@@ -14,6 +15,9 @@ if __name__ == "__main__":
     # traceback.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
+    # What is imported stays: looking through it for garbage again and again takes a tenth of the
+    # start.
+    gc.disable()
 
 import argparse
 import asyncio
@@ -56,6 +60,8 @@ log = logging.getLogger("worker")
 
 def main() -> int:
     """Runs the worker; returns the exit code: 0 when asked to end, 1 when something is wrong."""
+    gc.freeze()
+    gc.enable()
     argparse.ArgumentParser(
         description=__doc__,
         epilog=describe_settings("worker"),
@@ -117,7 +123,7 @@ async def run() -> None:
             # Before the context ends them one after the other: each waits for what is under way.
             running.push_async_callback(_shut_down, workers)
             while not all(worker.is_running for worker in workers):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.005)
             try:
                 print("Worker started. Listening for invoice workflows...", flush=True)
             except OSError as error:
