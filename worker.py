@@ -37,6 +37,7 @@ from temporalio.client import Client
 from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RPCError
 from temporalio.worker import Worker, WorkerDeploymentConfig
+from temporalio.worker.workflow_sandbox import SandboxRestrictions
 
 import activities
 from notices import NOTICE_TASK_QUEUE, NoticeWorkflow, notify_url, post_notice
@@ -46,10 +47,15 @@ from startup import StartupError, data_directory
 from temporal_service import connection
 from temporal_service.dev_server import connect_or_start, kill_started_servers, listens
 from temporal_service.executions import list_executions
+from temporal_service.sandbox import SandboxWithoutContexts
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
 NOTICES_AT_ONCE = 10
+SANDBOX = SandboxWithoutContexts(
+    # Else each run would load them anew. What they must not use, the linter refuses.
+    SandboxRestrictions.default.with_passthrough_modules("workflow", "notices")
+)
 DRAIN_SECONDS = 27
 """More than the activities give themselves. The embedded service then has 5 s to end."""
 END_SECONDS = 33
@@ -147,6 +153,7 @@ def _workers(client: Client) -> list[Worker]:
                 activities.decision_in_time,
                 post_notice,  # notices that version 1.1 has begun are scheduled here
             ],
+            workflow_runner=SANDBOX,
             deployment_config=_deployment(),
             # More at once would not be faster, but after a restart with many open invoices each
             # would take so long that Temporal gives it up and tries again.

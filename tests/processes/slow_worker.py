@@ -8,6 +8,11 @@ import time
 from datetime import timedelta
 
 import activities
+
+if seconds := os.environ.get("HEARTBEAT_TIMEOUT"):  # before the workflow's code takes it over
+    activities.HEARTBEAT_TIMEOUT = timedelta(seconds=float(seconds))
+    activities.HEARTBEAT_SECONDS = float(seconds) / 10
+
 import worker
 from payments.gateway import Payment
 from payments.ledger import open_ledger
@@ -25,10 +30,6 @@ class SlowGateway(SimulatedGateway):
 
 
 if __name__ == "__main__":
-    if seconds := os.environ.get("HEARTBEAT_TIMEOUT"):
-        # `workflow.py` is loaded anew for each run, and takes it from this module.
-        activities.HEARTBEAT_TIMEOUT = timedelta(seconds=float(seconds))
-        activities.HEARTBEAT_SECONDS = float(seconds) / 10
     # Without a free one it waits for no other payment, which would be lost while it is frozen.
     worker.PAYMENTS_AT_ONCE = 1
     directory = data_directory()
