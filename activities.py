@@ -1,5 +1,8 @@
-"""An invoice's activities: what was paid earlier, which decision was in time, paying a line,
-and whether that was paid."""
+"""The activities of an invoice's workflow.
+
+They pay a line, find out whether a payment was made, look up what was paid earlier, and find the
+first decision that was in time.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -54,26 +57,26 @@ from temporal_service.payloads import first_data
 T = TypeVar("T")
 
 PAYMENT_SECONDS = 25
-"""Temporal gives an attempt 30 s; until then it has the answer why there is none."""
+"""The limit for an attempt. Temporal's is 30 s, so the workflow still learns why it failed."""
 HEARTBEAT_SECONDS: float = 3
-"""An activity that takes longer tells Temporal this often that its worker is alive."""
+"""An activity that takes longer than this sends Temporal a heartbeat this often."""
 HEARTBEAT_TIMEOUT = timedelta(seconds=10)
-"""Temporal tries an activity again if it hasn't heard of the worker for this long."""
+"""How long Temporal waits for a heartbeat before it tries an activity again."""
 QUESTION_SECONDS = 12
 """The limit for each of the two questions to the ledger that one answer needs."""
 FIRST_ANSWER_SECONDS = 2
-"""How long a run's first question waits for the ledger; the run gives it 3 s."""
-# Twice what a worker does at once: an attempt whose answer wasn't waited for keeps its thread until
-# the limits of the provider and of the ledger end it. Questions have threads of their own, so that
-# payments that hang keep no invoice from being submitted. Not the event loop's own, which is
-# waited for at the end of the process.
+"""The limit for a run's first question to the ledger. The workflow itself allows it 3 s."""
+# Each pool has twice as many threads as a worker runs payments at once, because an attempt that
+# timed out keeps its thread until the limits of the provider and the ledger end it. Questions have
+# their own pool, so that invoices can be submitted while payments hang. The event loop's pool isn't
+# used, because the process would wait for its threads when it ends.
 _PAYING = ThreadPoolExecutor(40, "paying")
 _ASKING = ThreadPoolExecutor(40, "asking")
 
 
 @cache
 def open_payments() -> tuple[PaymentGateway, Ledger]:
-    """What pays and where it is written down, one of each for the process.
+    """The payment gateway and the ledger, one of each for the process.
 
     `PAYMENT_GATEWAY` is `simulated`, the default, or `stripe`.
 
@@ -86,7 +89,7 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
         case "simulated":
             gateway = SimulatedGateway(directory, decline_limit())
         case "stripe":
-            # The SDK is an extra, large, and slow to import: only where it is chosen.
+            # Imported only if it is chosen, because the SDK is optional and slow to import.
             try:
                 from payments.stripe_gateway import open_stripe
             except ImportError:
@@ -100,26 +103,26 @@ def open_payments() -> tuple[PaymentGateway, Ledger]:
 
 
 class WrongLedger(Exception):
-    """The invoice belongs to another ledger than this worker's."""
+    """The invoice belongs to a different ledger from this worker's."""
 
 
 @activity.defn
 async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
-    """What the ledger holds as paid of `invoice`, also lines that it no longer has.
+    """Looks up what was paid of an invoice earlier, including lines that it no longer has.
 
-    What earlier runs have begun and not settled is settled first, and not paid any more if it
-    wasn't.
+    Payments that earlier runs began but didn't settle are settled first. Those that weren't made
+    by then never will be.
 
     Takes the JSON of a `LedgerQuestion`, and returns that of a `LedgerAnswer`. A run's first
-    question, a local activity, is answered within 2 s also where the ledger is away: the gateway
-    binds the run from its start.
+    question is a local activity. It is answered within 2 s even if the ledger is unavailable,
+    because the answer names the gateway, and the run is bound to that from its start.
 
     Raises:
-        ApplicationError: of type `InvalidInvoice`, not to be retried, where this worker's gateway
-            can never pay a line; `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, to be
-            retried, where the ledger is away at a later question, the provider doesn't tell whether
-            a payment was made, or the invoice belongs to another ledger or gateway; `NotAnInvoice`,
-            not to be retried, as by `process_payment`.
+        ApplicationError: of one of these types. Not retried: `InvalidInvoice`, if this worker's
+            gateway can never pay one of the lines; `NotAnInvoice`, as for `process_payment`.
+            Retried: `GatewayUnavailable`, if the ledger doesn't answer a later question or the
+            provider doesn't say whether a payment was made; `WrongLedger` or `WrongGateway`, if the
+            invoice belongs to a different ledger or gateway.
     """
     info = activity.info()
     caller = _invoice_workflow_id(info)
@@ -136,8 +139,8 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
                 _expect_payable(gateway, question)
                 entries = await _ask(ledger.entries, question.id)
                 if any(entry.state == "begun" for entry in entries):
-                    # This attempt may be of a worker that was frozen, while the run has gone on to
-                    # its own payments: those are begun after it was scheduled.
+                    # This worker may have been frozen while the run went on to its own payments.
+                    # Those began after this attempt was scheduled, and mustn't be settled here.
                     until = info.current_attempt_scheduled_time
                     settling = (settled_entries, gateway, ledger, question.id, until)
                     entries = await _within(PAYMENT_SECONDS, _PAYING, *settling)
@@ -165,15 +168,15 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
 
 @activity.defn
 async def process_payment(line_item: dict[str, Any]) -> str:
-    """Pays a line. Takes the JSON of a `PaymentRequest`, of which the tutorial sends a part.
+    """Pays a line. Takes the JSON of a `PaymentRequest`; the tutorial sends some of its fields.
 
-    A line is known by the workflow and the activity id, which stay the same in every attempt and in
-    every later run for this invoice; so it is paid once, however often this runs.
+    The workflow id and the activity id identify the line. They are the same in every attempt and in
+    every later run for this invoice, so the line is paid once, however often this runs.
 
     Raises:
-        ApplicationError: of type `GatewayUnavailable`, `WrongLedger` or `WrongGateway`, for
-            Temporal to retry; `PaymentDeclined`, `PaymentConflict`, `InvalidInvoice`, or
-            `NotAnInvoice` if anything but an `InvoiceWorkflow` asks, not to be retried.
+        ApplicationError: of one of these types. Retried: `GatewayUnavailable`, `WrongLedger`,
+            `WrongGateway`. Not retried: `PaymentDeclined`, `PaymentConflict`, `InvalidInvoice`, and
+            `NotAnInvoice` if the caller isn't an `InvoiceWorkflow`.
     """
     gateway, ledger = open_payments()
     with _payment_of(line_item, ledger, "Processing payment") as (payment, request):
@@ -187,14 +190,14 @@ async def process_payment(line_item: dict[str, Any]) -> str:
 
 @activity.defn
 async def payment_outcome(line_item: dict[str, Any]) -> bool:
-    """Whether a line was paid by a `process_payment` that has ended without a result.
+    """Whether a line was paid by a `process_payment` that ended without a result.
 
-    Takes what that was given, under the same activity id. If the line wasn't paid, this attempt to
-    pay it never will be, even if a worker that was frozen goes on with it. A worker with another
-    gateway than the invoice's can say so of what was never begun.
+    Takes the same argument, under the same activity id. If the line wasn't paid, that attempt never
+    will pay it, even if a worker that was frozen resumes it. If the attempt was never begun, a
+    worker with a different gateway can say so too.
 
     Raises:
-        ApplicationError: as by `process_payment`, but for `PaymentDeclined`.
+        ApplicationError: as for `process_payment`, except `PaymentDeclined`.
     """
     gateway, ledger = open_payments()
     with _payment_of(line_item, ledger, "Looking for the payment") as (payment, request):
@@ -231,8 +234,9 @@ def _payment_of(
 async def decision_in_time(deadline: str) -> dict[str, Any] | None:
     """The first decision on this run that the Temporal Service received before `deadline`.
 
-    By the history's own clock: the sender's may be wrong, or a lie, and a workflow isn't told when
-    a signal was received. Takes a time in ISO 8601; returns the JSON of a `Decision`, or None.
+    The times come from the event history, because a sender's clock can't be trusted, and a workflow
+    can't see when a signal was received. Takes a time in ISO 8601; returns the JSON of a
+    `Decision`, or None.
 
     Raises:
         ApplicationError: of type `ServiceUnavailable`, to be retried, or `NotAnInvoice`.
@@ -247,7 +251,7 @@ async def decision_in_time(deadline: str) -> dict[str, Any] | None:
         raise ApplicationError(
             f"the Temporal Service doesn't tell the history: {error.status.name}",
             type="ServiceUnavailable",
-            category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
+            category=ApplicationErrorCategory.BENIGN,  # expected: no traceback in the log
         ) from error
     in_time = (decision for _, decision in decisions if decision.at < until)
     first = next(in_time, None)
@@ -261,30 +265,30 @@ async def _ask(question: Callable[[str], T], invoice_id: str) -> T:
 async def _within(
     seconds: float, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any
 ) -> T:
-    """Runs it in a thread, which goes on by itself where it takes longer, and sends heartbeats.
+    """Runs a function in a thread of the pool, and sends heartbeats meanwhile.
 
     Raises:
-        GatewayUnavailable: it took longer.
+        GatewayUnavailable: it took longer than `seconds`. The thread continues nevertheless.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     call = loop.run_in_executor(pool, function, *arguments)
     try:
         while (left := until - loop.time()) > 0:
-            # No heartbeat for one that is answered sooner, as nearly all are: it would be one more
-            # call to the service. Between the waits, so that no task of its own has to be ended.
+            # Nearly every answer comes before the first heartbeat, which would be a further call to
+            # the Temporal Service.
             done, _ = await asyncio.wait([call], timeout=min(left, HEARTBEAT_SECONDS))
             if done:
                 return call.result()
             activity.heartbeat()
     finally:
-        call.cancel()  # unless it is done: if it has not begun, it never will
+        call.cancel()  # if the thread hasn't begun with it, it never will
     what = "payment ledger" if pool is _ASKING else "payment provider or the ledger"
     raise GatewayUnavailable(f"the {what} gave no answer within {seconds:g} s")
 
 
 async def _to_its_end(payment: Coroutine[Any, Any, T]) -> T:
-    """Waits for a payment under way also if its run is cancelled, which a heartbeat's answer says.
+    """Waits for a payment in progress even if its run is cancelled, which a heartbeat finds out.
 
     Raises:
         asyncio.CancelledError: the worker ends, or Temporal has given this attempt up.
@@ -297,7 +301,7 @@ async def _to_its_end(payment: Coroutine[Any, Any, T]) -> T:
         if not (details and (details.cancel_requested or details.paused or details.reset)):
             paying.cancel()
             raise
-    activity.logger.info("Asked to stop; the payment under way is finished first")
+    activity.logger.info("Asked to stop: the payment under way is finished first")
     return await paying
 
 
@@ -317,7 +321,7 @@ async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, 
             decisions.append((signal.request_id, decision))
     if not reset_from:
         return decisions
-    # A reset copies the signals after its point with its own time, but under their request's id.
+    # A reset copies the later signals with the time of the reset, but keeps their request ids.
     try:
         originals = dict(await _decisions_received(workflow_id, reset_from))
     except RPCError as error:
@@ -344,8 +348,13 @@ def _expect_payable(gateway: PaymentGateway, question: LedgerQuestion) -> None:
 
 
 def _invoice_workflow_id(info: activity.Info) -> str:
-    """Whoever reaches the Temporal Service can have an activity run, by a workflow of their own or
-    by none. An `InvoiceWorkflow` asks for a payment only after an approval.
+    """The id of the `InvoiceWorkflow` that runs the activity.
+
+    Anyone who can reach the Temporal Service can run the activity, from a workflow of their own or
+    without one. Only an `InvoiceWorkflow` makes sure that the invoice was approved.
+
+    Raises:
+        ApplicationError: of type `NotAnInvoice`: it isn't run by an `InvoiceWorkflow`.
     """
     if info.workflow_id is not None and info.workflow_type == INVOICE_WORKFLOW:
         return info.workflow_id
@@ -355,14 +364,17 @@ def _invoice_workflow_id(info: activity.Info) -> str:
         f" it serves an {INVOICE_WORKFLOW} only, and nothing was paid",
         type="NotAnInvoice",
         non_retryable=True,
-        category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
+        category=ApplicationErrorCategory.BENIGN,  # expected: no traceback in the log
     )
     activity.logger.warning("%s", error)
     raise error
 
 
 def _gateway_of(terms: Terms) -> set[str]:
-    """Empty for runs from before gateways were recorded, and for other clients' workflows."""
+    """The name of the gateway that the invoice is bound to.
+
+    Empty for runs that started before gateways were recorded, and for other clients' workflows.
+    """
     return set() if terms.bound_to_gateway is None else {terms.bound_to_gateway}
 
 
@@ -399,7 +411,7 @@ def _as_application_errors(what: str) -> Iterator[None]:
             reason,
             type="InvalidInvoice" if is_invalid else type(error).__name__,
             non_retryable=not isinstance(error, GatewayUnavailable | WrongLedger | WrongGateway),
-            category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
+            category=ApplicationErrorCategory.BENIGN,  # expected: no traceback in the log
         ) from error
 
 

@@ -5,12 +5,12 @@ because a query hangs if no worker runs; for the rest, the caller sets one (`asy
 The methods raise `InvoiceError` and whatever the Temporal client raises.
 """
 
-import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 from uuid import uuid4
 
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client
 from temporalio.common import (
     SearchAttributePair,
     TypedSearchAttributes,
@@ -58,10 +58,14 @@ from temporal_service.executions import Execution
 from temporal_service.payloads import json_payload
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
-Handle = WorkflowHandle[InvoiceWorkflow, str]
 
-RECENT_SECONDS = 10
-"""For this long after a worker's answer, `submit` assumes that a worker runs."""
+class Started(NamedTuple):
+    """A run that a call has started."""
+
+    run_id: str
+    call: CallTimes
+
+
 EARLIER_RUNS = 50
 """How many earlier submissions are compared with the one to be approved, and are searched for the
 ledger of a new one."""
@@ -93,14 +97,12 @@ class InvoiceClient:
         try:
             # Temporal makes this atomic for a new id. After a closed run, two clients can race,
             # and then the ledger prevents a second payment.
-            handle, call = await self._start(
-                invoice, progress, WorkflowIDReusePolicy.REJECT_DUPLICATE
-            )
+            started = await self._start(invoice, progress, WorkflowIDReusePolicy.REJECT_DUPLICATE)
         except WorkflowAlreadyStartedError:
             return await self._submit_again(invoice, progress)
         # Asking takes longer than starting, so don't ask if a worker has answered recently.
-        is_recent = time.monotonic() - self.runs.last_worker_answer <= RECENT_SECONDS
-        return await self._started(invoice, handle, call, ask=not is_recent)
+        ask = not self.runs.has_recent_answer
+        return await self._started(invoice, progress, started, ask=ask)
 
     async def _submit_again(self, invoice: Invoice, progress: RunProgress) -> InvoiceStatus:
         last = await self.runs.get_run(invoice.id)
@@ -110,19 +112,17 @@ class InvoiceClient:
             raise already_paid(last.status)
         progress.ledger = await self.runs.ledger_of(last, EARLIER_RUNS)  # one invoice, one ledger
         try:
-            handle, call = await self._start(
-                invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE
-            )
+            started = await self._start(invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
         except WorkflowAlreadyStartedError:  # another client started it first
             return _already_in_process(invoice, await self.runs.get_run(invoice.id))
-        status = await self._started(invoice, handle, call, ask=True)
+        status = await self._started(invoice, progress, started, ask=True)
         if last.progress and last.progress.digest == invoice.digest:
             return status
         return status.model_copy(update={"replaces": last.status.amounts})
 
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
-    ) -> tuple[Handle, CallTimes]:
+    ) -> Started:
         waiting = TypedSearchAttributes([SearchAttributePair(INVOICE_STATE, "waiting")])
         sent = datetime.now(UTC)
         try:
@@ -139,24 +139,28 @@ class InvoiceClient:
         except RPCError as error:
             self.runs.expect_missing_state_attribute(error)
             return await self._start(invoice, progress, policy)
-        if handle.result_run_id:
-            self.runs.trusted_memos.add_own(handle.id, handle.result_run_id)
-        return handle, CallTimes(sent, datetime.now(UTC))
+        run_id = handle.result_run_id or ""
+        self.runs.trusted_memos.add_own(handle.id, run_id)
+        return Started(run_id, CallTimes(sent, datetime.now(UTC)))
 
     async def _started(
-        self, invoice: Invoice, handle: Handle, call: CallTimes, *, ask: bool
+        self, invoice: Invoice, progress: RunProgress, started: Started, *, ask: bool
     ) -> InvoiceStatus:
-        run_id = handle.result_run_id
-        asking = in_background(self.runs.ask_worker(invoice.id, run_id)) if ask else None
-        run = await self.runs.get_run(invoice.id, run_id)
-        self.runs.clock.compare(call, run.description.start_time)
-        status = run.status
-        if asking and run.is_open:
-            status = await self.runs.status_with_answer(run, await asking)
-        if status.state == "failed":
-            raise failed_at_start(status)
+        """The status of a new run; what the ledger has of the invoice is in it if `ask` is true."""
+        run_id, call = started
+        if not ask and self.runs.clock.is_compared_lately:
+            run = self.runs.new_run(workflow_id(invoice.id), run_id, progress, call.sent)
+        else:
+            processed = await self.runs.processed_run(invoice.id, run_id) if ask else None
+            run = processed or await self.runs.get_run(invoice.id, run_id)
+            self.runs.clock.compare(call, run.description.start_time)
+            if ask and run.is_open and not processed:
+                answer = await self.runs.ask_worker(invoice.id, run_id)
+                run = replace(run, status=await self.runs.status_with_answer(run, answer))
+        if run.status.state == "failed":
+            raise failed_at_start(run.status)
         offset = self.runs.clock.offset_seconds
-        return status.model_copy(update={"outcome": "started", "clock_offset_seconds": offset})
+        return run.status.model_copy(update={"outcome": "started", "clock_offset_seconds": offset})
 
     async def decide(
         self,
@@ -230,8 +234,12 @@ class InvoiceClient:
             return (await self.runs.get_run(invoice_id)).status  # closed in the meantime
         call = CallTimes(sent, datetime.now(UTC))
         arrival = in_background(self.runs.signal_arrival(run, request))
-        answer = await self.runs.ask_worker(invoice_id, run.id)
-        status = await self.runs.status_with_answer(run, answer)
+        processed = await self.runs.processed_run(invoice_id, run.id)
+        if processed and processed.status.is_decided:
+            status = processed.status
+        else:
+            answer = await self.runs.ask_worker(invoice_id, run.id)
+            status = await self.runs.status_with_answer(run, answer)
         if arrived_at := await arrival:
             self.runs.clock.compare(call, arrived_at)
             offset = self.runs.clock.offset_seconds
@@ -279,16 +287,21 @@ class InvoiceClient:
         Raises:
             InvoiceError: there is no such invoice.
         """
-        # Ask the worker at the same time, since most invoices that people look up are open.
-        asking = in_background(self.runs.ask_worker(invoice_id))
+        # Ask the worker at the same time, since most invoices that people look up are open. If it
+        # has answered recently, the memo probably says as much.
+        asking = (
+            None if self.runs.has_recent_answer else in_background(self.runs.ask_worker(invoice_id))
+        )
         try:
             run = await self.runs.get_run(invoice_id)
             _expect_invoice(run)
-            if not run.is_open:
+            if not run.is_open or (asking is None and run.is_up_to_date):
                 return run.status
-            return await self.runs.status_with_answer(run, await asking)
+            answer = await (asking or self.runs.ask_worker(invoice_id))
+            return await self.runs.status_with_answer(run, answer)
         finally:
-            asking.cancel()
+            if asking:
+                asking.cancel()
 
     async def invoice_for_approval(
         self, invoice_id: str, total: NamedTotal | None = None, *, ask_worker: bool = True

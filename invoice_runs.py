@@ -56,11 +56,13 @@ from temporal_service.clock import ServiceClock
 from temporal_service.executions import (
     Execution,
     describe_execution,
+    has_no_poller,
     list_executions,
     query_execution,
     quoted,
 )
 from temporal_service.payloads import LenientPayloadConverter, first_data
+from workflow import TASK_QUEUE
 
 T = TypeVar("T")
 
@@ -68,6 +70,10 @@ MAX_TEXT = 2000
 """The longest status text, in characters, taken from another client. Our own are shorter."""
 QUERY_SECONDS = 2
 """A running worker answers a query in milliseconds. Without one there is no answer."""
+PROMPT_SECONDS = 0.15
+"""An idle worker answers within this time. After it, the client finds out whether there is one."""
+RECENT_SECONDS = 10
+"""For this long after a worker's answer, a client assumes that a worker runs."""
 LIST_LIMIT = 50
 """How many invoices `list_invoices` returns at most."""
 SCAN_LIMIT = 1000
@@ -133,6 +139,18 @@ class InvoiceRun:
     def is_open(self) -> bool:
         """What Temporal says. The status text may come from another client."""
         return self.description.close_time is None
+
+    @property
+    def has_own_memo(self) -> bool:
+        """Whether a worker of version 1.1 or later has written the memo. Earlier versions and the
+        tutorial's worker don't write all of their progress into it.
+        """
+        return self.progress is not None and self.progress.submitted_at is not None
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether the memo says all that a worker would answer."""
+        return self.has_own_memo and not self.description.has_pending_workflow_task
 
     @property
     def ledger(self) -> str | None:
@@ -212,8 +230,13 @@ class InvoiceRuns:
         self.remembered_starts = RememberedStarts()
         self.has_state_attribute = True
         """Whether the namespace has the search attribute `InvoiceState`, as far as is known."""
-        self.last_worker_answer = -inf
+        self._last_worker_answer = -inf
         """When a worker last answered, by the monotonic clock."""
+
+    @property
+    def has_recent_answer(self) -> bool:
+        """Whether a worker has answered within the last `RECENT_SECONDS`."""
+        return time.monotonic() - self._last_worker_answer <= RECENT_SECONDS
 
     def expect_missing_state_attribute(self, error: RPCError) -> None:
         """Raises `error` unless it says that the namespace doesn't have `InvoiceState`.
@@ -263,8 +286,22 @@ class InvoiceRuns:
         return True
 
     async def ask_worker(self, invoice_id: str, run_id: str | None = None) -> WorkerAnswer | None:
-        """A worker's answer about a run, or None if there is none within `QUERY_SECONDS`."""
-        id = workflow_id(invoice_id)
+        """A worker's answer about a run. None if there is none within `QUERY_SECONDS`, or as soon
+        as it is known that no worker runs.
+        """
+        asking = in_background(self._answer(workflow_id(invoice_id), run_id))
+        try:
+            done, _ = await asyncio.wait([asking], timeout=PROMPT_SECONDS)
+            if not done and await has_no_poller(self.temporal, TASK_QUEUE):
+                return None
+            answer = await asking
+        finally:
+            asking.cancel()
+        if answer is not None:
+            self._last_worker_answer = time.monotonic()
+        return answer
+
+    async def _answer(self, id: str, run_id: str | None) -> WorkerAnswer | None:
         answer: WorkerAnswer | None = None
         with suppress(TimeoutError):
             async with asyncio.timeout(QUERY_SECONDS):
@@ -272,9 +309,43 @@ class InvoiceRuns:
                 while isinstance(answer, RunProgress) and answer.status == PROCESSING:
                     await asyncio.sleep(0.02)  # it has just started and is asking the ledger
                     answer = await self._query_progress_or_status(id, run_id)
-        if answer is not None:
-            self.last_worker_answer = time.monotonic()
         return answer
+
+    async def processed_run(self, invoice_id: str, run_id: str | None) -> InvoiceRun | None:
+        """A run as soon as a worker has processed what the run was just sent.
+
+        Its memo is up to date then, and reading it is quicker than a query, which the worker has to
+        answer. None if that takes longer than `PROMPT_SECONDS`, or if the memo doesn't tell.
+        """
+        pause = 0.003
+        until = time.monotonic() + PROMPT_SECONDS
+        while time.monotonic() < until:
+            await asyncio.sleep(pause)
+            pause *= 1.3
+            run = await self.get_run(invoice_id, run_id)
+            if run.is_open and run.description.has_pending_workflow_task:
+                continue
+            if not run.has_own_memo or run.status.state == "terminated":
+                return None
+            self._last_worker_answer = time.monotonic()
+            if not run.is_open:
+                return run
+            return replace(run, status=run.status.model_copy(update={"worker_answers": True}))
+        return None
+
+    def new_run(self, id: str, run_id: str, progress: RunProgress, sent: datetime) -> InvoiceRun:
+        """A run that has just been started, without asking the Temporal Service for it.
+
+        Args:
+            sent: when the call that started it was sent, by this computer's clock. The times in
+                the status are at most one second and the length of that call too early.
+        """
+        started_at = (sent + timedelta(seconds=self.clock.offset_seconds or 0)).replace(
+            microsecond=0
+        )
+        running = WorkflowExecutionStatus.RUNNING
+        execution = Execution(id, run_id, INVOICE_WORKFLOW, running, started_at, None, memo={})
+        return InvoiceRun(execution, self._make_status(execution, progress), progress)
 
     async def status_with_answer(
         self, run: InvoiceRun, answer: WorkerAnswer | None

@@ -1,8 +1,8 @@
 """Notices: a POST to a web hook when an invoice waits, is about to time out, or has ended.
 
-Off unless the worker has an `INVOICE_NOTIFY_URL`. A notice travels in a workflow of its own and is
-posted by a worker of its own, so that a hook that is slow or gone holds up neither a payment nor
-the end of an invoice.
+They are off unless the worker has an `INVOICE_NOTIFY_URL`. Each notice has its own workflow, and a
+separate worker posts it, so that a slow or unreachable hook delays neither payments nor the end of
+an invoice.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ DELIVERY = RetryPolicy(
 
 
 def notify_url() -> str | None:
-    """`INVOICE_NOTIFY_URL`. A secret: whoever has it can post, so it is never logged.
+    """`INVOICE_NOTIFY_URL`. It's never logged, because anyone who has it can post.
 
     Raises:
         StartupError: it isn't an http or https address.
@@ -121,13 +121,13 @@ def _text(event: Event, invoice: Invoice, progress: RunProgress) -> str:
 async def post_notice(notice: RawValue = NO_PAYLOAD) -> None:
     """Posts a `Notice` to `INVOICE_NOTIFY_URL`, within 10 s.
 
-    Only one that a run of `InvoiceWorkflow` sends about its own invoice: anybody who reaches the
-    Temporal Service can start this, and whoever has the hook believes what it is told.
+    It posts a notice only if a run of `InvoiceWorkflow` sends it about its own invoice. Anyone who
+    can reach the Temporal Service can start this activity, and the hook's readers believe notices.
 
     Raises:
         ApplicationError: of type `NoticeUndelivered`: the hook can't be reached or answers with an
-            error; the address is not told. Not retried where the hook says that the request itself
-            is wrong. Of type `InvalidNotice`, not retried: it isn't such a notice.
+            error. The message doesn't contain the address. Not retried if the hook says that the
+            request itself is wrong. Of type `InvalidNotice`, not retried: it isn't such a notice.
     """
     import httpx2  # not for the workers without a hook, which start without it
 
@@ -141,9 +141,9 @@ async def post_notice(notice: RawValue = NO_PAYLOAD) -> None:
         code = await asyncio.wrap_future(posting)
     except TimeoutError:
         raise _undelivered(f"the hook gave no answer within {POST_SECONDS} s") from None
-    # OSError and ValueError: certificates or a proxy that the environment names wrongly.
+    # OSError and ValueError: the environment has wrong settings for certificates or a proxy.
     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        # Not the error's words, nor its cause: they may quote an address.
+        # Without the error's text and its cause, which may quote the address.
         raise _undelivered(f"the hook can't be reached ({type(error).__name__})") from None
     if not 200 <= code < 300:
         hopeless = 400 <= code < 500 and code not in (408, 425, 429)
@@ -158,7 +158,7 @@ def _read(payload: RawValue) -> Notice:
 
 
 async def _expect_sender(notice: Notice) -> None:
-    """Asks the service, whose word it is, not the sender's, which run has started this one."""
+    """Checks with the Temporal Service that the run of the notice's invoice has sent it."""
     info = activity.info()
     if info.workflow_type != "NoticeWorkflow" or not (info.workflow_id and info.workflow_run_id):
         raise _invalid("a notice is posted by a NoticeWorkflow only")
@@ -192,7 +192,7 @@ async def _describe(name: str, run_id: str) -> WorkflowExecutionInfo:
 
 
 async def _post(url: str, body: str) -> int:
-    """The status code of the hook's answer, whose body isn't read: it may never end.
+    """Posts, and returns the answer's status code. Doesn't read its body, which may never end.
 
     Raises:
         TimeoutError: it took longer than `POST_SECONDS` in all.
@@ -211,11 +211,11 @@ async def _post(url: str, body: str) -> int:
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """Of a thread of its own, for posts only.
+    """An event loop in a thread of its own, for posts only.
 
-    The look-up of the hook's name takes a thread of its loop, for half a minute if no name server
-    answers, and can't be cancelled. In the worker's loop that would be a payment's thread, and the
-    worker would wait for it at its end.
+    A DNS lookup occupies one of its loop's threads, for half a minute if no name server answers,
+    and can't be cancelled. In the worker's own loop, the worker would have to wait for it at its
+    end.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="notices", daemon=True).start()
@@ -227,7 +227,7 @@ def _undelivered(reason: str, hopeless: bool = False) -> ApplicationError:
         reason,
         type="NoticeUndelivered",
         non_retryable=hopeless,
-        category=ApplicationErrorCategory.BENIGN,  # foreseen: no traceback in the log
+        category=ApplicationErrorCategory.BENIGN,  # expected: no traceback in the log
     )
 
 
@@ -242,10 +242,10 @@ def _invalid(reason: str) -> ApplicationError:
 
 @workflow.defn
 class NoticeWorkflow:
-    """Delivers one notice, or gives it up after ten attempts within the hour.
+    """Delivers one notice, or gives up after ten attempts within an hour.
 
-    It fails with `InvalidNotice` if it was started with anything else. The payload is taken raw, as
-    `temporal_service/payloads.py` says.
+    It fails with `InvalidNotice` if it was started with anything else. See
+    `temporal_service/payloads.py` for why it takes the payload raw.
     """
 
     @workflow.run
@@ -257,7 +257,7 @@ class NoticeWorkflow:
                 notice,
                 task_queue=NOTICE_TASK_QUEUE,
                 start_to_close_timeout=timedelta(seconds=15),
-                # Nobody takes it where no worker has an INVOICE_NOTIFY_URL any more.
+                # No worker takes it if none has an INVOICE_NOTIFY_URL any more.
                 schedule_to_start_timeout=timedelta(days=1),
                 retry_policy=DELIVERY,
             )

@@ -28,11 +28,11 @@ def data_directory(*, make: bool = True) -> Path:
 
 
 def is_web_address(url: str) -> bool:
-    """Whether a setting is an http or https address with a host, by the client that will use it."""
-    import httpx2  # not for the MCP server, which starts without it
+    """Whether `url` is an http or https address with a host for the client that will use it."""
+    import httpx2  # only here, because the MCP server doesn't need it
 
     try:
         parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:  # which quotes what it can't read
+    except httpx2.InvalidURL:  # its text may quote a secret
         return False
     return parsed.scheme in {"http", "https"} and bool(parsed.host)

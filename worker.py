@@ -11,12 +11,11 @@ import os
 import signal
 
 if __name__ == "__main__":
-    # Ctrl-C during the imports, which take half a second, ends it as it does later: without a
-    # traceback.
+    # Ctrl-C ends the worker without a traceback, also during the imports, which take half a second.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
-    # What is imported stays: looking through it for garbage again and again takes a tenth of the
-    # start.
+    # Garbage collection would take a tenth of the start. What is imported is never garbage, and
+    # `main` excludes it from later collections.
     gc.disable()
 
 import argparse
@@ -53,11 +52,12 @@ from workflow import TASK_QUEUE, InvoiceWorkflow
 PAYMENTS_AT_ONCE = 20
 NOTICES_AT_ONCE = 10
 SANDBOX = SandboxWithoutContexts(
-    # Else each run would load them anew. What they must not use, the linter refuses.
+    # Otherwise each run would load its own copy of these two. The rest is imported once anyway. For
+    # all of them, the linter (TID251 in `pyproject.toml`) refuses what the sandbox would refuse.
     SandboxRestrictions.default.with_passthrough_modules("workflow", "notices")
 )
 DRAIN_SECONDS = 27
-"""More than the activities give themselves. The embedded service then has 5 s to end."""
+"""Longer than the activities' own limits. After that, the embedded service has 5 s to end."""
 END_SECONDS = 33
 """The time from the signal to the end of the process, even if something hangs."""
 
@@ -84,7 +84,7 @@ def main() -> int:
     logging.getLogger("temporal.core").addFilter(
         lambda record: "query task not found" not in record.getMessage()
     )
-    # An activity that was cut off at the end of the worker is done again by the next one.
+    # Hide activities that were cut off when the worker ended; the next worker runs them again.
     logging.getLogger("temporalio.activity").addFilter(
         lambda record: (
             not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
@@ -126,7 +126,8 @@ async def run() -> None:
         async with AsyncExitStack() as running:
             for worker in workers:
                 await running.enter_async_context(worker)
-            # Before the context ends them one after the other: each waits for what is under way.
+            # All at once, because each waits for what is under way. The context would end them one
+            # after the other.
             running.push_async_callback(_shut_down, workers)
             while not all(worker.is_running for worker in workers):
                 await asyncio.sleep(0.005)
@@ -140,7 +141,7 @@ async def run() -> None:
 
 
 def _workers(client: Client) -> list[Worker]:
-    """One for invoices, and if there is a hook, another one with its own slots for notices."""
+    """A worker for invoices, and if there is a web hook, another one for notices."""
     workers = [
         Worker(
             client,
@@ -151,12 +152,12 @@ def _workers(client: Client) -> list[Worker]:
                 activities.payment_outcome,
                 activities.payments_made,
                 activities.decision_in_time,
-                post_notice,  # notices that version 1.1 has begun are scheduled here
+                post_notice,  # version 1.1 scheduled notices on this task queue
             ],
             workflow_runner=SANDBOX,
             deployment_config=_deployment(),
-            # More at once would not be faster, but after a restart with many open invoices each
-            # would take so long that Temporal gives it up and tries again.
+            # More at once wouldn't be faster. After a restart with many open invoices, each would
+            # take so long that Temporal would time it out and try again.
             max_concurrent_workflow_tasks=8,
             max_concurrent_activities=PAYMENTS_AT_ONCE,
             # Otherwise only every 8 s, and one that is late would end the attempt.
@@ -170,10 +171,10 @@ def _workers(client: Client) -> list[Worker]:
                 client,
                 task_queue=NOTICE_TASK_QUEUE,
                 activities=[post_notice],
-                # Without a version: Temporal refuses to make a version current that lacks a task
-                # queue of the one before, so there would be no way back to a worker without this.
+                # Without a version, because Temporal refuses to make a version current that lacks a
+                # task queue of the one before. You couldn't go back to a worker without a hook.
                 max_concurrent_activities=NOTICES_AT_ONCE,
-                # One that is cut off is posted again by the next worker.
+                # The next worker posts those again that are cut off.
                 graceful_shutdown_timeout=timedelta(seconds=5),
             )
         )
@@ -187,7 +188,7 @@ async def _shut_down(workers: list[Worker]) -> None:
 def _deployment() -> WorkerDeploymentConfig | None:
     """Worker Versioning, if `TEMPORAL_DEPLOYMENT_NAME` and `TEMPORAL_WORKER_BUILD_ID` are set.
 
-    Open invoices go on under the newest version: the workflow's code is patched for them.
+    Open invoices move to the newest version, because the workflow's code is patched for them.
     """
     name = read_setting("TEMPORAL_DEPLOYMENT_NAME")
     build_id = read_setting("TEMPORAL_WORKER_BUILD_ID")
@@ -205,7 +206,7 @@ def _deployment() -> WorkerDeploymentConfig | None:
 
 
 async def _warn_if_without_work(client: Client) -> None:
-    """Says so if Worker Versioning gives the work to others, with the command that changes it."""
+    """Warns if Worker Versioning gives the work to others, with the command to change that."""
     try:
         queue = await client.workflow_service.describe_task_queue(
             DescribeTaskQueueRequest(
@@ -255,8 +256,8 @@ def _end_on_signal() -> None:
         time.sleep(END_SECONDS)
         _end_at_once()
 
-    # Started now: a signal handler may have interrupted the start of another thread, and would wait
-    # for it for ever.
+    # Started now, because a signal handler could wait for ever to start a thread, if the signal has
+    # interrupted the start of another one.
     threading.Thread(target=cut_off, name="end", daemon=True).start()
 
     def end() -> None:
@@ -264,7 +265,7 @@ def _end_on_signal() -> None:
         task.cancel()
 
     def on_signal(*_: object) -> None:
-        # Once: a second Ctrl-C must not cut off the payment that the first one waits for.
+        # Ignore a second Ctrl-C, which must not cut off the payment that the first one waits for.
         for number in numbers:
             signal.signal(number, lambda *_: None)
         asked_to_end.set()

@@ -1,4 +1,4 @@
-"""What paying a line needs of a payment provider: its gateway, and the words for both."""
+"""The interface to a payment provider, with its data and its errors."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class LedgerEntry:
 
     payment: Payment
     attempt: int
-    """Counted from 1; there is another one only after a decline."""
+    """Counted from 1. A line gets another attempt only after a decline."""
     provider: str
     reference: str
     """Empty if the provider declined before it gave one."""
@@ -45,12 +45,12 @@ class LedgerEntry:
 
 
 class GatewayUnavailable(Exception):
-    """The provider or the ledger can't be reached, or doesn't know what became of the payment: try
+    """The provider or the ledger can't be reached, or can't say what became of the payment. Try
     again."""
 
 
 class PaymentDeclined(Exception):
-    """The provider refuses this attempt for good; nothing was paid."""
+    """The provider has declined this attempt for good; nothing was paid."""
 
 
 class PaymentConflict(Exception):
@@ -58,11 +58,11 @@ class PaymentConflict(Exception):
 
 
 class WrongGateway(Exception):
-    """The invoice is paid through another gateway than this worker's; nothing was paid now."""
+    """The invoice is paid through a different gateway from this worker's; nothing was paid now."""
 
 
 class InvalidPayment(Exception):
-    """The provider can never make this payment, because of one field of it."""
+    """The provider can never make this payment, because one of its fields breaks a rule."""
 
     def __init__(self, field: str, rule: str) -> None:
         super().__init__(f"{field}: {rule}")
@@ -71,48 +71,52 @@ class InvalidPayment(Exception):
 
 
 class PaymentGateway(Protocol):
-    """A payment provider, as `pay_once` needs it.
+    """What `pay_once` needs of a payment provider.
 
-    It must be able to pay in two steps: `prepare` gives a reference without moving money, and that
-    reference keeps its identity as long as the ledger keeps its row. Whatever is asked of it later,
-    it is paid at most once, and once declined, never. A provider that can only be told to pay at
-    once doesn't fit, nor do bank debits, which a second request debits again.
+    The provider must be able to pay in two steps: `prepare` returns a reference without moving
+    money, and `pay` pays that reference. A reference must stay valid as long as the ledger keeps
+    its row. It must be paid at most once, however often `pay` is called, and never after a decline.
+    A provider that can only pay in one step isn't suitable. Neither are bank debits, because a
+    repeated request would debit the account again.
 
     The methods run in threads and must return well within the 30 s of the activity.
 
     Raises:
-        GatewayUnavailable: by `prepare`, `pay` and `stop`; to be called again later.
-        PaymentDeclined: by `prepare` and `pay`; for good.
-        PaymentConflict: by `prepare`, if the provider knows another payment by the same key.
+        GatewayUnavailable: from `prepare`, `pay` and `stop`, which can be called again later.
+        PaymentDeclined: from `prepare` and `pay`; the decline is final.
+        PaymentConflict: from `prepare`, if the provider has a different payment with this key.
     """
 
     @property
     def name(self) -> str:
-        """Kept in the ledger; differs where references mean something else, as in a test mode."""
+        """Recorded in the ledger. Test mode and live mode need different names."""
 
     def check(self, payment: Payment) -> None:
-        """Looks at the fields alone, without asking the provider.
+        """Validates the fields, without calling the provider.
 
         Raises:
             InvalidPayment: the provider can never make this payment.
         """
 
     def prepare(self, payment: Payment, attempt: int) -> str:
-        """The reference to pay. Moves no money; one that is never paid does no harm."""
+        """Returns a reference to pay. Moves no money; an unused reference does no harm."""
 
     def pay(self, reference: str, payment: Payment) -> None:
-        """Returns once the reference is paid, now or earlier."""
+        """Pays the reference. Does nothing if it is already paid."""
 
     def stop(self, reference: str) -> bool:
-        """Whether the reference was paid. If it wasn't, it never will be, also by a `pay` that is
-        under way: that raises `PaymentDeclined`, or finds its attempt declined in the ledger.
+        """Returns whether the reference was paid. If it wasn't, it never will be after this.
+
+        That includes a call of `pay` that is under way: it raises `PaymentDeclined`, or finds its
+        attempt declined in the ledger.
         """
 
 
 def expect_gateway(gateway: PaymentGateway, names: Iterable[str]) -> None:
-    """One invoice, one way of paying: raises `WrongGateway` unless all `names` are this gateway's.
+    """Raises `WrongGateway` unless all `names` are this gateway's.
 
-    A setting that was left out at a restart would otherwise pay a live invoice in a simulation.
+    All lines of an invoice are paid through the same gateway. Otherwise a worker that was restarted
+    without PAYMENT_GATEWAY would pay the rest of a real invoice in the simulation.
     """
     if others := set(names) - {gateway.name}:
         raise WrongGateway(

@@ -1,7 +1,7 @@
 """The ledger of payments, in SQLite on one machine or in PostgreSQL for several.
 
-Both take the same statements, and every change is one statement: nothing is held open while a
-provider is asked, and of two payers of one line the first to write wins.
+Both use the same SQL, and each change is a single statement. So no transaction stays open during a
+call to a provider, and if two workers pay the same line, the first to write wins.
 """
 
 import re
@@ -52,17 +52,17 @@ _TABLES = (
     )""",
 )
 WAIT_SECONDS = 5
-"""For another process that writes, and for the threads that wait for it before this one."""
+"""How long a statement waits for this process's other threads, and then for other processes."""
 ANSWER_SECONDS = 8
-"""For PostgreSQL's answer to a statement; the server itself ends one after 5 s, unless it hangs."""
+"""How long to wait for PostgreSQL. The server itself ends a statement after 5 s unless it hangs."""
 _INSERT_ID = "INSERT INTO payment_ledger (one, id) VALUES (1, ?) ON CONFLICT DO NOTHING"
 _SELECT_ID = "SELECT id FROM payment_ledger"
 
 
 def open_ledger(directory: Path, *, read_only: bool = False) -> "Ledger":
-    """The one at `PAYMENT_LEDGER_URL`, else `payments.db` in `directory`.
+    """Opens the ledger at `PAYMENT_LEDGER_URL`, or by default `payments.db` in `directory`.
 
-    It is made or migrated where that is necessary, but not for `read_only`.
+    Creates or migrates it if necessary, unless it is `read_only`.
 
     Raises:
         StartupError: it can't be used.
@@ -73,27 +73,27 @@ def open_ledger(directory: Path, *, read_only: bool = False) -> "Ledger":
 
 
 class Ledger(ABC):
-    """Every attempt to pay, for ever. Threads may share one, and processes the database.
+    """A permanent record of every attempt to pay.
 
-    A row is never deleted, and changes once: from `begun` to `paid` or `declined`. Each method is
-    one statement, so none holds a lock while a provider is asked.
+    Threads may share a `Ledger`, and processes its database. A row is never deleted. It changes
+    only once, from `begun` to `paid` or `declined`.
 
     Raises:
         GatewayUnavailable: the ledger can't be used now, or isn't the one that was opened.
     """
 
     id: str
-    """Tells this ledger from every other one; 32 hexadecimal digits."""
+    """A unique id of this ledger: 32 hexadecimal digits."""
     name: str
     """Where the ledger is, in words for people."""
 
     def latest(self, idempotency_key: str) -> LedgerEntry | None:
-        """The entry with the highest attempt."""
+        """The line's latest attempt."""
         entries = self._select("idempotency_key = ?", idempotency_key)
         return entries[0] if entries else None
 
     def add(self, entry: LedgerEntry) -> LedgerEntry:
-        """The entry that stands: this one, or the one that another payer added first."""
+        """Adds an entry and returns it, or the same attempt's entry that was added first."""
         payment = entry.payment
         _, added = self._execute(
             f"INSERT INTO payments ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -111,10 +111,13 @@ class Ledger(ABC):
             entry.state,
             entry.at.isoformat(),
         )
-        return entry if added else self._standing(entry)
+        return entry if added else self._recorded(entry)
 
     def settle(self, entry: LedgerEntry) -> LedgerEntry:
-        """Puts a begun entry into the state and time of `entry`; returns the one that stands."""
+        """Changes a begun entry's state and time to those of `entry`.
+
+        Returns `entry`, or the one in the ledger if that was already settled.
+        """
         _, settled = self._execute(
             "UPDATE payments SET state = ?, at = ?"
             " WHERE idempotency_key = ? AND attempt = ? AND state = 'begun'",
@@ -123,10 +126,10 @@ class Ledger(ABC):
             entry.payment.idempotency_key,
             entry.attempt,
         )
-        return entry if settled else self._standing(entry)
+        return entry if settled else self._recorded(entry)
 
     def providers(self, invoice_id: str) -> set[str]:
-        """Through which a payment of an invoice was begun or made. A declined one doesn't count."""
+        """The providers of an invoice's payments that were begun or made, not of declined ones."""
         rows = self._look_up(
             "DISTINCT provider", "invoice_id = ? AND state IN ('begun', 'paid')", invoice_id
         )
@@ -149,13 +152,13 @@ class Ledger(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends its connections. It can't be used after that."""
+        """Closes the connections. The ledger can't be used after that."""
 
-    def _standing(self, entry: LedgerEntry) -> LedgerEntry:
-        [standing] = self._select(
+    def _recorded(self, entry: LedgerEntry) -> LedgerEntry:
+        [recorded] = self._select(
             "idempotency_key = ? AND attempt = ?", entry.payment.idempotency_key, entry.attempt
         )
-        return standing
+        return recorded
 
     def _select(self, condition: str, *values: object) -> list[LedgerEntry]:
         rows = self._look_up(_COLUMNS, condition, *values, order=" ORDER BY attempt DESC")
@@ -164,7 +167,10 @@ class Ledger(ABC):
     def _look_up(
         self, columns: str, condition: str, *values: object, order: str = ""
     ) -> list[Sequence[Any]]:
-        """The rows of payments, one of nothing but NULL if there are none."""
+        """The rows of `payments`, or a single row of NULLs if there are none.
+
+        It also checks the ledger's id.
+        """
         rows, _ = self._execute(
             f"SELECT {columns}, id FROM payment_ledger LEFT JOIN payments ON {condition}{order}",
             *values,
@@ -181,7 +187,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def _execute(self, statement: str, *values: object) -> tuple[list[Sequence[Any]], int]:
-        """Runs one statement, and commits it; returns its rows and how many it changed.
+        """Runs and commits one statement. Returns its rows, and how many rows it changed.
 
         Raises:
             GatewayUnavailable: it failed, or it isn't known whether it was committed.
@@ -196,14 +202,14 @@ def _entry(row: Sequence[Any]) -> LedgerEntry:
 
 
 class SQLiteLedger(Ledger):
-    """In one file, on disk once a statement has returned (SQLite's `synchronous=FULL`).
+    """A ledger in one file. A statement returns once its change is on disk (`synchronous=FULL`).
 
-    While the file is removed or replaced the ledger is unavailable; SQLite alone would go on
-    writing into the file that no longer has a name.
+    If the file is removed or replaced, the ledger is unavailable. SQLite itself would continue to
+    write to the removed file.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Opens the ledger, and makes or migrates it unless it is `read_only`.
+        """Opens the ledger. Creates or migrates it unless it is `read_only`.
 
         Raises:
             StartupError: it can't be opened, or isn't a ledger.
@@ -229,7 +235,7 @@ class SQLiteLedger(Ledger):
     def _look_up(
         self, columns: str, condition: str, *values: object, order: str = ""
     ) -> list[Sequence[Any]]:
-        # Every payment begins with a look into the ledger.
+        # Checking it here is enough, because every payment begins by looking something up.
         with self._turn(), self._errors():
             if self._files() != self._opened:
                 self._reopen()
@@ -242,7 +248,8 @@ class SQLiteLedger(Ledger):
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        # Without this, each thread would wait for SQLite as long as all threads before it together.
+        # Without this limit, a thread would wait for all threads before it, which may take
+        # `WAIT_SECONDS` each.
         if not self._lock.acquire(timeout=WAIT_SECONDS):
             raise GatewayUnavailable(f"the payment ledger is unavailable: {self.name} is busy")
         try:
@@ -272,14 +279,14 @@ class SQLiteLedger(Ledger):
         return connection
 
     def _files(self) -> list[tuple[int, int]]:
-        """Which files the path names now; SQLite keeps the latest commits in the second."""
+        """Identifies the database file and the write-ahead log, which has the latest commits."""
         named = [self._path.stat()]
         with suppress(FileNotFoundError):
             named.append(self._wal.stat())
         return [(file.st_dev, file.st_ino) for file in named]
 
     def _reopen(self) -> None:
-        # What is in a removed -wal goes into the open file, which may still be the named one.
+        # If only the -wal file was removed, this saves its commits into the database file.
         with suppress(sqlite3.Error):
             self._connection.execute("PRAGMA wal_checkpoint(FULL)")
         with _closed_on_error(self._connect()) as connection:
@@ -298,8 +305,8 @@ def _closed_on_error(connection: sqlite3.Connection) -> Iterator[sqlite3.Connect
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    # While another worker makes the same ledger, SQLite refuses this at once, without waiting as
-    # it does for every other statement.
+    # While another worker creates the same ledger, this statement fails at once. For all others,
+    # SQLite waits.
     give_up_at = time.monotonic() + 5
     while True:
         try:
@@ -312,9 +319,9 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
 
 
 def _make_tables(connection: sqlite3.Connection) -> None:
-    """Makes the tables, or brings a ledger of an earlier version to this one."""
+    """Creates the tables, or migrates a ledger of an earlier version."""
     with connection:  # commits, or rolls back on an error
-        # IMMEDIATE takes the write lock before the look: of several workers one does it.
+        # IMMEDIATE takes the write lock before the check, so that only one worker migrates.
         connection.execute("BEGIN IMMEDIATE")
         columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(payments)")}
         migrate = bool(columns) and "attempt" not in columns
@@ -333,13 +340,14 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 
 class PostgreSQLLedger(Ledger):
-    """In a PostgreSQL database, for workers on any number of machines."""
+    """A ledger in a PostgreSQL database, for workers on any number of machines."""
 
     def __init__(self, url: str, *, read_only: bool = False) -> None:
-        """Connects once, and makes the tables where they are missing unless it is `read_only`.
+        """Connects once. Creates missing tables unless it is `read_only`.
 
         Raises:
-            StartupError: the driver is missing, or the database can't be used. Without a password.
+            StartupError: the driver is missing, or the database can't be used. The message doesn't
+                contain the password.
         """
         try:
             import psycopg
@@ -355,10 +363,10 @@ class PostgreSQLLedger(Ledger):
             settings["options"] += " -c default_transaction_read_only=on"
         self.name = f"{settings.get('dbname', 'PostgreSQL')} on {settings.get('host', 'localhost')}"
         try:
-            # A connection of its own first: the pool doesn't tell why it can't connect.
+            # First without the pool, which doesn't say why it can't connect.
             with _limited_connection().connect(**settings) as connection:
                 if not read_only:
-                    # Two workers that make the same table at once would fail.
+                    # Without a lock, two workers that create a table at the same time would fail.
                     connection.execute("SELECT pg_advisory_xact_lock(hashtext('payment_ledger'))")
                     for statement in _TABLES:
                         connection.execute(statement)
@@ -374,7 +382,7 @@ class PostgreSQLLedger(Ledger):
             min_size=0,
             max_size=20,
             timeout=5,
-            check=ConnectionPool.check_connection,  # after a restart the old ones are dead
+            check=ConnectionPool.check_connection,  # they are dead after a restart
             open=True,
         )
 
@@ -393,9 +401,9 @@ class PostgreSQLLedger(Ledger):
 
 @cache
 def _limited_connection() -> "type[psycopg.Connection[Any]]":
-    """A connection that gives a statement up by itself, and is closed by it.
+    """A class of connections that give up a statement after `ANSWER_SECONDS`, and are then closed.
 
-    The server's own limits don't hold where it hangs, or where its answer is lost on the way.
+    The server's own limits don't help if it hangs, or if its answer is lost on the way.
     """
     import psycopg
 
@@ -406,14 +414,14 @@ def _limited_connection() -> "type[psycopg.Connection[Any]]":
         def _limited(self, gen: Any) -> Any:
             give_up_at = time.monotonic() + ANSWER_SECONDS
             try:
-                wanted = next(gen)
+                wait_for = next(gen)
                 while True:
-                    ready = yield wanted
-                    # It comes back without anything ready several times a second.
+                    ready = yield wait_for
+                    # psycopg continues here several times a second, even if nothing is ready.
                     if not ready and time.monotonic() > give_up_at:
                         self.close()
                         raise psycopg.OperationalError(f"no answer within {ANSWER_SECONDS} s")
-                    wanted = gen.send(ready)
+                    wait_for = gen.send(ready)
             except StopIteration as end:
                 return end.value
 
@@ -421,7 +429,7 @@ def _limited_connection() -> "type[psycopg.Connection[Any]]":
 
 
 def _connection_settings(url: str) -> dict[str, Any]:
-    """What `url` says, over limits that keep a payment within its 30 s."""
+    """The settings in `url`, with defaults for limits that keep a payment within its 30 s."""
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 
@@ -429,13 +437,13 @@ def _connection_settings(url: str) -> dict[str, Any]:
         "PAYMENT_LEDGER_URL must be like postgresql://user:password@host:5432/database, with"
         " special characters in the user's name and the password percent-encoded."
     )
-    # A character that isn't encoded would make a piece of the password the host's name.
+    # If a special character isn't encoded, part of the password would be taken as the host name.
     scheme, _, rest = url.partition("://")
     if scheme not in {"postgresql", "postgres"} or "@" in re.sub("^[^/?@]*@", "", rest):
         raise rule
     try:
         configured = conninfo_to_dict(url)
-    except (psycopg.Error, UnicodeError):  # quotes what it can't read: a piece of the password
+    except (psycopg.Error, UnicodeError):  # its text may quote the password
         raise rule from None
     return {
         "connect_timeout": 5,

@@ -1,9 +1,9 @@
-"""Paying one line of an invoice once, and finding out for good whether it was paid.
+"""Pays a line of an invoice exactly once, and finds out for certain whether it was paid.
 
-A provider forgets an idempotency key (Stripe after 24 hours), so a key alone can't guard an invoice
-that waits for days. What a provider keeps for ever is the payment it has prepared: it is made at
-most once, however often and however late it is asked for. So a payment is prepared first, which
-moves no money, its reference is written into the ledger, and only then is that reference paid.
+A provider forgets an idempotency key after a while (Stripe after 24 hours), so a key alone doesn't
+protect an invoice that waits for days. But a provider keeps a payment that was prepared, and makes
+it at most once, however often and however late that is requested. So this module first prepares a
+payment, which moves no money, then writes its reference to the ledger, and only then pays it.
 """
 
 from dataclasses import replace
@@ -25,21 +25,25 @@ from payments.ledger import Ledger
 def pay_once(
     gateway: PaymentGateway, ledger: Ledger, payment: Payment, attempt: int | None = None
 ) -> LedgerEntry:
-    """Pays, or finds out what became of an earlier attempt; any number may overlap.
+    """Pays a line, or finishes an earlier attempt to pay it. Calls may overlap.
 
-    Returns the entry of the ledger that is paid. `attempt` is the only one that may be begun or
-    gone on with: a worker that was frozen and wakes up after its run is over finds it declined, and
-    begins no other. None means the latest, or the next one after a decline.
+    This never guesses whether an attempt was paid. Until the provider says so, the attempt stays
+    `begun`, and the next call pays the same reference again.
 
-    Whether an attempt was paid is never guessed: it stays begun, and is paid again under the same
-    reference, until the provider says so.
+    Args:
+        attempt: the number of the only attempt that may be begun or continued; by default the
+            latest, or the next one after a decline. So a worker that was frozen until its run was
+            over finds the attempt declined, and doesn't begin another one.
+
+    Returns:
+        The ledger's entry of the payment, with the state `paid`.
 
     Raises:
-        GatewayUnavailable: to be called again later; the payment may have been made.
-        WrongGateway: another line of the invoice, or this one, was begun through another gateway.
-        PaymentDeclined: this attempt is over; a later one is another.
+        GatewayUnavailable: call this again later; the payment may have been made.
+        WrongGateway: this line or another one of the invoice was begun through another gateway.
+        PaymentDeclined: this attempt has ended unpaid. The line can be paid by a later attempt.
         PaymentConflict: the key belongs to another payment.
-        InvalidPayment: the provider can never make it.
+        InvalidPayment: the provider can never make this payment.
     """
     expect_gateway(gateway, ledger.providers(payment.invoice_id))
     entry = ledger.latest(payment.idempotency_key)
@@ -52,7 +56,7 @@ def pay_once(
     if entry is None or entry.state == "declined":
         entry = _begin(gateway, ledger, payment, attempt or _next_attempt(entry))
     if entry.state != "declined":
-        expect_gateway(gateway, {entry.provider})  # another payer may have been first
+        expect_gateway(gateway, {entry.provider})  # another call may have been first
         _expect_same(entry, payment)
     if entry.state == "begun":
         entry = _pay(gateway, ledger, entry, payment)
@@ -64,15 +68,18 @@ def pay_once(
 def was_paid(
     gateway: PaymentGateway, ledger: Ledger, payment: Payment, attempt: int | None = None
 ) -> bool:
-    """Whether an attempt to pay was made, once its payer is given up; if not, it never will be.
+    """Whether a line was paid by a call of `pay_once` that ended without a result.
 
-    Also where it has not begun: a payer that was frozen before that finds it declined. `attempt` is
-    as for `pay_once`, and another one isn't touched.
+    If it wasn't, that attempt never will pay it. An attempt that hasn't begun is recorded as
+    declined, so that a worker that was frozen just before beginning it can't pay.
+
+    Args:
+        attempt: as for `pay_once`. Other attempts aren't changed.
 
     Raises:
-        GatewayUnavailable: to be called again later; it isn't known yet.
-        WrongGateway: it was begun through another gateway.
-        PaymentConflict: another payment was made under the key.
+        GatewayUnavailable: call this again later; it isn't known yet.
+        WrongGateway: the attempt was begun through another gateway.
+        PaymentConflict: another payment was made with this key.
     """
     entry = ledger.latest(payment.idempotency_key)
     if entry is None or (entry.attempt < attempt if attempt else entry.state == "declined"):
@@ -89,12 +96,14 @@ def was_paid(
 def settled_entries(
     gateway: PaymentGateway, ledger: Ledger, invoice_id: str, until: datetime
 ) -> list[LedgerEntry]:
-    """Every attempt to pay a line of an invoice whose earlier runs are closed, each settled.
+    """Settles all attempts to pay lines of an invoice, and returns them.
+
+    The runs that began them must be closed.
 
     Raises:
-        GatewayUnavailable: to be called again later; one isn't known yet, or was begun after
-            `until` and so may be under way.
-        WrongGateway: one was begun through another gateway.
+        GatewayUnavailable: call this again later; the outcome of an attempt isn't known yet, or it
+            was begun after `until` and so may still be under way.
+        WrongGateway: an attempt was begun through another gateway.
     """
     entries = ledger.entries(invoice_id)
     if any(entry.state == "begun" and entry.at >= until for entry in entries):
@@ -103,7 +112,7 @@ def settled_entries(
 
 
 def _is_over(attempt: int, entry: LedgerEntry) -> bool:
-    """Whether `entry`, the latest of its line, is of a later attempt or ends this one unpaid."""
+    """Whether `entry`, the latest one of the line, shows that `attempt` has ended unpaid."""
     if entry.state == "declined":
         return entry.attempt >= attempt
     return entry.state == "begun" and entry.attempt > attempt
@@ -126,8 +135,8 @@ def _begin(gateway: PaymentGateway, ledger: Ledger, payment: Payment, attempt: i
     try:
         reference = gateway.prepare(payment, attempt)
     except PaymentDeclined:
-        # On record, so that the next attempt has a number of its own: a provider may answer a
-        # number that it knows with the old refusal.
+        # Recorded so that the next attempt gets a new number. For a number that it knows, a
+        # provider may repeat the old answer.
         entry = LedgerEntry(payment, attempt, gateway.name, "", "declined", datetime.now(UTC))
         entry = ledger.add(entry)
         if entry.state == "declined":
@@ -152,7 +161,11 @@ def _pay(
 
 
 def _expect_same(entry: LedgerEntry, payment: Payment) -> None:
-    """Until it is paid, another card of the customer may be tried, but no other customer."""
+    """Raises `PaymentConflict` if `entry` is for another payment.
+
+    The card may differ. The customer may differ only if the line is already paid, because then
+    nobody is charged.
+    """
     known = entry.payment
     same = replace(payment, payment_method=known.payment_method)
     if entry.state == "paid":

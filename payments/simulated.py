@@ -11,11 +11,11 @@ from startup import StartupError
 
 
 class SimulatedGateway:
-    """Says yes to every payment, or no to any above a limit; remembers none of them.
+    """Accepts every payment, or declines those above a limit. It doesn't remember any payment.
 
-    So the ledger is the only record, and whoever settles an entry first has decided on it.
+    So the ledger is the only record, and whoever settles an entry first decides its outcome.
 
-    While a file `gateway-down` lies in the data directory the gateway is unavailable.
+    While there is a file `gateway-down` in the data directory, the gateway is unavailable.
     """
 
     name = "simulated"
@@ -38,7 +38,7 @@ class SimulatedGateway:
             raise PaymentDeclined(f"declined: above the limit of {limit}")
 
     def stop(self, reference: str) -> bool:
-        return False  # and the ledger refuses to settle as paid what has been settled as declined
+        return False  # the ledger won't settle an entry as paid that was settled as declined
 
     def _expect_up(self) -> None:
         if self._outage.exists():

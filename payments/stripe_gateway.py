@@ -1,7 +1,7 @@
-"""Paying through Stripe: a PaymentIntent for each attempt, on a card that the customer has saved.
+"""Pays through Stripe: a PaymentIntent for each attempt, with a card that the customer has saved.
 
-A PaymentIntent makes one successful charge at most, however often and however late it is confirmed,
-and none once it is cancelled (docs.stripe.com/payments/paymentintents/lifecycle).
+A PaymentIntent makes at most one successful charge, however often and however late it is confirmed,
+and none after it is cancelled (docs.stripe.com/payments/paymentintents/lifecycle).
 """
 
 import asyncio
@@ -31,23 +31,23 @@ from settings import read_setting
 from startup import StartupError, is_web_address
 
 CALL_SECONDS = 10
-"""For a call to Stripe in all, from the look-up of its name to the end of its answer."""
+"""The limit for a whole call to Stripe, from the DNS lookup to the end of the answer."""
 ANSWER_LIMIT = 1_000_000
-"""Bytes of an answer; Stripe's have a few thousand."""
+"""The limit for an answer, in bytes. Stripe's answers have a few thousand."""
 
-# How an amount becomes what Stripe takes (docs.stripe.com/currencies): whole in units of the
-# currency itself; whole, but in hundredths; in thousandths; all others in hundredths.
+# Currencies whose amounts Stripe takes in whole units; in hundredths, but only whole units; and in
+# thousandths. It takes all others in hundredths (docs.stripe.com/currencies).
 _WHOLE = "BIF CLP DJF GNF JPY KMF KRW MGA PYG RWF VND VUV XAF XOF XPF"
 _WHOLE_IN_HUNDREDTHS = "ISK UGX"
 _THOUSANDTHS = "BHD JOD KWD OMR TND"
 
 
 def open_stripe() -> "StripeGateway":
-    """With `STRIPE_API_KEY`; `STRIPE_API_BASE` is the address of a stand-in for Stripe.
+    """The gateway for `STRIPE_API_KEY`. `STRIPE_API_BASE` is the address of a stand-in for Stripe.
 
     Raises:
-        StartupError: there is no key that says whether it moves real money, or the address isn't
-            one of the web.
+        StartupError: there is no key, or it doesn't say whether it is for test or for live mode, or
+            the address isn't an http or https address.
     """
     key = read_setting("STRIPE_API_KEY")
     mode = re.fullmatch("(?:sk|rk)_(test|live)_[!-~]+", key)
@@ -67,9 +67,9 @@ class StripeGateway:
 
     def __init__(self, key: str, name: str, base: str) -> None:
         self.name = name
-        # The SDK logs every request; a payment has its line in the worker's log.
+        # The SDK logs every request, but the worker's log already has a line for each payment.
         logging.getLogger("stripe").setLevel(logging.WARNING)
-        # It tries again by itself otherwise; here Temporal does.
+        # The SDK mustn't retry, because Temporal does.
         self._intents = stripe.StripeClient(
             key,
             base_addresses={"api": base},
@@ -96,9 +96,9 @@ class StripeGateway:
                     "description": f"Invoice {payment.invoice_id}: {payment.item}",
                     "metadata": {"invoice": payment.invoice_id, "key": payment.idempotency_key},
                 },
-                # Keeps a repeated attempt from leaving a second intent behind; what keeps it from
-                # charging twice is that only the intent in the ledger is ever confirmed. Hashed,
-                # since a header takes no other letters than Latin ones, and 255 at most.
+                # Keeps a repeated attempt from leaving a second intent behind. It isn't needed to
+                # avoid a second charge, because only the intent in the ledger is ever confirmed.
+                # Hashed, because a header takes only Latin letters, and a key 255 of them.
                 {"idempotency_key": sha256(key.encode()).hexdigest()},
             )
         except stripe.IdempotencyError:
@@ -109,7 +109,7 @@ class StripeGateway:
         except (stripe.CardError, stripe.InvalidRequestError) as error:
             raise PaymentDeclined(f"declined by Stripe: {_reason(error)}") from error
         except stripe.StripeError as error:
-            # Without its cause, which goes into the history and may quote the request's headers.
+            # Without the cause, which would go into the history and may quote the headers.
             raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from None
         return intent.id
 
@@ -118,7 +118,7 @@ class StripeGateway:
         try:
             status, reason = self._confirm(reference, payment.payment_method)
         except stripe.StripeError as error:
-            # The outcome isn't known, or a person has to mend the key.
+            # The outcome isn't known, or a person has to correct the key.
             raise GatewayUnavailable(f"Stripe is unavailable: {_reason(error)}") from None
         if status == "canceled":
             raise PaymentDeclined(f"declined by Stripe: {reason}")
@@ -136,15 +136,15 @@ class StripeGateway:
         return status == "succeeded"
 
     def _confirm(self, reference: str, payment_method: str) -> tuple[str, str]:
-        """The status of the intent, and why it was cancelled where it is."""
+        """Confirms the intent. Returns its status and, if it is cancelled, the reason."""
         reason = "the payment was cancelled there"
         try:
-            # Without an idempotency key of ours, which would repeat an old decline for 24 hours.
+            # Without an idempotency key, since Stripe would repeat an old decline for 24 hours.
             intent = self._intents.confirm(
                 reference, {"payment_method": payment_method, "off_session": True}
             )
         except (stripe.CardError, stripe.InvalidRequestError) as error:
-            # An unexpected state may be that it is paid or being paid: not to be cancelled.
+            # In an unexpected state, it may be paid or being paid, so it isn't cancelled.
             if error.code != "payment_intent_unexpected_state":
                 reason = _reason(error)
                 self._cancel(reference)
@@ -156,16 +156,16 @@ class StripeGateway:
         return intent.status, reason
 
     def _cancel(self, reference: str) -> None:
-        # Refused if it is paid, being paid or cancelled by now; its status tells.
+        # Stripe refuses if it is already paid, being paid or cancelled. Callers check its status.
         with suppress(stripe.InvalidRequestError):
             self._intents.cancel(reference)
 
 
 class _HTTPClient(stripe.HTTPClient):
-    """Calls that end within `CALL_SECONDS`, with an answer that is like one of Stripe's.
+    """Limits the time of a call and the size of its answer, and checks the answer's form.
 
-    The SDK's own clients limit each wait for the next bytes, so that an answer which trickles in
-    never ends, and read as many bytes as come.
+    The SDK's own clients limit only each wait for the next bytes, so a slow answer may never end,
+    and don't limit the size.
     """
 
     name = "httpx2"
@@ -181,9 +181,9 @@ class _HTTPClient(stripe.HTTPClient):
         call = _call(method, url, {**(headers or {}), "Accept-Encoding": "identity"}, post_data)
         try:
             body, response = asyncio.run_coroutine_threadsafe(call, _loop()).result()
-        # OSError and ValueError: certificates or a proxy that the environment names wrongly.
+        # OSError and ValueError: the environment has wrong settings for certificates or a proxy.
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-            # Without its words and its cause, which may quote the request's headers.
+            # Without its text and its cause, which may quote the request's headers.
             reason = type(error).__name__
             raise stripe.APIConnectionError(reason) from None  # type: ignore[no-untyped-call]
         try:
@@ -235,14 +235,14 @@ def _odd_answer(what: str) -> stripe.APIError:
 
 @cache
 def _http_client() -> httpx2.AsyncClient:
-    """Of the thread of `_loop`; it keeps connections for the next calls."""
+    """The client for `_loop`'s thread. It keeps connections for later calls."""
     certificates = ssl.create_default_context(cafile=stripe.ca_bundle_path)
     return httpx2.AsyncClient(verify=certificates, timeout=None)
 
 
 @cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """Of a thread of its own, which keeps no process from ending."""
+    """An event loop in a thread of its own, which doesn't keep the process from ending."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="stripe", daemon=True).start()
     return loop

@@ -1,1 +1,1 @@
-"""Reaching a Temporal Service, or running one. Nothing here knows invoices."""
+"""Connects to a Temporal Service, or runs one. Nothing in this package depends on invoices."""

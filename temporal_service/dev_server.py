@@ -45,43 +45,43 @@ from temporal_service.connection import (
 )
 
 RETENTION = timedelta(days=365)
-"""How long an embedded server remembers closed invoices, at least."""
+"""The minimum time for which an embedded server keeps closed invoices."""
 START_ATTEMPTS = 6
-"""One second apart. A server that is ending holds its ports and its database for up to a second."""
+"""One second apart. A server that is ending keeps its ports and database for up to a second."""
 DOWNLOAD_SECONDS = 300
-"""A firewall may let a download hang."""
+"""The limit for the download of the CLI, because a firewall may make it hang."""
 LOG_LIMIT = 1_000_000
-"""Bytes of `temporal.log` from which the next start begins a new one."""
+"""If `temporal.log` has more bytes than this, the next start begins a new one."""
 STOP_SECONDS = 5
-"""A server that ends needs one second; one that doesn't answer is killed after these."""
+"""A server needs about one second to end. After this time it is killed."""
 DIRECTORY = "invoice_data_dir"
-"""The key in the data of an embedded server's namespace that has the server's directory."""
+"""The key under which the data of an embedded server's namespace has the server's directory."""
 
 log = logging.getLogger("temporal_service")
 _started: list[asyncio.subprocess.Process] = []
-"""The servers of this process; at most one of them runs."""
+"""The server that this process started last, if any."""
 
 
 @asynccontextmanager
 async def connect_or_start(
     directory: Path, search_attribute: str, metrics_address: str | None = None
 ) -> AsyncIterator[Client]:
-    """A client of the configured service, or of an embedded one while the context lasts.
+    """Yields a client of the configured service, or of an embedded one.
 
-    Without a configured address the service on localhost:7233 is used unless it is one of another
-    directory, and one is started if nothing listens there: at first, after a crash, or after
-    another worker of this directory has ended the one that it had started. The one that was started
-    here ends with the context.
+    If no address is configured, this uses the service on localhost:7233, unless that belongs to
+    another directory. If nothing listens there, it starts a server. It does so again whenever this
+    directory's server is gone, because it crashed or because the worker that started it has ended.
+    A server that was started here ends with the context.
 
     Args:
-        directory: has the embedded server's `temporal.db` and `temporal.log`.
-        search_attribute: of type Keyword; the embedded server gets it, also with an older database.
+        directory: where the embedded server's `temporal.db` and `temporal.log` are.
+        search_attribute: of type Keyword. It is added to the embedded server if it is missing.
         metrics_address: see `quiet_runtime`.
 
     Raises:
         StartupError: no service can be reached or started, it has no such namespace or belongs to
-            another directory, or metrics can't be served; within an ExceptionGroup if that happens
-            while the context lasts.
+            another directory, or metrics can't be served. It is within an ExceptionGroup if this
+            happens while the context lasts.
     """
     config = connect_config()
     runtime = quiet_runtime(metrics_address)
@@ -113,7 +113,7 @@ async def connect_or_start(
 
 
 def kill_started_servers() -> None:
-    """Ends the server that this process has started, at once. May be called in any thread."""
+    """Kills the server that this process has started. May be called in any thread."""
     for process in _started:
         if process.returncode is None:
             with suppress(ProcessLookupError):
@@ -121,12 +121,13 @@ def kill_started_servers() -> None:
 
 
 async def belongs_to(client: Client, directory: Path) -> bool:
-    """Whether the service is one that a worker with this data directory has started.
+    """Whether a worker with this data directory started the service.
 
-    False if it doesn't say whose it is: it was started by hand, or by a worker of version 1.1.
+    False if the service has no record of a directory, because it was started by hand or by a worker
+    of version 1.1.
 
     Raises:
-        StartupError: it is one of a worker with another data directory.
+        StartupError: a worker with another data directory started it.
         RPCError: the service doesn't answer, or has no such namespace.
     """
     description = await _describe_namespace(client)
@@ -136,7 +137,7 @@ async def belongs_to(client: Client, directory: Path) -> bool:
     if other == _as_text(directory):
         return True
     with suppress(OSError, ValueError):  # it isn't there any more, or isn't a path
-        if directory.samefile(other):  # by another name, as where upper and lower case are the same
+        if directory.samefile(other):  # another name for it, such as one in lower case
             return True
     other = "".join(filter(str.isprintable, other))
     raise StartupError(
@@ -154,15 +155,15 @@ def dev_server_command(executable: Path, port: int, ui_port: int, namespace: str
     return [
         *(str(executable), "server", "start-dev", "--ip", "127.0.0.1", "--log-level", "warn"),
         *("--port", str(port), "--ui-port", str(ui_port), "--namespace", namespace),
-        # A plain name: the server takes it as part of a URI, in which `?`, `#` and `%` mean more.
+        # Without a folder, because this becomes part of a URI, where `?`, `#` and `%` are special.
         *("--db-filename", "temporal.db"),
-        # The HTTP API refuses every host. Any web page could post a signal to it otherwise.
+        # The HTTP API refuses every host. Otherwise any web page could send a signal through it.
         *("--dynamic-config-value", "frontend.httpAllowedHosts=[]"),
     ]
 
 
 async def temporal_executable() -> Path:
-    """The Temporal CLI: of this Python environment, else on `PATH`, else downloaded by the SDK.
+    """The Temporal CLI of this Python environment, or from `PATH`, or else the SDK's download.
 
     Raises:
         StartupError: there is none, and none can be downloaded.
@@ -182,9 +183,9 @@ class _DevServer:
         self._config = config
         self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
-        """None where another process has started it."""
+        """None if another process has started it."""
         self._belongs_here = False
-        """Whether it is one of this directory, as far as is known."""
+        """Whether it is known to be this directory's."""
 
     async def find_or_start(self) -> None:
         # A second worker waits here until it finds the first one's server.
@@ -205,17 +206,17 @@ class _DevServer:
         )
 
     async def check(self, client: Client) -> None:
-        """Finds out whether the server is one of this directory. Raises as `belongs_to`."""
+        """Finds out whether the server is this directory's. Raises the errors of `belongs_to`."""
         self._belongs_here = await belongs_to(client, self._directory)
 
     async def keep_running(self, client: Client, search_attribute: str) -> None:
-        """Starts a server whenever that of this directory has ended; never returns.
+        """Starts this directory's server again whenever it has ended. Never returns.
 
-        Any other service is waited for: with this directory's invoices in place of its own, whoever
-        looks for an invoice would take it for lost.
+        If another service was there, this waits until that is back. A server with this directory's
+        invoices in its place would make people think that the other invoices were lost.
 
         Raises:
-            StartupError: the port has the service of another directory now, or none can be started.
+            StartupError: the port now has another directory's service, or no server can be started.
         """
         while True:
             if self._process:
@@ -262,7 +263,7 @@ class _DevServer:
             await process.wait()
 
     async def _start(self) -> bool:
-        """False if it ends at once, or isn't ready within 30 s."""
+        """Starts a server. Returns False if it ends at once, or isn't ready within 30 s."""
         executable = await temporal_executable()
         try:
             with self._open_log() as output:
@@ -277,7 +278,7 @@ class _DevServer:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    # Out of the reach of Ctrl-C and of a closed terminal, since the worker first
+                    # So that Ctrl-C or a closed terminal doesn't end it, because the worker first
                     # finishes the payment under way. The flag does the same on Windows.
                     start_new_session=True,
                     creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -291,7 +292,7 @@ class _DevServer:
                     with suppress(StartupError, RPCError):
                         client = await connect(self._config, runtime=self._runtime)
                         await _extend_retention(client)
-                        # Before others look, in place of what a copied database says.
+                        # Before others check it. A copied database names another directory.
                         await _update_namespace(
                             client,
                             update_info=UpdateNamespaceInfo(
@@ -325,7 +326,7 @@ async def _prepare(client: Client, search_attribute: str) -> None:
 
 
 async def _extend_retention(client: Client) -> None:
-    # The dev server's own is one day, after which it would forget that an invoice was paid.
+    # By default, the dev server would forget after one day that an invoice was paid.
     description = await _describe_namespace(client)
     if description.config.workflow_execution_retention_ttl.ToTimedelta() < RETENTION:
         retention = Duration()
@@ -378,15 +379,15 @@ async def listens(port: int) -> bool:
 
 @asynccontextmanager
 async def _one_at_a_time() -> AsyncIterator[None]:
-    """Of all workers on this machine, whatever their directories, one at a time goes on.
+    """Lets only one worker on this machine at a time look for a server and start one.
 
-    Only so does the next one see whose server it finds: one that listens has its mark by then.
+    The next worker then finds a server that already has the record of its directory.
     """
-    # The UDP port of the same number, which nothing else uses: on every system it is free again as
-    # soon as the process ends that has it.
+    # The lock is the UDP port with the service's number, which nothing else uses. On every system,
+    # it is free again as soon as the process that holds it ends.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lock:
         if not _bound(lock):
-            log.info("Another worker starts its Temporal Service; waiting for it.")
+            log.info("Another worker is starting its Temporal Service; waiting for it.")
             while not _bound(lock):
                 await asyncio.sleep(0.2)
         yield
@@ -423,7 +424,7 @@ async def _downloaded_executable() -> Path:
 
 
 async def download(directory: Path) -> str:
-    """Returns the last line of what went wrong; empty if nothing did."""
+    """Downloads the CLI. Returns the last line of the error, or an empty string."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         Path(__file__).with_name("download_cli.py"),

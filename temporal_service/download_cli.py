@@ -1,7 +1,7 @@
 """Downloads the Temporal CLI: python download_cli.py FOLDER
 
-The SDK downloads it only in order to start a server, which writes a banner to standard output; so
-this runs in a process of its own, which can also be ended.
+The SDK downloads it only to start a server, and the server writes a banner to standard output. So
+this runs in a process of its own, which can also be killed if it hangs.
 """
 
 import asyncio

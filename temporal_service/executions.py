@@ -13,9 +13,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from temporalio.api.common.v1 import Payload, WorkflowExecution
+from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.query.v1 import WorkflowQuery
+from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import (
+    DescribeTaskQueueRequest,
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
     ListWorkflowExecutionsRequest,
@@ -44,6 +47,12 @@ class Execution:
     memo: dict[str, Any]
     raw_description: DescribeWorkflowExecutionResponse | None = None
     """None if the execution comes from a list."""
+
+    @property
+    def has_pending_workflow_task(self) -> bool:
+        """Whether a worker has yet to process something that the run was sent."""
+        raw = self.raw_description
+        return raw is not None and raw.HasField("pending_workflow_task")
 
     @classmethod
     def of(
@@ -90,6 +99,20 @@ async def query_execution(client: Client, id: str, run_id: str | None, query: st
     answer = await client.workflow_service.query_workflow(request, retry=True)
     payloads = answer.query_result.payloads
     return _plain(payloads[0]) if payloads else None
+
+
+async def has_no_poller(client: Client, task_queue: str) -> bool:
+    """Whether no worker has polled a task queue for workflow tasks in the last minutes.
+
+    The service goes on listing a worker for some minutes after it has ended.
+    """
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=task_queue),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW,
+    )
+    described = await client.workflow_service.describe_task_queue(request, retry=True)
+    return not described.pollers
 
 
 async def list_executions(

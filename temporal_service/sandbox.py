@@ -1,9 +1,9 @@
 """The SDK's sandbox for workflows, without what only context-aware converters need.
 
-A payload converter or codec may depend on the context: the workflow, activity or child that a value
-belongs to. The SDK asks for the context four times for each value, in a memo too, and enters the
-sandbox of the run each time, which takes a third of a worker's processor time. Nothing here depends
-on it, as `tests/unit/test_sandbox.py` checks.
+A payload converter or codec may depend on the context of a value: the workflow or activity that it
+belongs to. The SDK therefore asks the run for a context four times for each value, including each
+value of a memo, and enters the sandbox each time. That took a quarter of the worker's processor
+time. No converter of this project depends on it, as `tests/unit/test_sandbox.py` checks.
 """
 
 from dataclasses import dataclass

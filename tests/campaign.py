@@ -1,27 +1,28 @@
-"""A fault campaign: many invoices at once, while everything is killed again and again.
+"""A fault campaign: many invoices at once, while all processes are killed again and again.
 
     uv run tests/campaign.py [--ledger sqlite|postgresql] [--gateway simulated|stripe]
                              [--invoices 300] [--seed N]
 
-Users submit and decide invoices through MCP servers; worker, Temporal Service and MCP servers are
-killed (SIGKILL) at random moments and started again on the same database and ledger. On PostgreSQL
-two workers share the ledger, and its server and its connections are killed too. Stripe is the
-tests' stand-in, which drops, holds and refuses calls and whose clock jumps by a day now and then. A
-call that fails because something is down is made again, as a user would.
+Users submit and decide invoices through MCP servers. The worker, the Temporal Service and the MCP
+servers are killed (SIGKILL) at random moments and started again on the same database and ledger.
+With PostgreSQL, two workers share the ledger, and its server and its connections are killed too.
+Stripe is the tests' stand-in. It drops, holds and refuses calls, and its clock jumps by a day now
+and then. A call that fails because something is down is made again, as a user would do.
 
 At the same time
 - invoices are cancelled at the moment at which a line is paid, while the worker runs, ends or dies;
-- a worker with another gateway is up for some time, beside the right ones or alone;
-- another client starts runs that nobody can read, pays and tells by itself, and sends nonsense;
+- a worker with another gateway runs for some time, beside the right workers or alone;
+- another client starts unreadable runs, requests payments and notices itself, and sends nonsense;
 - the web hook of all workers hangs, dribbles, never stops answering, refuses or hangs up;
-- an operator looks at the list, the status of every run and the books.
+- an operator looks at the list, the status of single invoices and the books.
 
-In the end every workflow, its memo, the ledger and Stripe's charges are compared with what was
-asked for: nothing lost, nothing paid twice, nothing paid without approval, each invoice through
-one gateway, and what a cancelled one says is paid is what the ledger has. The audit has to agree,
-no log may have a secret, and no worker grows. Exit code 1 and the data folder say what went wrong.
+At the end, every workflow, its memo, the ledger and Stripe's charges are compared with what was
+requested: nothing is lost, paid twice or paid without approval, each invoice is paid through one
+gateway, and a cancelled one reports as paid what the ledger has. The audit must agree, no log may
+have a secret, and no worker may use too much memory. If something is wrong, the exit code is 1, and
+the data folder is kept.
 
-A seed fixes the invoices and the plan of the kills; what they hit depends on the machine too.
+A seed determines the invoices and the planned kills. What these hit also depends on the machine.
 """
 
 import argparse
@@ -79,20 +80,20 @@ USERS = 12
 HOSTS = 3
 DEADLINE_SECONDS = 2
 PATIENCE_SECONDS = 600
-"""Of a user. After timeouts Temporal waits longer and longer before it tries a workflow again."""
+"""How long a user waits. After timeouts, Temporal waits ever longer to retry a workflow task."""
 DECLINE_OVER = 100_000
-"""Dollars or euros."""
+"""In dollars or euros."""
 PROGRESS_SECONDS = 15
 ACTIVITY_SECONDS = 30
-"""After which Temporal tries a payment again whose worker was killed."""
+"""The time after which Temporal retries a payment whose worker was killed."""
 MOMENT_SECONDS = 6
-"""For which a cancellation waits until the line is being paid."""
+"""How long a cancellation waits for its line to be paid."""
 LAST_SECONDS = 60
-"""For which faults go on once all invoices have begun: else the last ones would take very long."""
+"""How long faults continue after all invoices have begun, so that the last ones can end."""
 MAX_WORKER_MIB = 500
-"""Of memory; some 150 are usual."""
+"""The limit for a worker's memory. About 150 is usual."""
 MAX_HANGING_SECONDS = 60
-"""Until a worker has given up a notice; it should after ten, and the machine may be busy."""
+"""The limit for giving up a notice. A worker does after 10 s, but the machine may be busy."""
 
 Course = Literal[
     "approve",
@@ -119,15 +120,15 @@ COURSES: dict[Course, int] = {
     "cancel, resubmit": 1,
     "poisoned": 1,
 }
-"""How often each is taken, of twenty. Each is once among the first invoices."""
+"""How often each is chosen, out of twenty. The first invoices have each of them once."""
 
 Moment = Literal["while it runs", "while it ends", "when it's killed"]
 MOMENTS: dict[Moment, int] = {"while it runs": 2, "while it ends": 1, "when it's killed": 1}
-"""When an invoice is cancelled, as its worker sees it, and how often of four times."""
+"""What the worker does when an invoice is cancelled, and how often, out of four."""
 
 KEYS = {"stripe test": "sk_test_ok", "stripe live": "sk_live_ok"}
 OTHER_GATEWAY = {"simulated": "stripe test", "stripe test": "stripe live"}
-"""Which gateway the other worker has."""
+"""The gateway of the other worker, by that of the right ones."""
 
 STEPS: list[Step] = ["create", "confirm", "retrieve"]
 FAULT_KINDS: list[FaultKind] = [
@@ -141,11 +142,11 @@ FAULT_KINDS: list[FaultKind] = [
 ]
 
 Part = tuple[Literal["MCP server", "service", "worker", "PostgreSQL", "connections"], int]
-"""What is killed: its kind, and which of that kind."""
+"""What is killed: its kind, and its number among those of that kind."""
 
 
 class Payer(Worker):
-    """A worker that one fault befalls at a time."""
+    """A worker. The lock makes sure that only one fault at a time affects it."""
 
     def __init__(self, gateway: str, address: str, data: Path, **env: str) -> None:
         if gateway in KEYS:
@@ -155,7 +156,7 @@ class Payer(Worker):
         self.lock = asyncio.Lock()
         self.is_up = False
         self.deaths: list[str] = []
-        """With which words it ended although it was up and nobody had asked for it."""
+        """A description of each time that it ended by itself."""
 
     @property
     def is_free(self) -> bool:
@@ -174,7 +175,7 @@ class Payer(Worker):
         self.is_up = False
 
     async def begin(self) -> None:
-        """Starts it, once what it needs is up."""
+        """Starts it once everything that it needs is up."""
 
         async def is_started() -> bool:
             try:
@@ -200,13 +201,13 @@ class Answer:
 
     @property
     def says_nothing(self) -> str | None:
-        """FastMCP's words for an exception, or the service's for an error that it has cut."""
+        """The uninformative words in it: FastMCP's for an exception, or those of a cut error."""
         nothing = ("Error calling tool", "Failure exceeds size limit")
         return next((words for words in nothing if words in self.words), None)
 
     @property
     def to_be_repeated(self) -> bool:
-        """The words by which a user knows that the same call is to be made again."""
+        """Whether it tells the user to make the same call again."""
         return self.refused and "ake the same call again" in self.words
 
 
@@ -216,9 +217,9 @@ class Case:
 
     course: Course
     invoice: dict[str, Any]
-    """As submitted last."""
+    """The content of the last submission."""
     told: set[bool] = field(default_factory=set)
-    """The decisions that a tool has said to stand."""
+    """The decisions that a tool has reported as final."""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -232,7 +233,7 @@ class Paid:
 
     invoice: Invoice
     lines: int
-    """Which are the first ones."""
+    """How many of the first lines are paid."""
     was_cancelled: bool
     gateway: str | None
 
@@ -245,23 +246,23 @@ class Campaign:
     users: int
     service: Service
     client: Client
-    """Another client of the service, such as its Web UI."""
+    """Another client of the service, as the Web UI is."""
     workers: list[Payer]
     other: Payer
-    """With another gateway."""
+    """The worker with another gateway."""
     hosts: list[RawClient]
     cases: list[Case]
     database: PostgreSQL | None
-    """Without it the ledger is in SQLite."""
+    """If None, the ledger is in SQLite."""
     stripe: StripeStandIn
-    """Through which the other worker pays, or all do."""
+    """Either all workers pay through it, or only the other one."""
     hook: HangingHook
     kills: Counter[str] = field(default_factory=Counter)
     cancellations: Counter[str] = field(default_factory=Counter)
     together: int = 0
-    """Payments whose end a workflow learned together with its cancellation."""
+    """Payments whose result reached the workflow together with its cancellation."""
     left_begun: int = 0
-    """Lines of cancelled invoices that were begun, and weren't paid."""
+    """Lines of cancelled invoices that are still `begun` in the ledger."""
     stretches: Counter[str] = field(default_factory=Counter)
     """How often the other worker was up."""
     providers: Counter[str] = field(default_factory=Counter)
@@ -269,9 +270,9 @@ class Campaign:
     troubles: Counter[str] = field(default_factory=Counter)
     audits: Counter[str] = field(default_factory=Counter)
     memory: int = 0
-    """Of a worker, at most; in bytes."""
+    """The most that a worker used, in bytes."""
     all_begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """No user has another invoice to begin with."""
+    """Set once users have begun all invoices."""
     decided: int = 0
     repeated: int = 0
     tried_again: int = 0
@@ -283,7 +284,7 @@ class Campaign:
 
     @property
     def faults(self) -> Counter[str]:
-        """What has befallen calls of Stripe."""
+        """How often each fault happened to a call to Stripe."""
         laid = self.stripe.faults
         return Counter(f"{fault.step}: {fault.kind}" for fault in laid if fault.reached.is_set())
 
@@ -292,7 +293,7 @@ class Campaign:
         return [*self.workers, self.other]
 
     async def call(self, host: int, tool: str, **arguments: Any) -> Answer:
-        """Makes a call until it has an answer that says more than that something is down."""
+        """Repeats a call until the answer doesn't say to make it again."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
                 try:
@@ -315,7 +316,7 @@ class Campaign:
     async def submit(self, case: Case, host: int) -> None:
         async def answered() -> Answer | None:
             answer = await self.call(host, "process_invoice", invoice_data=case.invoice)
-            # A worker may tell that a run has ended shortly before the service has it on record.
+            # A worker may report the end of a run shortly before the service has recorded it.
             ended = answer.content.get("outcome") == "already_in_process" and not opened(answer)
             return None if ended or (answer.refused and "is in use by" in answer.words) else answer
 
@@ -325,12 +326,12 @@ class Campaign:
 
     async def decide(self, case: Case, host: int, approve: bool) -> None:
         tool, arguments = "reject_invoice", {"invoice_id": case.name}
-        if approve:  # the total, as a model is told to pass it
+        if approve:  # with the total, as models are told to pass it
             tool = "approve_invoice"
             invoice = Invoice.model_validate(case.invoice)
             arguments["total"] = f"{invoice.total} {invoice.currency}"
         answer = await self.call(host, tool, **arguments)
-        # Where the id had other content before, the person is shown this one, and says yes again.
+        # If the id had other content before, the person sees the content and must say yes again.
         if code := re.search("content_code “(.+?)”", answer.words):
             answer = await self.call(host, tool, **arguments, content_code=code[1])
         if not answer.refused:
@@ -389,7 +390,7 @@ def cents(chance: random.Random) -> str:
 
 
 async def use(campaign: Campaign, case: Case, chance: random.Random) -> None:
-    """What the users of one invoice do; some time passes between their calls."""
+    """Does what the users of one invoice do, with pauses between their calls."""
     one, other = chance.sample(range(len(campaign.hosts)), 2)
     pause = chance.uniform(0, 1.5)
     if case.course == "submit twice":
@@ -454,8 +455,8 @@ async def approve_and_cancel(
         await asyncio.sleep(seconds)
         await insist(handle.cancel)
     else:
-        # What a worker reports as its last word, and the cancellation, wait for the next worker,
-        # and reach the workflow together.
+        # The last result that a worker reports, and the cancellation, wait for the next worker, and
+        # reach the workflow together.
         async with alone(campaign.payers):
             running = [payer for payer in campaign.payers if payer.runs]
             await campaign.decide(case, host, approve=True)
@@ -482,7 +483,7 @@ async def approve_and_cancel(
 
 @asynccontextmanager
 async def alone(payers: Sequence[Payer]) -> AsyncIterator[None]:
-    """Keeps other faults away from some workers; always taken in the same order."""
+    """Protects some workers from other faults. Always pass them in the same order."""
     async with AsyncExitStack() as stack:
         for payer in payers:
             await stack.enter_async_context(payer.lock)
@@ -492,7 +493,7 @@ async def alone(payers: Sequence[Payer]) -> AsyncIterator[None]:
 async def has_entry(
     campaign: Campaign, key: str, *states: str, bound: float = MOMENT_SECONDS
 ) -> None:
-    """Waits until the ledger has a line in one of these states, or for so many seconds."""
+    """Waits until the ledger has a line in one of these states, but at most `bound` seconds."""
     query = f"SELECT state FROM payments WHERE idempotency_key = '{key}'"
 
     async def ledger_has_entry() -> bool:
@@ -520,13 +521,13 @@ async def all_users(campaign: Campaign) -> None:
 
 
 async def pause(seconds: float, over: asyncio.Event) -> None:
-    """Shorter, where it's over before."""
+    """Waits for some seconds, or until `over` is set."""
     with suppress(TimeoutError):
         await asyncio.wait_for(over.wait(), seconds)
 
 
 async def kill_at_random(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
-    """Kills one or more parts at once and starts them again, time after time until it's over."""
+    """Again and again, kills one or more parts at once and starts them again."""
     parts: list[Part] = [("service", 0), *(("MCP server", n) for n in range(len(campaign.hosts)))]
     parts += [("worker", n) for n in range(len(campaign.workers))] * 3
     waves: list[list[Part]] = [[("service", 0)], [("MCP server", 0)]]
@@ -534,8 +535,8 @@ async def kill_at_random(campaign: Campaign, chance: random.Random, over: asynci
         parts += [("PostgreSQL", 0), ("connections", 0)]
         waves += [[("PostgreSQL", 0)], [("connections", 0)]]
     recovery = 0.0
-    while waves or not over.is_set():  # each kind once, however short it is
-        # On a slow machine a start takes long: everything is up for half of the time at least.
+    while waves or not over.is_set():  # each kind once, even in a short campaign
+        # Starts take long on a slow machine, so leave everything running for as long as they took.
         await asyncio.sleep(chance.uniform(0.3, 4) + recovery)
         began = time.monotonic()
         free = [part for part in parts if part[0] != "worker" or campaign.workers[part[1]].is_free]
@@ -576,8 +577,8 @@ async def kill(campaign: Campaign, part: Part, seconds: float) -> None:
 
 
 async def change_gateways(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
-    """Has the other worker up now and then, until it's over: as one whose settings are wrong."""
-    stretches = ["beside", "alone"]  # each once, however short it is
+    """Runs the other worker now and then, as if it was started with wrong settings."""
+    stretches = ["beside", "alone"]  # each once, even in a short campaign
     while stretches or not over.is_set():
         await asyncio.sleep(chance.uniform(0, 3))
         stretch = stretches.pop() if stretches else chance.choice(["beside", "alone"])
@@ -595,7 +596,7 @@ async def change_gateways(campaign: Campaign, chance: random.Random, over: async
 
 
 async def poison(campaign: Campaign) -> None:
-    """Has a run of each kind that nobody can read wait before any worker starts."""
+    """Starts a run with each kind of odd memo before any worker runs."""
     for number, kind in enumerate(POISONS, start=1):
         invoice = {**campaign.cases[0].invoice, "id": f"F-{number}", "approval_timeout_days": 5}
         await submit_poisoned(campaign.client, Invoice.model_validate(invoice), kind)
@@ -603,9 +604,9 @@ async def poison(campaign: Campaign) -> None:
 
 
 async def pay_while_notices_hang(campaign: Campaign) -> None:
-    """Has more notices wait than one worker pays lines at once; a line is paid nevertheless.
+    """Checks that a line is paid while more notices wait than a worker pays lines at once.
 
-    At the first of three attempts, unless the machine is so busy that some are given up meanwhile.
+    Tries up to three times, because a busy machine may take so long that notices are given up.
     """
     hook = campaign.hook
     number = PAYMENTS_AT_ONCE + 3
@@ -634,7 +635,7 @@ async def pay_while_notices_hang(campaign: Campaign) -> None:
 
 
 async def be_foreign(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
-    """Sends what another client may send, until it's over."""
+    """Sends what another client may send, until `over` is set."""
     names = [case.name for case in campaign.cases]
     troubles = chance.sample(TROUBLES, len(TROUBLES))
     while troubles or not over.is_set():
@@ -646,7 +647,7 @@ async def be_foreign(campaign: Campaign, chance: random.Random, over: asyncio.Ev
 
 
 async def watch(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
-    """Looks at everything as an operator does, until it's over."""
+    """Looks at everything as an operator does, until `over` is set."""
     while not over.is_set():
         host = chance.randrange(len(campaign.hosts))
         state = chance.choice(["all", "waiting", "paying", "failed"])
@@ -679,7 +680,7 @@ async def audited(campaign: Campaign) -> tuple[int | None, str]:
 
 
 async def measure(campaign: Campaign) -> None:
-    """How much memory workers take."""
+    """Measures the workers' memory, without end."""
     while True:
         for payer in campaign.payers:
             if payer.process:
@@ -690,18 +691,18 @@ async def measure(campaign: Campaign) -> None:
 
 
 async def lay_faults(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
-    """Lays faults into the way of calls, and lets a day pass now and then, until it's over."""
+    """Makes calls to Stripe fail, and lets a day pass now and then, until `over` is set."""
     stripe = campaign.stripe
     loop = asyncio.get_running_loop()
-    stripe.lay(Fault("create", 500))  # for the first payment, however short it is
+    stripe.lay(Fault("create", 500))  # for the first payment, even in a short campaign
     while not over.is_set():
         fault = stripe.lay(Fault(chance.choice(STEPS), chance.choice(FAULT_KINDS)))
-        # Some are held for longer than the gateway waits, and done after it has tried again.
+        # Some are held for longer than the gateway waits, and take effect after its next attempt.
         loop.call_later(chance.uniform(1, 15), fault.release.set)
         if chance.random() < 0.1:
             stripe.hours += KEY_LIFE_HOURS + 1
         await asyncio.sleep(chance.uniform(0.2, 1))
-        if not fault.reached.is_set():  # or few calls would find a fault each, and never succeed
+        if not fault.reached.is_set():  # or else rare calls would never succeed
             stripe.faults.remove(fault)
         await asyncio.sleep(chance.uniform(0, 1))  # so that one payment alone can succeed too
     for fault in stripe.faults:
@@ -709,7 +710,7 @@ async def lay_faults(campaign: Campaign, chance: random.Random, over: asyncio.Ev
 
 
 async def check(campaign: Campaign) -> None:
-    """Waits until every workflow is closed, and compares all with what was asked for."""
+    """Waits until every workflow is closed, and compares everything with what was requested."""
     await pay_the_rest(campaign)
     paid: list[Paid] = []
     for case in campaign.cases:
@@ -724,7 +725,7 @@ async def check(campaign: Campaign) -> None:
         for run in paid
         for number, line in enumerate(run.invoice.lines[: run.lines], start=1)
     ]
-    # Begun and neither paid nor declined, a line may be left where its invoice was cancelled.
+    # In a cancelled invoice, the line after the paid ones may have been left begun.
     left = {
         f"{workflow_id(run.invoice.id)}/line-{run.lines + 1}" for run in paid if run.was_cancelled
     }
@@ -770,7 +771,7 @@ async def check(campaign: Campaign) -> None:
     code, errors = await audited(campaign)
     campaign.audits["in the end"] += 1
     if code != 0:
-        problems = errors.splitlines()[:-1] or [errors]  # the last one is the sum
+        problems = errors.splitlines()[:-1] or [errors]  # the last line is the summary
         campaign.problems += [f"the audit: {problem}" for problem in problems]
     campaign.problems += check_hook(campaign)
     campaign.problems += check_logs(campaign)
@@ -780,19 +781,19 @@ async def check(campaign: Campaign) -> None:
 
 
 async def pay_the_rest(campaign: Campaign) -> None:
-    """Until each workflow is closed: first with the right workers alone, then with the other."""
+    """Runs the right workers, and then the other one, until each workflow is closed."""
     for payers in (campaign.workers, [campaign.other]):
         for payer in payers:
             if not payer.runs:
                 payer.kill()
                 await payer.begin()
-        # Killed payments are tried again after their timeout, refused ones after a minute at most.
+        # Killed payments are retried after their timeout, refused ones after at most a minute.
         end = time.monotonic() + 6 * ACTIVITY_SECONDS + len(campaign.cases)
         for case in campaign.cases:
-            with suppress(TimeoutError):  # each that is still open is told later
+            with suppress(TimeoutError):  # those still open are reported later
                 left = max(1, end - time.monotonic())
                 await is_done(campaign, case, payers[0].gateway, left)
-        # What is paid from now on would be missing in the comparison.
+        # Anything paid later would be missing in the comparison.
         ends = await asyncio.gather(*(payer.end() for payer in payers), return_exceptions=True)
         campaign.problems += [f"a worker was asked to end: {end}" for end in ends if end != 0]
 
@@ -807,8 +808,8 @@ async def is_done(campaign: Campaign, case: Case, gateway: str, bound: float) ->
         history = [event async for event in handle.fetch_history_events()]
         return bound_to(history) not in (None, gateway)
 
-    # As an operator does once the right worker is back, rather than wait for the next attempt.
-    with suppress(RPCError):  # nothing is being tried
+    # As an operator does once the right worker is back, to avoid waiting for the next attempt.
+    with suppress(RPCError):  # no activity is pending
         await campaign.client.workflow_service.reset_activity(
             ResetActivityRequest(
                 namespace=campaign.client.namespace,
@@ -820,7 +821,7 @@ async def is_done(campaign: Campaign, case: Case, gateway: str, bound: float) ->
 
 
 def bound_to(history: list[HistoryEvent]) -> str | None:
-    """The gateway that a run has learned to belong to."""
+    """The gateway to which a run is bound, according to its history."""
     gateway = None
     for event in history:
         marker = event.marker_recorded_event_attributes.details.get("result")
@@ -834,7 +835,7 @@ def bound_to(history: list[HistoryEvent]) -> str | None:
 def check_gateways(
     campaign: Campaign, ledger: list[tuple[Any, ...]], paid: list[Paid]
 ) -> list[str]:
-    """What was paid through another gateway than the one that the invoice belongs to."""
+    """Invoices that were paid through another gateway than the one they are bound to."""
     problems = []
     campaign.providers = Counter(row[5] for row in ledger if row[1] == "paid")
     for run in paid:
@@ -869,7 +870,7 @@ def check_logs(campaign: Campaign) -> list[str]:
 
 
 def read(campaign: Campaign, query: str) -> list[tuple[Any, ...]]:
-    """Rows of the ledger."""
+    """Reads rows of the ledger."""
     if campaign.database:
         with psycopg.connect(campaign.database.url()) as connection:
             return [*connection.execute(query)]
@@ -878,7 +879,7 @@ def read(campaign: Campaign, query: str) -> list[tuple[Any, ...]]:
 
 
 def differences(where: str, found: Sequence[Hashable], expected: Sequence[Hashable]) -> list[str]:
-    """What is there too often, and what is missing."""
+    """Describes which rows are there too often, and which are missing."""
     too_many = Counter(found) - Counter(expected)
     missing = Counter(expected) - Counter(found)
     return [
@@ -888,7 +889,7 @@ def differences(where: str, found: Sequence[Hashable], expected: Sequence[Hashab
 
 
 async def check_case(campaign: Campaign, case: Case, paid: list[Paid]) -> list[str]:
-    """The discrepancies of one invoice; puts it into `paid` if it was approved."""
+    """Returns the discrepancies of one invoice. Adds it to `paid` if it was approved."""
     handle = campaign.client.get_workflow_handle(workflow_id(case.name))
     problems = list(case.problems)
     try:
@@ -913,7 +914,7 @@ async def check_case(campaign: Campaign, case: Case, paid: list[Paid]) -> list[s
         "reject": [False],
         "deadline": [None],
         "race": [True, False],
-        # Both may be sent while no worker is there, and then the cancellation comes first.
+        # If both are sent while no worker runs, the cancellation counts first.
         "cancel": [True, None],
     }
     if approved not in expected.get(case.course, [True]):
@@ -944,7 +945,7 @@ def check_end(execution: WorkflowExecution, status: object, approved: bool | Non
 
 
 def check_history(campaign: Campaign, history: list[HistoryEvent]) -> list[str]:
-    """Payments begun after a cancellation, and secrets."""
+    """Finds payments begun after a cancellation, and secrets."""
     problems = []
     secrets = [campaign.hook.secret, PASSWORD, *KEYS.values()]
     is_cancelled = has_completed = cancelled_now = False
@@ -981,9 +982,9 @@ async def run(
     hosts: int = HOSTS,
     last_seconds: float = LAST_SECONDS,
 ) -> Campaign:
-    """Runs a campaign with its data in `directory`; `problems` has the discrepancies found.
+    """Runs a campaign with its data in `directory`. `problems` has the discrepancies found.
 
-    Faults end with the last user, or begin no more `last_seconds` after all invoices have begun.
+    No more faults begin once all users are done, or `last_seconds` after all invoices have begun.
     """
     chance = random.Random(seed)
     async with AsyncExitStack() as stack:
@@ -1029,7 +1030,7 @@ async def run(
 
 
 async def use_and_kill(campaign: Campaign, last_seconds: float) -> None:
-    """Lets users at it while everything is killed; in the end all runs again."""
+    """Runs the users and the faults until the users are done. At the end everything is up."""
     over = asyncio.Event()
     async with AsyncExitStack() as stack:
         for host in campaign.hosts:
@@ -1039,7 +1040,7 @@ async def use_and_kill(campaign: Campaign, last_seconds: float) -> None:
             users.add_done_callback(lambda _: over.set())
             async with asyncio.TaskGroup() as faults:
                 for fault in (kill_at_random, lay_faults, change_gateways, be_foreign, watch):
-                    # With a chance of its own, for the plan not to depend on who comes first.
+                    # With its own random numbers, so that the plan doesn't depend on the order.
                     own = random.Random(f"{campaign.seed}/{fault.__name__}")
                     faults.create_task(fault(campaign, own, over))
                 await campaign.all_begun.wait()
@@ -1058,9 +1059,9 @@ def make_workers(
     hook: HangingHook,
     gateway: str,
 ) -> tuple[list[Payer], Payer]:
-    """One with its folder, or two with folders of their own that share a database; and the other.
+    """One worker, or two that share a database; and the worker with the other gateway.
 
-    The other one has the folder of the first, as after a restart with wrong settings.
+    That one has the folder of the first worker, as after a restart with wrong settings.
     """
     settings = {
         "INVOICE_DECLINE_OVER": str(DECLINE_OVER),
@@ -1089,7 +1090,7 @@ async def print_progress(campaign: Campaign) -> None:
 
 
 def table(campaign: Campaign) -> str:
-    """What happened, in lines for a person."""
+    """Describes what happened."""
 
     def listed(counted: Counter[str]) -> str:
         return ", ".join(f"{what} {number}" for what, number in sorted(counted.items())) or "none"

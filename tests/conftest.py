@@ -1,4 +1,4 @@
-"""One Temporal Service, one worker and two MCP servers for the tests that harm none of them."""
+"""One Temporal Service, one worker and two MCP servers for the tests that don't harm them."""
 
 import os
 import shutil
@@ -11,10 +11,14 @@ from typing import Any
 
 import psutil
 import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
+from hooks import Hook, a_hook, accept
 from payments.ledger import SQLiteLedger
 from postgres import PostgreSQL, programs
+from stripe_stand_in import StripeStandIn
 from support import (
     ERAS,
     Namespace,
@@ -32,7 +36,7 @@ SERVICE = pytest.StashKey[Service]()
 HERE = Path(__file__).parent
 UNIT = HERE / "unit"
 NAMESPACES = 150
-"""How many tests and processes may have one of their own; about 50 do."""
+"""How many tests and processes can have their own namespace; about 50 do."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,7 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One folder for all processes of pytest-xdist; the process that started them removes it."""
+    """Makes one folder for all processes of pytest-xdist. The main process removes it."""
     workerinput = getattr(config, "workerinput", None)
     config.stash[SHARED] = Path(workerinput["shared"] if workerinput else mkdtemp(prefix="tests-"))
 
@@ -68,7 +72,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    # These compute, and two processes are enough; those are given 0 by pytest-xdist.
+    # Two processes are enough for unit tests. pytest-xdist gives its own processes a 0 here.
     if config.option.numprocesses and only_unit_tests(config):
         config.option.numprocesses = 2
 
@@ -79,7 +83,7 @@ def only_unit_tests(config: pytest.Config) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m unit` other files are not even imported, which would take longer than the tests."""
+    """With `-m unit`, doesn't import other files, which would take longer than the tests."""
     if config.option.markexpr == "unit" and collection_path.parent == HERE:
         return collection_path != UNIT or None
     return None
@@ -87,7 +91,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.fixture(scope="session")
 async def new_namespace(pytestconfig: pytest.Config) -> Callable[[], str]:
-    """Gives the address of another namespace of the service that all tests share, at each call."""
+    """Each call gives the address of a new namespace of the service that all tests share."""
     folder = pytestconfig.stash[SHARED]
     names = [f"namespace-{n}" for n in range(NAMESPACES)]
     address = folder / "address"
@@ -106,12 +110,12 @@ async def new_namespace(pytestconfig: pytest.Config) -> Callable[[], str]:
         (folder / "pid").write_text(str(service.process.pid))
         (folder / "starting").write_text(service.address)
         (folder / "starting").rename(address)
-        pytestconfig.stash[SERVICE] = service  # its end is for `pytest_unconfigure`
+        pytestconfig.stash[SERVICE] = service  # `pytest_unconfigure` ends it
 
     def take() -> str:
         for name in names:
             with suppress(FileExistsError):
-                (folder / name).mkdir()  # of several processes one gets it
+                (folder / name).mkdir()  # only one process succeeds
                 return f"{address.read_text()}/{name}"
         raise LookupError("all namespaces are in use")
 
@@ -120,25 +124,39 @@ async def new_namespace(pytestconfig: pytest.Config) -> Callable[[], str]:
 
 @pytest.fixture(scope="session")
 async def address(pytestconfig: pytest.Config, new_namespace: Callable[[], str]) -> str:
-    """Of the Temporal Service that the tests share, and of a namespace of this process."""
+    """The address of the shared Temporal Service, with a namespace for this process."""
     return pytestconfig.getoption("--temporal-address") or new_namespace()
 
 
 @pytest.fixture
 def namespace(new_namespace: Callable[[], str]) -> Namespace:
-    """Of the test's own, where workers of its own run, or none."""
+    """A namespace for one test, which runs its own workers there, or none."""
     return Namespace(new_namespace())
+
+
+@pytest.fixture(scope="module")
+async def equipped(new_namespace: Callable[[], str]) -> Namespace:
+    """A namespace for one test file, which has the search attribute."""
+    namespace = Namespace(new_namespace())
+    client = await namespace.connect()
+    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+    await client.operator_service.add_search_attributes(
+        AddSearchAttributesRequest(
+            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
+        )
+    )
+    return namespace
 
 
 @pytest.fixture(scope="session")
 async def client(address: str) -> Client:
-    """Another client than ours, such as the `temporal` CLI or the Web UI."""
+    """A client that isn't ours, such as the `temporal` CLI or the Web UI."""
     return await connect(address)
 
 
 @pytest.fixture(scope="session")
 async def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Worker]:
-    """The worker that the tests share; its `data` has the ledger."""
+    """The worker that the tests share. The ledger is in the folder `data`."""
     # One ledger for all test processes, since with --temporal-address they share a task queue.
     base = tmp_path_factory.getbasetemp()
     data = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
@@ -151,7 +169,7 @@ async def worker(address: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
 async def own_worker(
     new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Worker]:
-    """In a namespace of a file's own, whose tests may take its ledger or gateway away."""
+    """A worker for one test file, whose tests may take its ledger or gateway away."""
     async with Worker(new_namespace(), tmp_path_factory.mktemp("data")) as worker:
         yield worker
 
@@ -167,7 +185,7 @@ async def tools(
 
 @pytest.fixture
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of this process names a Temporal Service."""
+    """Removes the variables of this process that configure a Temporal Service."""
     for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
         monkeypatch.delenv(name)
 
@@ -176,7 +194,7 @@ def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
 def configure(
     unconfigured: None, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dict[str, str]], None]:
-    """Gives this process these variables and no other of Temporal's; its server connects anew."""
+    """Sets these variables, and no others of Temporal's. The MCP server here connects anew."""
     import invoice_server
 
     def configure(env: dict[str, str]) -> None:
@@ -189,7 +207,7 @@ def configure(
 
 @pytest.fixture
 async def tools_here(address: str, worker: Worker) -> AsyncIterator[Tools]:
-    """The tools in this process, where neither the server's process nor the era matters."""
+    """The tools in this process, if neither the server's process nor the era matters."""
     async with tools_in_memory(address) as tools:
         yield tools
 
@@ -201,8 +219,20 @@ def ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
 
 
 @pytest.fixture
+def stand_in() -> Iterator[StripeStandIn]:
+    with StripeStandIn() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+async def hook() -> AsyncIterator[Hook]:
+    async with a_hook(accept) as hook:
+        yield hook
+
+
+@pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    """A Temporal Service of the test's own, to be killed and started again. Not yet started."""
+    """A Temporal Service for one test, which may kill and restart it. It isn't started yet."""
     service = Service(tmp_path)
     try:
         yield service
@@ -212,7 +242,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 @pytest.fixture(scope="session")
 async def postgresql() -> AsyncIterator[PostgreSQL]:
-    """A PostgreSQL server for tests that harm none but their own database."""
+    """A PostgreSQL server for tests that harm only their own database."""
     if programs() is None:
         pytest.skip("no PostgreSQL server here: apt-get install postgresql")
     server = PostgreSQL()
@@ -224,13 +254,13 @@ async def postgresql() -> AsyncIterator[PostgreSQL]:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Marks what needs no Temporal Service, and what takes long, by its folder."""
+    """Marks the tests that don't need a Temporal Service and those that take long, by folder."""
     if mark := {"unit": "unit", "faults": "slow"}.get(item.path.parent.name):
         item.add_marker(mark)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits comes first, the longest files at the front, so that the rest fills the time."""
+    """Runs tests first that mostly wait, and of those the largest files first."""
     order = {"faults": 0, "hosts": 1, "service": 2, "unit": 3}
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (order.get(item.path.parent.name, 0), -tests[item.path]))

@@ -1,4 +1,4 @@
-"""Another client of the Temporal Service: what it starts and sends, by mistake or on purpose."""
+"""What another client of the Temporal Service starts and sends, by mistake or on purpose."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -34,7 +34,7 @@ def _wrong_types(invoice: Invoice) -> dict[str, Any]:
 
 
 def _forged(invoice: Invoice) -> dict[str, Any]:
-    """That all but a dollar was paid earlier, and that a person has approved."""
+    """Claims that all but a dollar was paid earlier, and that a person has approved."""
     progress = RunProgress.of(invoice).to_memo()
     decision = {"approved": True, "at": "2026-01-01T00:00:00Z", "by": FORGED}
     claims = {
@@ -51,7 +51,7 @@ POISONS: dict[str, Callable[[Invoice], dict[str, Any]]] = {
     "wrong types": _wrong_types,
     "forged": _forged,
 }
-"""Memos of runs that are invoices otherwise."""
+"""Memos for runs that are otherwise valid invoices."""
 
 TROUBLES = [
     "no invoice",
@@ -66,7 +66,7 @@ TROUBLES = [
 
 @workflow.defn(sandboxed=False)
 class ForeignWorkflow:
-    """Pays through our worker, from a task queue of its own."""
+    """Has our worker pay a line, from a workflow on its own task queue."""
 
     @workflow.run
     async def run(self) -> str:
@@ -86,17 +86,17 @@ def foreign_worker(client: Client) -> Worker:
 
 
 async def insist(call: Callable[[], Awaitable[object]], bound: float = 120) -> bool:
-    """Calls until the service has answered; False if it doesn't have what the call is about."""
+    """Repeats a call until the service answers. False if the call's target doesn't exist."""
 
     async def answered() -> str | None:
         try:
             await call()
-        except WorkflowAlreadyStartedError:  # by the call before, whose answer was lost
+        except WorkflowAlreadyStartedError:  # by an earlier call, whose answer was lost
             pass
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
                 return "unknown"
-            if error.status not in _AWAY:
+            if error.status not in _UNAVAILABLE:
                 raise
             return None
         return "done"
@@ -104,7 +104,7 @@ async def insist(call: Callable[[], Awaitable[object]], bound: float = 120) -> b
     return await eventually(answered, bound) == "done"
 
 
-_AWAY = (
+_UNAVAILABLE = (
     RPCStatusCode.UNAVAILABLE,
     RPCStatusCode.DEADLINE_EXCEEDED,
     RPCStatusCode.CANCELLED,
@@ -115,7 +115,7 @@ _AWAY = (
 
 
 async def submit_poisoned(client: Client, invoice: Invoice, poison: str) -> None:
-    """Starts the workflow of an invoice, with a memo that nobody should believe."""
+    """Starts the workflow of an invoice with an untrustworthy memo."""
     await insist(
         lambda: client.start_workflow(
             "InvoiceWorkflow",
@@ -136,7 +136,7 @@ async def approve_oddly(client: Client, invoice_id: str) -> None:
 async def make_trouble(
     client: Client, trouble: str, number: int, invoice_ids: list[str], chance: random.Random
 ) -> None:
-    """Does one of `TROUBLES`; none of them may pay or tell anything, or stop the rest."""
+    """Does one of `TROUBLES`, which must not pay, report anything or stop other invoices."""
     name = f"invoice-F-{number}"
     match trouble:
         case "no invoice":

@@ -20,30 +20,30 @@ CONDUCTS: dict[Conduct, int] = {
     "close": 2,
     "accept": 2,
 }
-"""How often each is taken, of twenty."""
+"""How often each is chosen, out of twenty."""
 
 MIB = 2**20
 ENDLESS_MIB = 1024
-"""Of an answer without end, after all, so that a worker that keeps it doesn't take all memory."""
+"""The limit for an endless answer, in case a worker keeps all of it in memory."""
 
 
 class HangingHook(AbstractAsyncContextManager["HangingHook"]):
-    """Takes notices on a free port, and answers them at random as nobody should."""
+    """Takes notices on a free port, and misbehaves at random when it answers."""
 
     def __init__(self, chance: random.Random) -> None:
         self.secret = uuid4().hex
-        """In the address: whoever has it could post."""
+        """Part of the address, because anyone who knows that can post."""
         self.posted: list[Any] = []
         self.conduct: Counter[str] = Counter()
         self.only_hangs = True
-        """At first, so that soon as many notices hang as workers post at once."""
+        """True at first, so that soon as many notices hang as workers can post at once."""
         self.hanging = 0
         """How many notices hang now."""
         self.most = 0
         self.given_up = 0
-        """How many hung, until a worker gave them up or was killed."""
+        """How many notices hung until a worker gave up or was killed."""
         self.longest = 0.0
-        """For how many seconds a notice hung at most."""
+        """The longest time that a notice hung, in seconds."""
         self._chance = chance
         self._changed = time.monotonic()
         self._endless = asyncio.Lock()
@@ -63,7 +63,7 @@ class HangingHook(AbstractAsyncContextManager["HangingHook"]):
 
     @property
     def seconds_unchanged(self) -> float:
-        """For how long no more notices and no fewer hang."""
+        """How long the number of hanging notices hasn't changed."""
         return time.monotonic() - self._changed
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -116,7 +116,7 @@ class HangingHook(AbstractAsyncContextManager["HangingHook"]):
     async def _hang(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, conduct: Conduct
     ) -> None:
-        """Until the worker hangs up; a byte now and then keeps it from taking the hook for dead."""
+        """Hangs until the worker hangs up. With `dribble`, sends a byte now and then."""
         if conduct == "dribble":
             writer.write(b"HTTP/1.1 200 Yes\r\nX-Slow: ")
         while not reader.at_eof():

@@ -1,4 +1,4 @@
-"""Web hooks for the notices of a worker, well behaved and not."""
+"""Web hooks for a worker's notices, both well behaved and not."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ async def fail(writer: asyncio.StreamWriter) -> None:
 
 
 def respond(*statuses: int) -> Answer:
-    """With these in turn, and with 200 after that."""
+    """Answers with these statuses in turn, and with 200 after that."""
     left = list(statuses)
 
     async def answer(writer: asyncio.StreamWriter) -> None:
@@ -38,7 +38,7 @@ async def hang(writer: asyncio.StreamWriter) -> None:
 
 
 async def dribble(writer: asyncio.StreamWriter) -> None:
-    """A byte of its headers now and then, without end."""
+    """Sends headers byte by byte, without end."""
     writer.write(b"HTTP/1.1 200 OK\r\nX-More: ")
     while True:
         writer.write(b"a")
@@ -60,13 +60,13 @@ def redirect(location: str) -> Answer:
 
 
 class Hook:
-    """A web hook that answers as it is told to; a connection for each post."""
+    """A web hook that answers as told. Each post has its own connection."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.posts: list[dict[str, Any]] = []
         self.ended = 0
-        """How many of the posts have had their answer, or were given up."""
+        """How many posts were answered or given up."""
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +92,7 @@ class Hook:
         return [post["event"] for post in self.of(invoice)]
 
     async def until(self, invoice: AnInvoice, *events: str) -> list[dict[str, Any]]:
-        """The posts about an invoice, once they are about these events, in this order."""
+        """Waits for posts about exactly these events of an invoice, and returns them."""
         await eventually(lambda: self.events(invoice) == list(events))
         return self.of(invoice)
 

@@ -1,4 +1,4 @@
-"""Tools that come as Node packages, for the tests; skipped where they can't be had."""
+"""Runs Node packages for the tests. If they can't be installed, the tests are skipped."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""What another client of the Temporal Service can write: payloads that nothing converts."""
+"""Payloads that other clients of the Temporal Service can write and that can't be converted."""
 
 from temporalio.api.common.v1 import Payload
 

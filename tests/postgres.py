@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, where Debian's or another's programs are installed."""
+"""A PostgreSQL server for the tests, if PostgreSQL is installed."""
 
 import getpass
 import shutil
@@ -23,7 +23,7 @@ def programs() -> Path | None:
 
 
 class PostgreSQL:
-    """One server on a free port; not yet started."""
+    """A server on a free port. It isn't started yet."""
 
     def __init__(self) -> None:
         found = programs()
@@ -55,7 +55,7 @@ class PostgreSQL:
         """Starts it, or starts it again on the same data."""
 
         async def connected() -> bool:
-            # After a kill it can't start until the last of its children has noticed.
+            # After a kill, it can't start until all of its child processes have ended.
             if self.process is None or self.process.poll() is not None:
                 self.process = self._run()
             try:
@@ -79,14 +79,14 @@ class PostgreSQL:
             )
 
     def create_database(self) -> str:
-        """The URL of a new one."""
+        """Creates a database, and returns its URL."""
         name = f"test-{uuid4().hex}"
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
         return self.url(name)
 
     def end_connections(self) -> None:
-        """All but the one that does it."""
+        """Ends all connections except its own."""
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

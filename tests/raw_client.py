@@ -1,4 +1,4 @@
-"""A client that writes JSON-RPC itself, for what client libraries don't send or do slowly."""
+"""A client that writes JSON-RPC itself, to send what client libraries don't, and to be fast."""
 
 import asyncio
 import json
@@ -14,13 +14,13 @@ CLIENT = {"name": "raw", "version": "1"}
 
 
 class RawClient:
-    """An MCP server process, spoken to in lines of JSON-RPC on its standard input and output.
+    """An MCP server process, and a connection to it with JSON-RPC lines over stdio.
 
     Args:
-        era: `legacy` begins with a handshake; any other is the version of the protocol that each
-            request names in its `_meta`.
-        capabilities: what the client says that it supports.
-        log: gets what the server writes to standard error.
+        era: `legacy` begins with a handshake. Any other value is the protocol version that each
+            request has in its `_meta`.
+        capabilities: the capabilities that the client declares.
+        log: the file for the server's standard error.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class RawClient:
         await self.kill()
 
     async def start(self) -> dict[str, Any]:
-        """Starts the server, also again; returns its side of the handshake, if there is one."""
+        """Starts or restarts the server. Returns its side of the handshake, if there is one."""
         errors = self.log.open("ab") if self.log else DEVNULL
         try:
             self.process = await asyncio.create_subprocess_exec(
@@ -88,7 +88,7 @@ class RawClient:
         return await self.wait()
 
     async def wait(self) -> int:
-        """Until the server has ended; fails if it wrote anything but JSON-RPC."""
+        """Waits until the server has ended. Fails if it wrote anything but JSON-RPC."""
         async with asyncio.timeout(20):
             await self.reader
             return await self.process.wait()
@@ -99,7 +99,7 @@ class RawClient:
         await self.wait()
 
     async def send_line(self, line: bytes) -> None:
-        """Sends anything at all.
+        """Sends a line as it is.
 
         Raises:
             ConnectionError: the server has ended.
@@ -114,7 +114,7 @@ class RawClient:
         await self.send_line(json.dumps({"jsonrpc": "2.0", **message}).encode())
 
     async def receive(self) -> dict[str, Any]:
-        """The next message that is no answer to `request`."""
+        """The next message that isn't an answer to `request`."""
         return await asyncio.wait_for(self.unclaimed.get(), 30)
 
     async def request(self, method: str, **params: Any) -> dict[str, Any]:

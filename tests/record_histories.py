@@ -3,7 +3,7 @@
     uv run tests/record_histories.py           # into tests/histories
     uv run tests/record_histories.py NAME      # into tests/histories/NAME, beside the older ones
 
-Takes a minute or two, on a Temporal Service and workers of its own.
+It takes a minute or two, and starts its own Temporal Service and workers.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ CANCEL_REQUESTED = PendingActivityState.PENDING_ACTIVITY_STATE_CANCEL_REQUESTED
 
 
 class Steps:
-    """What can happen to an invoice; its id is the name of its course."""
+    """What can happen to an invoice. The invoice's id is the name of its course."""
 
     def __init__(self, client: Client, data: Path) -> None:
         self.client = client
@@ -64,11 +64,11 @@ class Steps:
     async def submit(self, name: str, *, wait: bool = True, **fields: Any) -> None:
         invoice = Invoice.model_validate(an_invoice(id=name, **fields))
         await InvoiceClient(self.client).submit(invoice)
-        if wait:  # or else the next step may come before the workflow waits for it
+        if wait:  # otherwise the next step may come before the workflow is ready for it
             await self.until(name, lambda status: status.worker_answers)
 
     async def start(self, name: str, lines: object) -> None:
-        """As the tutorial's client submits: without a memo, a currency or a pacing."""
+        """Submits as the tutorial's client does, without a memo, a currency or pauses."""
         invoice = {"id": name, "lines": lines}
         await self.client.start_workflow(
             "InvoiceWorkflow", invoice, id=workflow_id(name), task_queue=TASK_QUEUE
@@ -215,7 +215,7 @@ def cancelled_as_line_1_was_paid(**fields: Any) -> Course:
 
 
 class LosingAnswers(SimulatedGateway):
-    """It has paid, and doesn't say so until it is asked."""
+    """A gateway that pays, but doesn't say so until `stop` asks."""
 
     def pay(self, reference: str, payment: Payment) -> None:
         raise GatewayUnavailable("no answer")
@@ -243,7 +243,7 @@ WITHOUT_A_WORKER: dict[str, Course] = {
     "approved-after-the-deadline": approved_after_the_deadline,
     "approved-in-time-but-read-late": approved_in_time_but_read_late,
 }
-# The first run of these but one is declined after its first line; the second is what is recorded.
+# Except for "declined", the first run is declined after its first line, and the second is recorded.
 PAID_IN_PART = ["resubmitted", "paid-in-part-then-rejected", "paid-line-changed"]
 WITH_A_LIMIT = dict.fromkeys(["declined", *PAID_IN_PART], approved(lines=ONE_ABOVE))
 TOGETHER: dict[str, Course] = {
@@ -312,7 +312,7 @@ async def worker(service: Service, limit: str = "") -> AsyncIterator[None]:
 
 
 def anonymous(value: Any) -> Any:
-    """Without what names a machine, a process or a path; none of it matters to a replay."""
+    """Removes the names of machines, processes and paths, which don't matter for a replay."""
     if isinstance(value, list):
         return [anonymous(item) for item in value]
     if not isinstance(value, dict):

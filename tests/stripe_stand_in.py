@@ -1,7 +1,7 @@
 """A stand-in for Stripe over HTTP that keeps its state: PaymentIntents, idempotency keys, charges.
 
-It does what Stripe documents of the four calls that are used. Its clock stands still until moved,
-and faults can be laid into its way.
+It implements the four calls that are used as Stripe documents them. Its clock stands still until a
+test moves it, and tests can have it fail.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 KEY_LIFE_HOURS = 24
-"""After which Stripe takes an idempotency key for a new one."""
+"""How long Stripe remembers an idempotency key."""
 
 PARAMETERS = {
     "create": "amount currency customer payment_method allowed_payment_method_types[0]"
@@ -35,12 +35,12 @@ FaultKind = int | Literal["drop before", "drop after", "hold before", "hold afte
 
 @dataclass
 class Fault:
-    """What befalls the next call of `step`, of one invoice or of any."""
+    """What goes wrong in the next call of `step`, for one invoice or for any."""
 
     step: Step
     kind: FaultKind
-    """The status of a refusal; or the connection is dropped, or nothing happens until `release`,
-    before or after the stand-in has done what it was asked for."""
+    """The HTTP status of an error; or whether the connection is dropped or held until `release`,
+    before or after the stand-in has executed the call."""
     invoice: str | None = None
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
@@ -55,18 +55,18 @@ class Refusal(Exception):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # of five, some of twenty payers at once wait longer than they may
+    request_queue_size = 128  # with the default of 5, twenty calls at once are too slow
 
 
 TERMS = {"customer": "cus_A", "payment_method": "pm_visa"}
-"""Of an invoice whose customer has a card."""
+"""The fields of an invoice whose customer has a card."""
 
 
 class StripeStandIn(AbstractContextManager["StripeStandIn"]):
     def __init__(self) -> None:
         self.intents: dict[str, dict[str, Any]] = {}
         self.charges: list[dict[str, Any]] = []
-        """Each a copy of the intent's fields, as it was charged."""
+        """The fields of each intent at the time of its charge."""
         self.faults: list[Fault] = []
         self.hours = 0.0
         self._answers: dict[str, tuple[float, dict[str, str], int, bytes]] = {}
@@ -76,7 +76,7 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
 
     @property
     def settings(self) -> dict[str, str]:
-        """Of a worker that pays through it."""
+        """The settings for a worker that pays through it."""
         return {
             "PAYMENT_GATEWAY": "stripe",
             "STRIPE_API_KEY": "sk_test_ok",
@@ -84,7 +84,7 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
         }
 
     def __enter__(self) -> "StripeStandIn":
-        # Shutting down takes up to one interval, and each test has its own.
+        # The default interval would make the shutdown at the end of each test slow.
         threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True).start()
         return self
 
@@ -99,14 +99,14 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
         return fault
 
     def forget(self, invoice: str) -> None:
-        """Takes the keys of what was created for an invoice for new ones, as after a day."""
+        """Forgets the idempotency keys of an invoice, as Stripe does after a day."""
         with self._lock:
             for key, (_, parameters, *_) in list(self._answers.items()):
                 if parameters.get("metadata[invoice]") == invoice:
                     del self._answers[key]
 
     def charged(self, invoice: str) -> list[str]:
-        """The keys of the charges of an invoice, one for each charge."""
+        """The keys of an invoice's charges, one for each charge."""
         return sorted(c["metadata"]["key"] for c in self.charges if c["invoice"] == invoice)
 
     def fault(self, step: str, intent: str | None, parameters: dict[str, str]) -> Fault | None:
@@ -122,7 +122,7 @@ class StripeStandIn(AbstractContextManager["StripeStandIn"]):
     def answer(
         self, step: str, intent: str | None, parameters: dict[str, str], key: str, mode: str
     ) -> tuple[int, bytes]:
-        """Does what is asked, or repeats the answer that the idempotency key had."""
+        """Executes a call, or repeats the answer for a known idempotency key."""
         with self._lock:
             if known := self._answers.get(key):
                 at, before, status, body = known

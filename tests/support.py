@@ -1,4 +1,4 @@
-"""The real parts the tests run: Temporal Services, workers and MCP servers, as processes."""
+"""Starts what the tests run for real: Temporal Services, workers and MCP servers, as processes."""
 
 import asyncio
 import os
@@ -17,6 +17,9 @@ from uuid import uuid4
 
 import pytest
 import temporalio.worker
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowHandle
 
 from invoice_client import InvoiceClient
@@ -29,7 +32,7 @@ from temporal_service.connection import whoami
 from temporal_service.payloads import json_payload
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
-if TYPE_CHECKING:  # its import takes a second, and the unit tests need none
+if TYPE_CHECKING:  # the import takes a second, and the unit tests don't need it
     from fastmcp import Client as McpClient
 
 ROOT = Path(__file__).parent.parent
@@ -39,8 +42,8 @@ ERAS = ["legacy", "2026-07-28"]
 STARTED = "Worker started. Listening for invoice workflows..."
 
 
-# Below the range from which systems give out ports themselves (Linux from 32768, others 49152).
-# Each process of pytest-xdist has a share of its own, and takes it in random order.
+# Below the range from which systems assign ports themselves (Linux from 32768, others 49152). Each
+# process of pytest-xdist has its own share of the ports, and uses them in random order.
 _share = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _ports = list(range(20_000 + _share, 32_000, _shares))
@@ -64,7 +67,7 @@ def id_of(invoice: AnInvoice) -> str:
 
 
 def an_invoice(**fields: Any) -> dict[str, Any]:
-    """The tutorial's invoice under an id of its own, paid without pacing."""
+    """The tutorial's invoice with a new id, and without pauses between its payments."""
     return {
         "id": f"INV-{uuid4().hex[:12]}",
         "lines": [
@@ -109,7 +112,7 @@ async def eventually(check: Callable[[], Any], bound: float = 20) -> Any:
 
 
 def environment(address: str, **more: str) -> dict[str, str]:
-    """What a process of ours gets: as little as a host passes on, and the address.
+    """The environment for our processes: as little as a host passes on, and the address.
 
     An address is `host:port`, or `host:port/namespace`.
     """
@@ -120,9 +123,9 @@ def environment(address: str, **more: str) -> dict[str, str]:
 
 
 class Service:
-    """A Temporal dev server of our own on free ports, with its database in `directory`.
+    """A Temporal dev server on free ports, with its database in `directory`.
 
-    It has the namespace `default`, and `namespaces`.
+    It has the namespace `default` and those in `namespaces`.
     """
 
     def __init__(self, directory: Path, namespaces: Sequence[str] = ()) -> None:
@@ -141,7 +144,7 @@ class Service:
         for namespace in self.namespaces:
             command += ["--namespace", namespace]
         if self.namespaces:
-            # Else each has workers of its own, for schedules and batches.
+            # Otherwise the service runs its own workers for each, for schedules and batches.
             command += ["--dynamic-config-value", "worker.perNamespaceWorkerCount=0"]
             # It is never started again, so its database may be in memory, which is faster.
             at = command.index("--db-filename")
@@ -211,7 +214,7 @@ class Worker:
         self.kill()
 
     async def start(self) -> Self:
-        """Also again; a start that fails leaves no process."""
+        """Starts it, also for a second time. A start that fails leaves no process behind."""
         output = self.log.with_suffix(".out")
         with self.log.open("a") as log, output.open("w") as out:
             process = subprocess.Popen(self.command, env=self.environment, stdout=out, stderr=log)
@@ -241,7 +244,7 @@ class Worker:
 
 
 async def refused_start(*command: str, stdout: int = asyncio.subprocess.PIPE, **env: str) -> str:
-    """The one line a worker says that ends at once with exit code 1."""
+    """The one line that a worker prints when it ends at once with exit code 1."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *(command or (str(ROOT / "worker.py"),)),
@@ -261,9 +264,9 @@ async def refused_start(*command: str, stdout: int = asyncio.subprocess.PIPE, **
 async def workflows_only(
     client: Client, *more_activities: Callable[..., Any]
 ) -> AsyncIterator[None]:
-    """A worker in this process that takes invoices as far as their next payment.
+    """A worker in this process that processes invoices up to their next payment.
 
-    Its ledger, and that of `payments_only`, is what `activities.open_payments` gives.
+    It uses the ledger from `activities.open_payments`, and so does `payments_only`.
     """
     import activities
 
@@ -280,7 +283,7 @@ async def workflows_only(
 
 @asynccontextmanager
 async def payments_only(client: Client) -> AsyncIterator[None]:
-    """A worker in this process that makes payments and takes no invoice any further."""
+    """A worker in this process that makes payments, but doesn't run workflows."""
     import activities
 
     async with temporalio.worker.Worker(
@@ -294,8 +297,8 @@ async def payments_only(client: Client) -> AsyncIterator[None]:
 async def cancelled_with_the_outcome(
     desk: "Desk", *, cancel_first: bool = False, **fields: Any
 ) -> Invoice:
-    """Leaves an approved invoice whose next workflow task has the outcome of line 1 and a
-    cancellation. No other worker may run; those here take their ledger as `workflows_only` says.
+    """Gives an approved invoice whose next workflow task has both the outcome of line 1 and a
+    cancellation. No other worker may run. The ledger is that of `workflows_only`.
     """
 
     async def payment_pending() -> bool:
@@ -318,7 +321,7 @@ async def cancelled_with_the_outcome(
 
 
 def payments(data: Path) -> dict[str, tuple[str, str, str]]:
-    """What the ledger holds as paid: key to item, amount and currency."""
+    """The item, amount and currency of every paid line in the ledger, by key."""
     with closing(sqlite3.connect(data / "payments.db", timeout=10)) as ledger:
         rows = ledger.execute(
             "SELECT idempotency_key, item, amount, currency FROM payments WHERE state = 'paid'"
@@ -327,7 +330,7 @@ def payments(data: Path) -> dict[str, tuple[str, str, str]]:
 
 
 def states(ledger: SQLiteLedger) -> list[str]:
-    """Of all attempts, in the order of the lines."""
+    """The states of all attempts, in the order of the lines."""
     rows, _ = ledger._execute("SELECT state FROM payments ORDER BY idempotency_key, attempt")
     return [state for [state] in rows]
 
@@ -360,7 +363,7 @@ def mcp(
 
 
 async def advertised(client: "McpClient[Any]") -> dict[str, Any]:
-    """What the server says that it has: in the handshake, or asked for it in the later era."""
+    """The server's capabilities, from the handshake, or from a request in the later era."""
     if client.initialize_result:
         return client.initialize_result.capabilities.model_dump(exclude_none=True)
     discovered = await client.session.send_discover("2026-07-28")
@@ -369,7 +372,7 @@ async def advertised(client: "McpClient[Any]") -> dict[str, Any]:
 
 
 class Tools:
-    """Calls tools and gives their text; `Refused` if the answer is an error."""
+    """Calls tools and returns their text. Raises `Refused` if the answer is an error."""
 
     def __init__(self, client: "McpClient[Any]") -> None:
         self.client = client
@@ -382,7 +385,7 @@ class Tools:
         return text
 
     async def submit(self, **fields: Any) -> dict[str, Any]:
-        """An invoice of `an_invoice`, after the tool has taken it."""
+        """Submits an invoice from `an_invoice`, and returns it."""
         invoice = an_invoice(**fields)
         await self("process_invoice", invoice_data=invoice)
         return invoice
@@ -394,7 +397,7 @@ class Tools:
         return content
 
     async def until(self, invoice: dict[str, Any], *states: str) -> dict[str, Any]:
-        """The status, once it is in one of `states`."""
+        """Waits for one of these states, and returns the status."""
 
         async def status_in_states() -> dict[str, Any] | None:
             status = await self.status(invoice)
@@ -407,11 +410,23 @@ class Refused(Exception):
     """A tool answered with an error."""
 
 
+async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
+    """Calls all tools at once. Each must refuse; returns their words."""
+
+    async def answer(tool: str) -> str:
+        with pytest.raises(Refused) as refusal:
+            await tools(tool, **CALLS[tool])
+        return str(refusal.value)
+
+    async with asyncio.timeout(30):
+        return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
+
+
 @asynccontextmanager
 async def tools_in_memory(
     address: str, mode: str = "legacy", **client: Any
 ) -> AsyncIterator[Tools]:
-    """The tools without a process, for tests that are about what they do and say."""
+    """The tools in this process, for tests of what they do and say."""
     from fastmcp import Client as McpClient
 
     import invoice_server
@@ -424,7 +439,7 @@ async def tools_in_memory(
 
 
 class Desk:
-    """Submits, decides and waits by `InvoiceClient`, as the MCP server does.
+    """Submits, decides and waits with `InvoiceClient`, as the MCP server does.
 
     `Tools` does the same by calling tools.
     """
@@ -434,13 +449,13 @@ class Desk:
         self.client = InvoiceClient(temporal)
 
     async def submit(self, **fields: Any) -> Invoice:
-        """An invoice of `an_invoice`."""
+        """Submits an invoice from `an_invoice`, and returns it."""
         invoice = Invoice.model_validate(an_invoice(**fields))
         await self.client.submit(invoice)
         return invoice
 
     async def start(self, invoice: AnInvoice, **options: Any) -> WorkflowHandle[Any, Any]:
-        """As another client does, such as the tutorial's."""
+        """Starts the workflow as another client does, such as the tutorial's."""
         content = json_payload(invoice.to_json()) if isinstance(invoice, Invoice) else invoice
         return await self.temporal.start_workflow(
             "InvoiceWorkflow",
@@ -460,17 +475,43 @@ class Desk:
         await self.approve(invoice)
         return invoice
 
+    async def pay(self, invoice: AnInvoice) -> None:
+        """Approves an invoice, and waits until it is paid."""
+        await self.approve(invoice)
+        assert await self.handle(invoice).result() == "COMPLETED"
+
+    async def reset(self, invoice: AnInvoice, task: int = 0) -> str:
+        """Resets to the end of a workflow task, counted from 0. Returns the new run's id."""
+        handle = self.handle(invoice)
+
+        async def ends_of_tasks() -> list[int]:
+            completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
+            events = handle.fetch_history_events()
+            return [event.event_id async for event in events if event.event_type == completed]
+
+        run_id = (await handle.describe()).run_id
+        answer = await self.temporal.workflow_service.reset_workflow_execution(
+            ResetWorkflowExecutionRequest(
+                namespace=self.temporal.namespace,
+                workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=run_id),
+                workflow_task_finish_event_id=(await eventually(ends_of_tasks))[task],
+                request_id=uuid4().hex,
+                reason="a test",
+            )
+        )
+        return answer.run_id
+
     async def status(self, invoice: AnInvoice) -> InvoiceStatus:
         return await self.client.get_status(id_of(invoice))
 
     async def until(self, invoice: AnInvoice, *states: str, bound: float = 20) -> InvoiceStatus:
-        """The status, once it is in one of `states`."""
+        """Waits for one of these states, and returns the status."""
         return await self.once(invoice, lambda status: status.state in states, bound)
 
     async def once(
         self, invoice: AnInvoice, is_so: Callable[[InvoiceStatus], object], bound: float = 20
     ) -> InvoiceStatus:
-        """The status, once `is_so` is true of it."""
+        """Waits until `is_so` is true of the status, and returns it."""
 
         async def matching_status() -> InvoiceStatus | None:
             status = await self.status(invoice)

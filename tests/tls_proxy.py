@@ -1,4 +1,4 @@
-"""What a Temporal Service elsewhere has in front of it: TLS, client certificates, API keys."""
+"""A proxy that adds TLS, client certificates and API keys to a Temporal Service."""
 
 import asyncio
 import ssl
@@ -20,11 +20,11 @@ REFUSED = {
 
 @asynccontextmanager
 async def tls_proxy(port: int, tls: ssl.SSLContext, api_key: str = "") -> AsyncIterator[str]:
-    """Gives the address of a TLS end point in front of the plain Temporal Service on `port`.
+    """Yields the address of a TLS endpoint in front of the plain Temporal Service on `port`.
 
     Args:
-        api_key: a connection is cut off from the service, and all its calls are refused, from the
-            first call on that comes without it.
+        api_key: if set, the first call without it makes the proxy refuse that call and all later
+            ones on its connection.
     """
     open_ends: set[asyncio.StreamWriter] = set()
 
@@ -59,12 +59,12 @@ async def _requests(
     api_key: str,
 ) -> None:
     to_service.write(await client.readexactly(PREFACE))
-    headers = hpack.Decoder()  # has a state, so sees every header of the connection
+    headers = hpack.Decoder()  # it has a state, so it must see every header of the connection
     refused = False
     while True:
         head, payload = await _frame(client)
         if api_key and head[3] == HEADERS:
-            assert head[4] & 0b101100 == 0b100, "neither padding nor priority nor a second frame"
+            assert head[4] & 0b101100 == 0b100, "padding, priority or more frames"
             given = dict(headers.decode(payload, raw=True)).get(b"authorization")
             refused |= given != f"Bearer {api_key}".encode()
             if refused:
@@ -76,19 +76,19 @@ async def _requests(
 
 async def _answers(service: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
     while True:
-        to_client.write(b"".join(await _frame(service)))  # whole, as a refusal may come between
+        to_client.write(b"".join(await _frame(service)))  # whole: a refusal may follow
         await to_client.drain()
 
 
 async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Length (3 bytes), kind (1), flags (1) and stream (4); and the payload."""
+    """A frame's head (length: 3 bytes, kind: 1, flags: 1, stream: 4) and its payload."""
     head = await reader.readexactly(9)
     return head, await reader.readexactly(int.from_bytes(head[:3], "big"))
 
 
 def _refusal(request: bytes) -> bytes:
-    """An answer to the HEADERS frame that `request` is the head of."""
-    # Never indexed: must not disturb the compression between the service and the client.
+    """A refusal of the request whose HEADERS frame has this head."""
+    # Not indexed, so that the header compression between service and client stays in step.
     payload = hpack.Encoder().encode([(key, value, True) for key, value in REFUSED.items()])
     end_of_headers_and_stream = b"\5"
     return (

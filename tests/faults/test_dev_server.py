@@ -1,4 +1,4 @@
-"""The embedded Temporal Service: it never outlives its worker, and a worker never lacks it."""
+"""The embedded Temporal Service: it ends with its worker, and is started again when it is gone."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ class Embedded:
         return worker
 
     async def client(self) -> Client | None:
-        """Once the service answers."""
+        """Connects as soon as the service answers."""
         try:
             return await connect(self.address)
         except StartupError:
@@ -91,7 +91,7 @@ async def embedded(tmp_path: Path) -> AsyncIterator[Embedded]:
 
 
 async def approved(embedded: Embedded, invoice: Invoice) -> bool:
-    """Whether the invoice, which waits, could be approved and has completed."""
+    """Approves a waiting invoice. Returns whether it has completed."""
     if not (client := await embedded.client()):
         return False
     handle = Desk(client).handle(invoice)
@@ -125,7 +125,7 @@ if sys.platform == "win32":
 
 @pytest.fixture(scope="module")
 async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Embedded]:
-    """An embedded service in a difficult environment, shared by tests that only read from it."""
+    """An embedded service in a difficult environment. The tests that share it only read."""
     data = tmp_path_factory.mktemp("embedded") / FOLDER
     data.mkdir()
     (data / "temporal.log").write_text("x" * (dev_server.LOG_LIMIT + 1))
@@ -182,7 +182,7 @@ async def test_its_service_remembers_closed_invoices_for_a_year(running: Embedde
 
 @pytest.fixture
 def here(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embedded], None]:
-    """Gives this process the ports of an embedded service, and no address."""
+    """Sets the ports of an embedded service in this process, without an address."""
 
     def use(embedded: Embedded) -> None:
         monkeypatch.setattr(connection, "PORT", embedded.port)
@@ -335,7 +335,7 @@ async def test_a_service_started_by_hand_is_waited_for_and_not_replaced(
     await service.start()
     assert await approved(embedded, invoice)
 
-    service.kill()  # and another directory's comes in its place
+    service.kill()  # and a service of another directory takes its place
     await embedded.worker(other).start()
     assert worker.process
     assert await asyncio.to_thread(worker.process.wait, 40) == 1
@@ -347,7 +347,7 @@ HOSTS = ["{address}", "localhost", "127.0.0.1", "attacker.example", "none.invali
 
 
 def post(port: int, path: str, host: str) -> int:
-    """What a web page can send without being asked first; returns the status, 0 for no HTTP."""
+    """Posts as a web page can without a preflight. Returns the status, or 0 if it isn't HTTP."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}",
         data=json.dumps({"workflowType": {"name": "InvoiceWorkflow"}}).encode(),
@@ -362,7 +362,7 @@ def post(port: int, path: str, host: str) -> int:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
-    except (OSError, HTTPException):  # as of a port that speaks gRPC
+    except (OSError, HTTPException):  # as from a gRPC port
         return 0
 
 
@@ -463,7 +463,7 @@ async def test_ctrl_c_during_the_start_leaves_no_server(seconds: float, embedded
     assert await worker.end(signal.SIGINT) == 0
     assert await embedded.has_no_server()
     await asyncio.wait([start])
-    start.exception()  # it may have started by then
+    start.exception()  # it may have started already
 
 
 @unix

@@ -1,7 +1,6 @@
 """Whatever is killed while invoices are paid: nothing is lost and nothing is paid twice."""
 
 import asyncio
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from uuid import uuid4
@@ -131,16 +130,10 @@ async def test_kill_of_the_mcp_server_within_a_call_loses_nothing(
     assert len(paid(worker.data, invoice)) == 2
 
 
-@pytest.fixture
-def stand_in() -> Iterator[StripeStandIn]:
-    with StripeStandIn() as stand_in:
-        yield stand_in
-
-
 async def test_kill_of_the_worker_within_a_call_charges_once(
     namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
-    """Whether Stripe still knows the keys of the killed worker, or has forgotten them in a day."""
+    """Either Stripe still knows the killed worker's keys, or it has forgotten them after a day."""
     desk = Desk(await namespace.connect())
     async with Worker(namespace.address, tmp_path, **stand_in.settings):
         kinds: list[FaultKind] = ["hold before", "hold after"]

@@ -1,4 +1,4 @@
-"""The largest invoices that are taken are paid to the last line."""
+"""The largest invoices that are accepted are paid to the last line."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ from support import (
 
 
 def filled_up(invoice: dict[str, Any]) -> Invoice:
-    """Just below the limit of what an invoice may be, by the description of its last line.
+    """An invoice just below the size limit, because of the description of its last line.
 
-    Escaped to ASCII, which is how an activity's argument is sent, that has three times the size.
+    Activity arguments are sent with ASCII escapes, which triple the size of this description.
     """
 
     def described(description: str) -> Invoice:
@@ -35,7 +35,7 @@ async def test_the_largest_accepted_invoice_is_paid_to_the_last_line(
     desk, data = Desk(await connect(own_worker.address)), own_worker.data
     invoice = filled_up(an_invoice())
     assert len(invoice.to_json()) > MAX_JSON_BYTES - 3
-    if ledger_away:  # then it is asked again before paying, in another way
+    if ledger_away:  # if so, it is asked again before paying, in another way
         (data / "payments.db").rename(data / "away.db")
     await desk.client.submit(invoice)
     await desk.approve(invoice)
@@ -58,7 +58,7 @@ async def test_the_maximum_number_of_lines_with_the_longest_items_is_paid(
     await desk.approve(invoice)
     await desk.until(invoice, "completed", bound=120)
     assert len(paid(own_worker.data, invoice)) == MAX_LINES
-    # Another client starts it again, and the ledger tells all that was paid.
+    # Another client starts it again, and the ledger reports everything that was paid.
     handle = await desk.start(invoice)
     await handle.signal("approve_invoice")
     text = (await desk.until(invoice, "completed")).to_text()

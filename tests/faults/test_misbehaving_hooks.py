@@ -1,4 +1,4 @@
-"""A hook that hangs, never ends its answer or can't be looked up holds up no invoice."""
+"""A hook that hangs, never ends its answer or can't be looked up doesn't delay invoices."""
 
 import asyncio
 import gzip
@@ -8,8 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hooks import Answer, Hook, a_hook, accept, hang, never_end
-from invoices.invoice import Invoice
+from hooks import Answer, a_hook, accept, hang, never_end
 from support import PROCESSES, Desk, Namespace, Worker, eventually
 
 BOMB = gzip.compress(bytes(2**29))
@@ -18,15 +17,6 @@ BOMB = gzip.compress(bytes(2**29))
 async def send_a_bomb(writer: asyncio.StreamWriter) -> None:
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n\r\n"
     writer.write(head.encode() + BOMB)
-
-
-def a_worker(namespace: Namespace, data: Path, hook: Hook) -> Worker:
-    return Worker(namespace.address, data, INVOICE_NOTIFY_URL=hook.url)
-
-
-async def pay(desk: Desk, invoice: Invoice) -> None:
-    await desk.approve(invoice)
-    assert await desk.handle(invoice).result() == "COMPLETED"
 
 
 async def test_payments_and_shutdown_do_not_wait_for_a_hook(
@@ -38,16 +28,16 @@ async def test_payments_and_shutdown_do_not_wait_for_a_hook(
             invoice, *_ = await asyncio.gather(*(desk.submit() for _ in range(25)))
 
             await eventually(lambda: len(hook.posts) >= 10)
-            await pay(desk, invoice)
+            await desk.pay(invoice)
             assert hook.ended == 0, "a post had to be given up first"
             start = time.monotonic()
             assert await worker.end() == 0
             assert time.monotonic() - start < 35
             assert "Traceback" not in worker.log.read_text()
-        # What was cut off is posted by the next worker.
+        # The next worker posts the notices that were cut off.
         hook.answer = accept
         hook.posts.clear()
-        async with a_worker(namespace, tmp_path, hook):
+        async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url):
             await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)), 40)
 
 
@@ -58,7 +48,7 @@ async def test_an_endless_answer_uses_no_memory(
     desk = Desk(await namespace.connect())
     async with (
         a_hook(answer) as hook,
-        a_worker(namespace, tmp_path, hook) as worker,
+        Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url) as worker,
     ):
         assert worker.process
         memory = psutil.Process(worker.process.pid).memory_info
@@ -87,5 +77,5 @@ async def test_an_endless_name_lookup_delays_nothing(namespace: Namespace, tmp_p
         invoice = await desk.submit()
 
         await eventually((tmp_path / "looking-up").exists)
-        await pay(desk, invoice)
+        await desk.pay(invoice)
         assert await worker.end() == 0

@@ -1,4 +1,4 @@
-"""An invoice waits for a worker with its ledger and its gateway, and for a ledger that is away."""
+"""An invoice waits for a worker with its ledger and gateway, and for an unavailable ledger."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ async def test_an_invoice_waits_for_the_worker_with_its_ledger(
 async def test_an_invoice_waits_for_the_worker_with_its_gateway(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    """The worker is started again without the setting that names the gateway."""
+    """The worker is restarted without the setting that names the gateway."""
     desk = Desk(await namespace.connect())
     with StripeStandIn() as stand_in:
         settings = stand_in.settings

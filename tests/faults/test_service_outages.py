@@ -1,29 +1,10 @@
-"""A Temporal Service that comes and goes."""
+"""A Temporal Service that is unavailable for a while."""
 
-import asyncio
 import re
 
 import pytest
 
-from support import (
-    CALLS,
-    Refused,
-    Service,
-    Tools,
-    mcp,
-)
-
-
-async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
-    """What each tool says, all called at once; all refuse."""
-
-    async def answer(tool: str) -> str:
-        with pytest.raises(Refused) as refusal:
-            await tools(tool, **CALLS[tool])
-        return str(refusal.value)
-
-    async with asyncio.timeout(30):
-        return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
+from support import Refused, Service, Tools, answers_of_all_tools, mcp
 
 
 async def test_the_server_recovers_when_the_service_comes_back(service: Service) -> None:

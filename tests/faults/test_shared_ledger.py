@@ -1,4 +1,4 @@
-"""Workers that share a database, which comes and goes."""
+"""Workers that share a database, which is unavailable for a while."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ from support import Desk, Namespace, Worker
 
 @pytest.fixture
 async def to_be_killed(postgresql: PostgreSQL) -> AsyncIterator[PostgreSQL]:
-    """The PostgreSQL server, which no other test uses at the same time."""
+    """A PostgreSQL server that a test may kill, because no other test uses it."""
     yield postgresql
     await postgresql.start()
 
@@ -61,7 +61,7 @@ async def test_workers_that_share_a_database_charge_each_line_once_while_one_is_
             kinds: list[FaultKind] = ["hold before", "hold after"]
             for _ in range(2):
                 async with Worker(namespace.address, tmp_path / "killed", **settings):
-                    # A worker pays what it has taken up: each has some of these held calls.
+                    # Each worker keeps the payments that it took, so both have some held calls.
                     faults = [stand_in.lay(Fault("confirm", kind)) for kind in kinds * 2]
                     new = [await desk.submit(lines=lines, **TERMS) for _ in faults]
                     for invoice in new:

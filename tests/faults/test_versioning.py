@@ -1,4 +1,4 @@
-"""Workers with Temporal's versioning."""
+"""Workers with Temporal's Worker Versioning."""
 
 import asyncio
 import shlex
@@ -30,7 +30,7 @@ async def test_a_worker_without_work_because_of_versioning_names_the_command(
     executable = str(await dev_server.temporal_executable())
 
     async def do_as_told(worker: Worker) -> bool:
-        """Runs the command in a worker's log; false as long as Temporal refuses."""
+        """Runs the command from a worker's log. Returns False if Temporal refuses it."""
         told = worker.log.read_text().partition("This worker gets no work: ")[2].splitlines()
         if not told:
             return False
@@ -58,15 +58,10 @@ async def test_a_worker_without_work_because_of_versioning_names_the_command(
         assert await handle.result() == "COMPLETED"
 
 
-async def pay(desk: Desk, invoice: Invoice) -> None:
-    await desk.approve(invoice)
-    assert await desk.handle(invoice).result() == "COMPLETED"
-
-
 async def test_a_versioned_worker_posts_and_the_version_before_can_be_made_current(
     service: Service, tmp_path: Path
 ) -> None:
-    desk = Desk(await service.start())  # of its own: the one that is shared keeps no versions
+    desk = Desk(await service.start())  # the shared one can't do versioning
 
     async def make_current(build_id: str) -> None:
         async def accepted() -> bool:
@@ -97,4 +92,4 @@ async def test_a_versioned_worker_posts_and_the_version_before_can_be_made_curre
         await eventually(lambda: hook.events(invoice) == ["waiting"])
         async with a_version("1"):  # as before notices had a task queue of their own
             await make_current("1")
-            await pay(desk, invoice)
+            await desk.pay(invoice)

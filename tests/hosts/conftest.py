@@ -11,7 +11,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
-    """The system's Chromium, since the package's own would have to be downloaded."""
+    """The system's Chromium, because the package would have to download its own."""
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if not path:
         pytest.skip("no Chromium on PATH")

@@ -25,7 +25,7 @@ NO_CODE = {"LICENSE", "approval/card.html", "manifest.json", "pyproject.toml", "
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked bundle of a project with everything in it that must not get out."""
+    """The unpacked bundle of a project that has all kinds of private files."""
     folder = tmp_path_factory.mktemp("bundle")
     project = folder / "project"
     project.mkdir()
@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for private in (".env", "key.pem", "data/payments.db", "tests/test_x.py", ".venv/x.py"):
         (project / private).parent.mkdir(exist_ok=True)
         (project / private).write_text("private")
-    # This validates the manifest too.
+    # This also validates the manifest.
     packed = npx(MCPB, "pack", project, folder / "invoice-processor.mcpb")
     assert packed.returncode == 0, packed.stdout + packed.stderr
     with ZipFile(folder / "invoice-processor.mcpb") as archive:
@@ -94,7 +94,7 @@ def test_fields_not_filled_in_mean_the_local_service(
 ) -> None:
     for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
         monkeypatch.delenv(name)
-    for name in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):  # no TOML file of this machine's
+    for name in ("HOME", "XDG_CONFIG_HOME", "APPDATA"):  # without a TOML file of this machine
         monkeypatch.setenv(name, str(tmp_path))
     for name, value in MANIFEST["server"]["mcp_config"]["env"].items():
         field = MANIFEST["user_config"][value.removeprefix("${user_config.").removesuffix("}")]

@@ -1,4 +1,4 @@
-"""Approving by a card: what hosts are told, what a model can call by name, what a click does."""
+"""Approving with a card: what hosts are told, what a model can call, and what a click does."""
 
 import asyncio
 import json
@@ -41,14 +41,14 @@ async def host(
 
 
 async def load_card(tools: Tools, invoice: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """What a card shows, and its seal."""
+    """Loads a card. Returns what it shows, and its seal."""
     result = await tools.client.call_tool_mcp("invoice_card", {"invoice_id": invoice["id"]})
     assert result.structured_content
     return result.structured_content, (result.meta or {}).get("seal", "")
 
 
 async def listed(client: McpClient[Any]) -> dict[str, dict[str, Any]]:
-    """The tools that a host is told of, by name."""
+    """The tools in the server's list for a host, by name."""
     tools = await client.list_tools()
     return {tool.name: tool.model_dump(mode="json", by_alias=True) for tool in tools}
 
@@ -287,7 +287,7 @@ async def test_a_host_that_asks_and_shows_cards_asks(
 
 @pytest.mark.slow
 async def test_only_a_host_that_loads_no_card_falls_back(address: str, worker: Worker) -> None:
-    # In this era every request is a session of its own: what falls back is the process.
+    # In this era each request is its own session, so the whole process falls back.
     era, required = ERAS[1], {"INVOICE_APPROVAL_CARD": "required"}
     async with (
         mcp(address, era, extensions=[SHOWS_CARDS]) as loading,

@@ -63,7 +63,7 @@ class Card:
         return await self.frame.get_by_role("button").all_inner_texts()
 
     async def height_with_buttons_in_sight(self) -> float:
-        """Once the host has made room for the card, as it asked."""
+        """The height once the host has given the card the height that it asked for."""
 
         async def height() -> float | None:
             frame = await self.page.locator("iframe").bounding_box()
@@ -89,7 +89,7 @@ class Card:
         return messages
 
     async def sees(self, words: str) -> str:
-        """The card's text, once it has these words."""
+        """Waits for these words on the card, and returns its text."""
         await self.frame.locator("main", has_text=words).wait_for()
         return await self.text()
 
@@ -99,8 +99,8 @@ class Card:
 
 @pytest.fixture(scope="module")
 async def host(address: str, worker: Worker) -> AsyncIterator[Tools]:
-    """The tools of a server that knows its host to show cards."""
-    # A host of these tests that loads no card must not make the server fall back for the others.
+    """The tools of a server that knows that its host shows cards."""
+    # A test's host that doesn't load a card must not make the server fall back for the others.
     required = {"INVOICE_APPROVAL_CARD": "required"}
     async with mcp(address, extensions=[SHOWS_CARDS], env=required) as client:
         yield Tools(client)
@@ -113,7 +113,7 @@ async def opened(page: Page, host: Tools, *departures: str, **fields: Any) -> Ca
 
 
 def amounts(worker: Worker, invoice: dict[str, Any]) -> list[str]:
-    """What was paid of an invoice, by the ledger."""
+    """The amounts of an invoice that were paid, according to the ledger."""
     keys = paid(worker.data, invoice)
     return [payments(worker.data)[key][1] for key in keys]
 

@@ -1,4 +1,4 @@
-"""The MCP Inspector: its strict check of the schemas, and the card in its page."""
+"""The MCP Inspector: its strict check of the schemas, and the card on its page."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from support import (
 
 
 def test_tools_pass_the_strict_check() -> None:
-    # In one era: `test_schemas.py` holds that the tools are the same in both.
+    # In one era, because `test_schemas.py` checks that the tools are the same in both.
     arguments = [sys.executable, "invoice_server.py", "--method", "tools/list"]
     checked = npx(INSPECTOR, "--cli", *arguments, "--strict")
     assert checked.returncode == 0, checked.stderr
@@ -40,7 +40,7 @@ async def test_in_the_inspector_only_the_persons_click_pays(
     await page.goto(inspector)
     await page.get_by_role("switch", name=era).press(" ")
     await page.get_by_text("Tools", exact=True).first.click()
-    # This tab has every tool, as if a model could call them all.
+    # This tab shows every tool, as if a model could call all of them.
     approved = await call_in_inspector(page, "approve_invoice", invoice_id=invoice["id"])
     assert "Nothing is approved or paid yet" in approved
     assert "$7,000.00" in await call_in_inspector(page, "invoice_card", invoice_id=invoice["id"])
@@ -70,9 +70,9 @@ async def test_in_the_inspector_only_the_persons_click_pays(
 async def inspector(
     address: str, worker: Worker, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[str]:
-    """The address of an MCP Inspector's page, with the server to be connected in either era.
+    """The address of an MCP Inspector's page, in which the server can be connected in either era.
 
-    The Inspector can ask as well, and then no card is offered: so that is taken out on the way.
+    The Inspector can also ask, and then no card is offered. So that capability is removed.
     """
     folder, port = tmp_path_factory.mktemp("inspector"), free_port()
     server = {
@@ -116,7 +116,7 @@ async def inspector(
 
 
 async def call_in_inspector(page: Page, tool: str, **arguments: Any) -> str:
-    """Calls a tool by name in the Inspector's own tab; the text of the answer."""
+    """Calls a tool in the Inspector's own tab. Returns the text of the answer."""
     await page.get_by_text("Tools", exact=True).first.click()
     screen = page.get_by_test_id("tools-screen")
     await screen.get_by_role("button", name=tool).click()

@@ -1,6 +1,5 @@
-"""The MCP server as a process: only the protocol on its output, clear words on what is down."""
+"""The MCP server as a process: its output is only the protocol, and its errors are clear."""
 
-import asyncio
 import json
 import re
 import signal
@@ -18,7 +17,6 @@ from fastmcp import Client as McpClient
 import invoice_server
 from raw_client import RawClient
 from support import (
-    CALLS,
     PROCESSES,
     ROOT,
     Namespace,
@@ -26,6 +24,7 @@ from support import (
     Tools,
     Worker,
     an_invoice,
+    answers_of_all_tools,
     environment,
     eventually,
     free_port,
@@ -55,18 +54,6 @@ async def test_a_signal_ends_the_server_cleanly(number: int, address: str, tmp_p
         server.process.send_signal(number)
         assert await server.wait() == 0
     assert "Traceback" not in log.read_text()
-
-
-async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
-    """What each tool says, all called at once; all refuse."""
-
-    async def answer(tool: str) -> str:
-        with pytest.raises(Refused) as refusal:
-            await tools(tool, **CALLS[tool])
-        return str(refusal.value)
-
-    async with asyncio.timeout(30):
-        return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
 
 
 async def test_each_tool_says_that_the_service_is_not_there(

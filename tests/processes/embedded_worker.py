@@ -1,4 +1,4 @@
-"""`worker.py` with its embedded service on the ports given, since 7233 may be in use."""
+"""`worker.py` with its embedded service on the given ports, because 7233 may be in use."""
 
 import os
 import sys

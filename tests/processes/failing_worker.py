@@ -1,4 +1,4 @@
-"""A worker with a mistake in its workflow: it takes every invoice up and fails."""
+"""A worker with a bug in its workflow, so that each workflow task fails."""
 
 import asyncio
 

@@ -1,6 +1,7 @@
-"""A worker whose gateway never answers, with the limits at its end that its arguments say.
+"""A worker whose gateway never answers.
 
-They are followed by the ports of its embedded service where it is to have one.
+Its arguments are `DRAIN_SECONDS`, `END_SECONDS` and, if it is to start one, the ports of its
+embedded service.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""`worker.py` where no name server answers: looking up `hook.invalid` never ends."""
+"""`worker.py` on a machine without a name server: looking up `hook.invalid` never ends."""
 
 import os
 import socket

@@ -1,6 +1,6 @@
-"""A worker whose gateway takes its time: until the file `go-on` is in the data directory.
+"""A worker whose gateway doesn't answer until there is a file `go-on` in the data directory.
 
-It has one slot for payments, and another limit for heartbeats if `HEARTBEAT_TIMEOUT` says so.
+It pays one line at a time. `HEARTBEAT_TIMEOUT` in its environment replaces the limit in seconds.
 """
 
 import os

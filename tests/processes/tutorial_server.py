@@ -1,4 +1,4 @@
-"""An MCP server as the tutorial has it: written from its contract, knowing nothing of ours."""
+"""The tutorial's MCP server, written from its contract, without any of our code."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ async def reject_invoice(invoice_id: str) -> str:
 
 @mcp.tool
 async def get_invoice_status(invoice_id: str) -> str:
-    """Look at an invoice."""
+    """Get the status of an invoice."""
     handle = (await connected()).get_workflow_handle(f"invoice-{invoice_id}")
     return f"Invoice {invoice_id} status: {await handle.query('get_status')}"
 

@@ -1,6 +1,6 @@
-"""A worker as the tutorial has it, but for its mistakes: written from its contract.
+"""The tutorial's worker without its mistakes, written from its contract, without any of our code.
 
-It knows nothing of ours: no memo, no signal arguments, no `get_progress`, no ledger.
+It has no memo, signal arguments, `get_progress` or ledger.
 """
 
 import asyncio

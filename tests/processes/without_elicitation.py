@@ -1,5 +1,6 @@
-"""The MCP server for a host that shows cards and can't ask: what the host declares about asking is
-taken out on the way.
+"""The MCP server for a host that shows cards and doesn't ask.
+
+It removes the host's declaration that it can ask.
 """
 
 import json

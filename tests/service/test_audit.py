@@ -1,4 +1,4 @@
-"""The books, from a real service, a real worker's ledger, and copies of it that were edited."""
+"""The books, with a real service and a real worker's ledger, and with edited copies of that."""
 
 import asyncio
 import csv
@@ -78,18 +78,18 @@ async def audited(address: str, data: Path, *arguments: str, **env: str) -> Book
 
 @dataclass
 class Office:
-    """Where invoices were paid."""
+    """The service and the ledger of some invoices."""
 
     address: str
     directory: Path
-    """Has the ledger."""
+    """The folder with the ledger."""
 
 
 @pytest.fixture(scope="module")
 async def books(
     new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Office:
-    """Has an invoice of every kind. No worker runs."""
+    """An office with an invoice of every kind. No worker runs."""
     office = Office(new_namespace(), tmp_path_factory.mktemp("books"))
     folder = office.directory
     desk = Desk(await connect(office.address))
@@ -122,7 +122,7 @@ async def books(
         await desk.submit_and_approve(id="UNDER-WAY")
         await eventually((folder / "paying").exists)
     await desk.submit(id="WAITING")
-    # Retention takes its time: an invoice that Temporal has never known stands in for one.
+    # An invoice that Temporal never had stands for one whose retention is over.
     with closing(sqlite3.connect(folder / "payments.db")) as ledger, ledger:
         ledger.execute(
             "INSERT INTO payments SELECT replace(idempotency_key, 'PAID', 'FORGOTTEN'),"
@@ -146,7 +146,7 @@ def copy(books: Office, tmp_path: Path) -> Path:
 
 
 async def problems(address: str, data: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What an audit says of the invoices that disagree."""
+    """Runs the audit, and returns its lines about invoices that disagree."""
     with closing(SQLiteLedger(data / "payments.db", read_only=True)) as ledger:
         await audit.audit(InvoiceRuns(await connect(address)), ledger, lambda row: None)
     return capsys.readouterr().err.splitlines()[:-1]
@@ -365,7 +365,7 @@ async def test_the_books_of_a_shared_ledger_agree(
 
 @workflow.defn(name="Payer `x`", sandboxed=False)
 class Payer:
-    """Has a line paid under an invoice's id, without asking anybody."""
+    """Requests a payment under an invoice's id, without an approval."""
 
     @workflow.run
     async def run(self, line: dict[str, str]) -> None:
@@ -379,7 +379,7 @@ class Payer:
 
 @activity.defn(name="process_payment")
 async def pay_for_anybody(line: dict[str, str]) -> None:
-    """As our worker's did before it looked at who asks."""
+    """Does as our activity did before it checked its caller."""
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -450,7 +450,7 @@ async def test_the_ledger_is_left_as_it_is(
 
 
 def content(folder: Path) -> bytes:
-    """Of the ledger's file, once what SQLite has written beside it is in it."""
+    """The content of the ledger's file, after SQLite's write-ahead log was moved into it."""
     file = folder / "payments.db"
     with closing(sqlite3.connect(file)) as ledger:
         ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -460,7 +460,7 @@ def content(folder: Path) -> bytes:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no wait4")
 async def test_memory_does_not_grow_with_the_invoices(books: Office, copy: Path) -> None:
     async def peak() -> int:
-        """Of the memory of one audit; the unit differs between systems."""
+        """The peak memory of one audit. The unit differs between systems."""
         process = await asyncio.to_thread(start)
         _, status, usage = await asyncio.to_thread(os.wait4, process, 0)
         assert os.waitstatus_to_exitcode(status) == AGREE
@@ -479,7 +479,7 @@ async def test_memory_does_not_grow_with_the_invoices(books: Office, copy: Path)
         ledger.execute(
             "INSERT INTO payments WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n"
             " WHERE n < 500) SELECT 'invoice-OLD-' || n || '/line-1', 1, 'OLD-' || n,"
-            # Items of 100 kB: 50 MB, if each was kept.
+            # Items of 100 kB: 50 MB if all were kept.
             " hex(zeroblob(50000)),"
             " amount, currency, customer, payment_method, provider, reference, state, at"
             f" FROM n, payments WHERE {KEY}"

@@ -1,6 +1,6 @@
 """Bad input: a call starts exactly what was sent or is refused in words, and nothing breaks.
 
-Arguments go as raw JSON-RPC lines to the real server, as a client library would not send them.
+Arguments go to the real server as raw JSON-RPC lines, which a client library wouldn't send.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from raw_client import RawClient
 from support import Tools, Worker, an_invoice, eventually, paid
 
 NAME = "@"
-"""Stands for an id of its own in every call; no invoice may have this character in its id."""
+"""A placeholder for a new id in every call. An invoice's id can't have this character."""
 
 
 async def call(server: RawClient, tool: str, arguments: Any) -> tuple[bool, str]:
-    """Whether a tool refuses, and its words."""
+    """Calls a tool. Returns whether it refuses, and its words."""
     answer = await server.request("tools/call", name=tool, arguments=arguments)
     if error := answer.get("error"):
         return True, error["message"]
@@ -49,12 +49,12 @@ async def server(
 
 @pytest.fixture
 def tools(tools_here: Tools) -> Tools:
-    """What other clients have sent is looked at alike in every process and both eras."""
+    """What other clients sent doesn't depend on the server's process or the era."""
     return tools_here
 
 
 def readable(words: str) -> bool:
-    """One or two short sentences of ours: no library, no address, no traceback, no control."""
+    """Whether these are short sentences without tracebacks, addresses or control characters."""
     return (
         len(words) < 600
         and words.isprintable()
@@ -68,7 +68,7 @@ def readable(words: str) -> bool:
 
 
 def loaded(value: Any) -> Any:
-    """A JSON string stands for what it says."""
+    """The value of a JSON string, or any other value as it is."""
     return json.loads(value) if isinstance(value, str) else value
 
 
@@ -81,7 +81,7 @@ NO_DESCRIPTION: dict[str, Any] = {"description": None}
 
 
 def assert_same(sent: Any, started: dict[str, Any]) -> None:
-    """What was started is what was sent, field by field; defaults may be spelled out or not."""
+    """Asserts that what was started is what was sent. Defaults may be left out or not."""
     sent, started = DEFAULTS | sent, DEFAULTS | started
     assert started.pop("id") == str(sent.pop("id"))
     lines = loaded(sent.pop("lines"))
@@ -96,7 +96,7 @@ def assert_same(sent: Any, started: dict[str, Any]) -> None:
 
 
 async def first_input(client: Client, name: str) -> dict[str, Any]:
-    """What the workflow of an invoice was started with."""
+    """The argument with which an invoice's workflow was started."""
     async for event in client.get_workflow_handle(f"invoice-{name}").fetch_history_events():
         payload = event.workflow_execution_started_event_attributes.input.payloads[0]
         value: dict[str, Any] = json.loads(payload.data)
@@ -113,7 +113,7 @@ async def exists(client: Client, workflow: str) -> bool:
 
 
 def named(value: Any, name: str) -> Any:
-    """The same with `name` put in for every `NAME`."""
+    """A copy with `name` in place of every `NAME`."""
     return json.loads(json.dumps(value).replace(NAME, name))
 
 
@@ -253,14 +253,14 @@ GARBAGE = [
     b'{"jsonrpc": "2.0", "id": "again", "method": "initialize", "params": {}}',
     b'{"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 999}}',
     b'{"jsonrpc": "2.0", "method": "notifications/no-such"}',
-    # No JSON for the SDK, which drops such lines without an answer.
+    # These aren't JSON for the SDK, which drops such lines without an answer.
     b'{"jsonrpc": "2.0", "id": "surrogate", "method": "ping", "params": {"_": "\\ud800"}}',
     b'{"jsonrpc": "2.0", "id": "digits", "method": "ping", "params": {"_": ' + b"9" * 5000 + b"}}",
 ]
 
 
 async def answers_again(server: RawClient) -> None:
-    """Passes over the errors that earlier lines may have got, up to the answer to a ping."""
+    """Reads the answers up to that of a ping. Earlier lines may have got errors."""
     number = f"ping-{uuid4()}"
     await server.send(id=number, method="ping")
     while (answer := await server.receive())["id"] != number:
@@ -402,7 +402,7 @@ async def test_a_strange_memo_does_not_harm_the_invoice_or_the_list(
         await tools("approve_invoice", invoice_id=invoice["id"])
         await tools.until(invoice, "completed")
     finally:
-        # The other tests list these too.
+        # Other tests would list these runs too.
         await forget(client, handles)
 
 

@@ -1,4 +1,4 @@
-"""A computer whose clock is wrong: the Temporal Service's counts, and a difference is told."""
+"""A computer with a wrong clock: the Temporal Service's clock decides, and users are told."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ SetClock = Callable[[timedelta], None]
 
 @pytest.fixture
 def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
-    """Sets the clock of this computer, as our client sees it, ahead of the service's."""
+    """Sets this computer's clock, as our client sees it, ahead of the service's."""
 
     def set_clock(ahead: timedelta) -> None:
         class Clock(datetime):
@@ -43,13 +43,13 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
 
 @pytest.fixture
 async def idle(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> Namespace:
-    """A namespace in which no worker runs, and nobody waits for its answer."""
+    """A namespace without a worker, in which the client doesn't wait for one."""
     monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)
     return namespace
 
 
 async def sent_at(client: Client, invoice: dict[str, Any]) -> datetime:
-    """When a decision was made, by what it says itself."""
+    """The time of a decision according to its sender."""
     history = await client.get_workflow_handle(workflow_id(invoice["id"])).fetch_history()
     [signal] = [
         event.workflow_execution_signaled_event_attributes

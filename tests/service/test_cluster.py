@@ -23,12 +23,12 @@ from temporal_service.dev_server import connect_or_start
 from tls_proxy import tls_proxy
 
 Settings = dict[str, str]
-"""As a TOML profile names them, but for `tls_x` in place of `tls.x`."""
+"""Named as in a TOML profile, but with `tls_x` in place of `tls.x`."""
 
 
 @pytest.fixture(scope="module")
 async def plain(new_namespace: Callable[[], str]) -> Settings:
-    """The service behind the TLS end points, and a namespace that no other worker knows."""
+    """The address of the service behind the TLS endpoints, and a new namespace."""
     address, _, namespace = new_namespace().partition("/")
     return {"address": address, "namespace": namespace}
 
@@ -52,7 +52,7 @@ async def by_certificate(
     trusting: Settings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Settings]:
-    """What a client of an end point that wants client certificates is configured with."""
+    """The settings for an endpoint that requires client certificates."""
     folder = tmp_path_factory.mktemp("client")
     certificate = authority.issue_cert("invoices@example.com")
     certificate.cert_chain_pems[0].write_to_path(str(folder / "client.pem"))
@@ -74,7 +74,7 @@ async def by_certificate(
 async def by_key(
     plain: Settings, authority: trustme.CA, trusting: Settings
 ) -> AsyncIterator[Settings]:
-    """What a client of an end point that wants an API key is configured with."""
+    """The settings for an endpoint that requires an API key."""
     async with tls_proxy(port_of(plain), server_side(authority), "a-key") as address:
         yield {**plain, "address": address, "api_key": "a-key", **trusting}
 
@@ -108,7 +108,7 @@ Pay = Callable[[dict[str, str]], Awaitable[None]]
 
 @pytest.fixture
 def pay(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Pay:
-    """Has an invoice submitted, approved and paid by those that know nothing but `env`."""
+    """Submits, approves and pays an invoice with only the variables in `env`."""
 
     async def pay(env: dict[str, str]) -> None:
         worker = Worker("", tmp_path)
@@ -145,9 +145,9 @@ Said = Callable[[dict[str, str]], Awaitable[tuple[str, str]]]
 
 @pytest.fixture
 def said(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Said:
-    """The sentence with which a worker ends, and a tool's, under a configuration that is wrong."""
+    """The error messages of a worker and of a tool under a wrong configuration."""
 
-    async def worker() -> str:  # `test_worker.py` has how a process tells it
+    async def worker() -> str:  # `test_worker.py` tests the process
         with pytest.raises(StartupError) as problem:
             async with asyncio.timeout(60), connect_or_start(tmp_path, INVOICE_STATE.name):
                 pytest.fail("it connected")

@@ -1,4 +1,4 @@
-"""The first decision stands, a person makes it, and everyone is told the truth about it."""
+"""The first decision stands, a person makes it, and everyone is told correctly about it."""
 
 import asyncio
 import sys
@@ -10,9 +10,6 @@ from uuid import uuid4
 
 import pytest
 from mcp import MCPError
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import Client
 
 from approval import elicitation
@@ -40,7 +37,7 @@ from temporal_service.connection import MAX_NAME, whoami
 
 @pytest.fixture
 def tools(tools_here: Tools) -> Tools:
-    """What is decided without a question does not depend on the era."""
+    """If nobody is asked, a decision doesn't depend on the era."""
     return tools_here
 
 
@@ -92,7 +89,7 @@ async def test_second_decision_is_told_the_first(tools: Tools) -> None:
 
 
 async def test_a_decision_stands_while_the_ledger_is_still_asked(client: Client) -> None:
-    """The worker has told the decision, and is held up by the ledger before it acts on it."""
+    """The worker has reported the decision, but waits for the ledger before it acts on it."""
     invoice = Invoice.model_validate(an_invoice())
     progress = RunProgress.of(invoice)
     progress.status = PROCESSING
@@ -164,7 +161,7 @@ async def test_decision_before_the_first_worker_is_kept(
 
 
 class Person:
-    """Answers the host's questions, and remembers them."""
+    """A person who answers the host's questions, and remembers them."""
 
     def __init__(self) -> None:
         self.answer: Any = None
@@ -181,7 +178,7 @@ class Person:
 async def host(
     request: pytest.FixtureRequest, address: str, worker: Worker
 ) -> AsyncIterator[tuple[Tools, Person]]:
-    """The tools in a host that asks a person, and the person."""
+    """Yields the tools in a host that asks a person, and the person."""
     person = Person()
     async with mcp(address, request.param, elicitation_handler=person) as client:
         yield Tools(client), person
@@ -243,9 +240,9 @@ async def test_an_id_that_looks_like_another_is_pointed_out(
 async def raw_host(
     request: pytest.FixtureRequest, address: str, worker: Worker
 ) -> AsyncIterator[RawClient]:
-    """A host whose answers to a question go out as they are; client libraries check them.
+    """A host that sends any answer to a question; client libraries would check it.
 
-    It says that it asks in the oldest way, without naming forms.
+    It declares in the oldest way that it can ask, without naming forms.
     """
     async with RawClient(address, request.param, capabilities={"elicitation": {}}) as client:
         yield client
@@ -254,7 +251,7 @@ async def raw_host(
 async def approve(
     host: RawClient, invoice: dict[str, Any], answer: dict[str, Any], **second: str
 ) -> str:
-    """What the tool says after the person's answer; `second` is what a second call has changed."""
+    """The tool's words after the person's answer. `second` are changes for a second call."""
     arguments = {"invoice_id": invoice["id"], "reason": "as agreed"}
     if host.era == "legacy":
         call = asyncio.create_task(host.call("approve_invoice", **arguments))
@@ -320,7 +317,7 @@ async def test_a_yes_to_one_reason_does_not_record_another(raw_host: RawClient) 
 async def test_a_host_that_fails_to_ask_approves_nothing(asking: Tools, person: Person) -> None:
     person.answer = OSError("no screen")
     invoice = await asking.submit()
-    with pytest.raises((Refused, MCPError)):  # the later era's host gives up the call itself
+    with pytest.raises((Refused, MCPError)):  # in the later era, the host itself gives up the call
         await asking("approve_invoice", invoice_id=invoice["id"])
     assert person.asked
     assert (await asking.status(invoice))["state"] == "waiting"
@@ -428,7 +425,7 @@ async def test_any_other_total_approves_nothing(total: Any, tools: Tools) -> Non
 async def test_the_total_is_that_of_the_submission_that_is_decided_on(
     client: Client, worker: Worker
 ) -> None:
-    """Also where the content that was read at the same time is another submission's."""
+    """Even if the content that is read at the same time is that of another submission."""
     first = Invoice.model_validate(an_invoice())
     second = first.model_copy(update={"lines": first.lines[:1]})
     invoices = InvoiceClient(client)
@@ -473,7 +470,7 @@ async def test_the_decider_is_not_named_by_the_environment(
     address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = whoami()
-    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):  # which `getpass` goes by
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):  # which `getpass` uses
         monkeypatch.setenv(variable, "boss")
     async with tools_in_memory(address) as tools:
         invoice = await tools.submit()
@@ -485,29 +482,11 @@ async def test_the_decider_is_not_named_by_the_environment(
 async def test_the_deadline_is_the_same_after_a_reset(tools: Tools, client: Client) -> None:
     invoice = await tools.submit()
     await tools.until(invoice, "waiting")
-    handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
-    run_id = (await handle.describe()).run_id
-
-    async def first_task_completed() -> int | None:
-        async for event in handle.fetch_history_events():
-            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
-                return event.event_id
-        return None
-
     before = await tools.status(invoice)
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=run_id),
-            workflow_task_finish_event_id=await eventually(first_task_completed),
-            request_id=invoice["id"],
-            reason="a test",
-        )
-    )
-    assert (await handle.describe()).run_id != run_id
+    await Desk(client).reset(invoice)
     after = await tools.until(invoice, "waiting")
     assert after["deadline"] == before["deadline"]
-    # What the run paid before the reset isn't in what it tells.
+    # The run doesn't report what it paid before the reset.
     assert before["paid_earlier_lines"] == 0
     assert "paid_earlier_lines" not in after
 

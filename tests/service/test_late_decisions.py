@@ -1,21 +1,17 @@
-"""Decisions that are first read after the deadline: the time of the Temporal Service counts."""
+"""Decisions that a worker reads after the deadline: the Temporal Service's time counts."""
 
 import asyncio
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from temporalio import activity
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import WorkflowHandle
 
 import activities
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
 from support import Desk, Namespace, Worker, an_invoice, paid, workflows_only
@@ -27,7 +23,7 @@ HOUR = timedelta(hours=1)
 
 @dataclass
 class Sent:
-    """A signal, and when its sender says that it was sent, counted from the deadline."""
+    """A signal, and the time of its sending relative to the deadline, according to its sender."""
 
     approve: bool
     clock: timedelta | None = None
@@ -37,7 +33,7 @@ class Sent:
         if self.clock is None:
             await handle.signal(signal)
         else:
-            # All with one identity, as somebody would forge it who has seen the first.
+            # All have the same request id, as if somebody who has seen the first forged the others.
             sent_at = (deadline + self.clock).isoformat()
             await handle.signal(signal, {"request": "seen", "sent_at": sent_at})
 
@@ -99,7 +95,7 @@ async def test_a_decision_read_late_counts_if_the_service_received_it_in_time(
 
 
 async def submitted(desk: Desk) -> Invoice:
-    """Without waiting for a worker's word, as `InvoiceClient` does."""
+    """Submits an invoice, without waiting for a worker as `InvoiceClient` does."""
     days = TIMEOUT / timedelta(days=1)
     invoice = Invoice.model_validate(an_invoice(approval_timeout_days=days))
     await desk.start(invoice)
@@ -128,32 +124,12 @@ async def test_after_a_reset_a_decision_counts_by_when_it_was_first_received(
         assert before.decision
         await until(deadline)
         for _ in range(2):  # the second one is a reset of a reset
-            await reset(desk.temporal, invoice)
+            await desk.reset(invoice)
             status = await desk.until(invoice, *ENDS)
             assert status.state == "rejected"
             assert status.decision
             assert status.decision.request == before.decision.request
             assert status.decision.at <= before.decision.at
-
-
-async def reset(client: Client, invoice: Invoice) -> None:
-    """To the end of the first workflow task."""
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
-    events = [event async for event in handle.fetch_history_events()]
-    completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
-    await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(
-                workflow_id=handle.id, run_id=(await handle.describe()).run_id
-            ),
-            workflow_task_finish_event_id=next(
-                event.event_id for event in events if event.event_type == completed
-            ),
-            request_id=uuid4().hex,
-            reason="a test",
-        )
-    )
 
 
 async def test_a_cancellation_counts_while_the_service_is_asked(

@@ -1,6 +1,6 @@
 """Which worker posts a notice, and whose notices it posts.
 
-What they say is tested in `test_operations.py`, hooks that misbehave in `tests/faults`.
+Their content is tested in `test_operations.py`, and misbehaving hooks in `tests/faults`.
 """
 
 import asyncio
@@ -19,22 +19,12 @@ from temporalio.common import RawValue, RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from hooks import Hook, a_hook, accept, fail
-from invoices.invoice import Invoice, workflow_id
+from invoices.invoice import workflow_id
 from notices import NOTICE_TASK_QUEUE
 from support import Desk, Namespace, Worker, eventually
 from workflow import TASK_QUEUE
 
-
-def a_worker(namespace: Namespace, data: Path, hook: Hook) -> Worker:
-    return Worker(namespace.address, data, INVOICE_NOTIFY_URL=hook.url)
-
-
-async def pay(desk: Desk, invoice: Invoice) -> None:
-    await desk.approve(invoice)
-    assert await desk.handle(invoice).result() == "COMPLETED"
-
-
-# Where a hook's worker is, or isn't.
+# Workers with and without the hook.
 
 
 async def test_a_notice_waits_for_a_worker_with_the_hook(
@@ -48,21 +38,24 @@ async def test_a_notice_waits_for_a_worker_with_the_hook(
             await eventually(lambda: hook.events(invoice) == ["waiting"])
             assert await worker.end() == 0
         async with Worker(namespace.address, tmp_path) as worker:  # which was started without it
-            await pay(desk, invoice)
+            await desk.pay(invoice)
             assert await worker.end() == 0
         hook.answer = accept
-        async with a_worker(namespace, tmp_path, hook):
+        async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url):
             await eventually(lambda: {"waiting", "completed"} <= set(hook.events(invoice)[1:]), 30)
 
 
 async def test_a_notice_whose_id_is_taken_is_logged(namespace: Namespace, tmp_path: Path) -> None:
     desk = Desk(await namespace.connect())
-    async with a_hook(accept) as hook, a_worker(namespace, tmp_path, hook) as worker:
+    async with (
+        a_hook(accept) as hook,
+        Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url) as worker,
+    ):
         invoice = await desk.submit()
         run_id = (await desk.handle(invoice).describe()).run_id
         taken = f"notice-{run_id}-completed"
         await desk.temporal.start_workflow("Nothing", id=taken, task_queue="of-nobody")
-        await pay(desk, invoice)
+        await desk.pay(invoice)
 
         await eventually(lambda: "a notice isn't sent" in worker.log.read_text())
         [line] = [one for one in worker.log.read_text().splitlines() if taken in one]
@@ -70,20 +63,14 @@ async def test_a_notice_whose_id_is_taken_is_logged(namespace: Namespace, tmp_pa
         assert f"{invoice.id}: a notice isn't sent, because another workflow has its id" in line
 
 
-# Whose notice it is.
-
-
-@pytest.fixture(scope="module")
-async def hook() -> AsyncIterator[Hook]:
-    async with a_hook(accept) as hook:
-        yield hook
+# The senders of notices.
 
 
 @pytest.fixture(scope="module")
 async def client(
     hook: Hook, new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Client]:
-    """Of another program than ours, in a namespace with a worker that has the hook."""
+    """A client that isn't ours, in a namespace with a worker that has the hook."""
     address = new_namespace()
     async with Worker(address, tmp_path_factory.mktemp("data"), INVOICE_NOTIFY_URL=hook.url):
         yield await Namespace(address).connect()
@@ -141,7 +128,7 @@ async def test_a_notice_without_an_invoice_is_not_posted(client: Client, hook: H
 
 
 async def forge(notice: dict[str, Any], directly: bool) -> str:
-    """Sends a notice as a workflow may that another program runs, by a child or by the activity."""
+    """Another program's workflow, which sends a notice through a child or the activity."""
     notice = {"notice_id": f"{workflow.info().run_id}/completed", **notice}
     if not directly:
         result: str = await workflow.execute_child_workflow(
@@ -203,7 +190,7 @@ async def test_only_an_invoices_own_run_can_send_its_notice(
     posts = [post for post in hook.posts if invoice_id in post["text"]]
     if sender is OfAnInvoice and not directly and not changed:
         assert result == "DELIVERED"
-        # Fields that a notice doesn't have are left out.
+        # Unknown fields are left out.
         assert posts == [a_notice(invoice_id, (await handle.describe()).run_id)]
     else:
         assert (result, posts) == ("UNDELIVERED", [])

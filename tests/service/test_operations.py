@@ -1,16 +1,14 @@
 """What an operator adds to a worker: the search attribute, notices to a web hook, metrics."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
-from hooks import Hook, a_hook, accept, respond
+from hooks import Hook, respond
 from support import (
     Desk,
     Namespace,
@@ -21,26 +19,6 @@ from support import (
     free_port,
     tools_in_memory,
 )
-
-
-@pytest.fixture(scope="module")
-async def hook() -> AsyncIterator[Hook]:
-    async with a_hook(accept) as hook:
-        yield hook
-
-
-@pytest.fixture(scope="module")
-async def equipped(new_namespace: Callable[[], str]) -> Namespace:
-    """A namespace of these tests' own, which has the search attribute."""
-    namespace = Namespace(new_namespace())
-    client = await namespace.connect()
-    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-    await client.operator_service.add_search_attributes(
-        AddSearchAttributesRequest(
-            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
-        )
-    )
-    return namespace
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What other clients of the Temporal Service write is not believed, and harms no other invoice."""
+"""What other clients of the Temporal Service write isn't trusted, and doesn't harm invoices."""
 
 import asyncio
 import csv
@@ -17,8 +17,7 @@ from temporalio.api.command.v1 import (
     ModifyWorkflowPropertiesCommandAttributes,
 )
 from temporalio.api.common.v1 import Memo, Payload, Payloads, WorkflowType
-from temporalio.api.enums.v1 import CommandType, IndexedValueType
-from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
+from temporalio.api.enums.v1 import CommandType
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import (
     PollWorkflowTaskQueueRequest,
@@ -93,7 +92,7 @@ async def idle(new_namespace: Callable[[], str]) -> Namespace:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Where no worker runs, nobody waits for its answer."""
+    """In the idle namespace, the client doesn't wait for a worker."""
     if "idle" in request.fixturenames:
         monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)
 
@@ -201,14 +200,7 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     client = await namespace.connect()
-    invoices = InvoiceClient(client)
-
-    async def until(invoice: dict[str, Any], state: str) -> None:
-        async def reached() -> bool:
-            return (await invoices.get_status(invoice["id"])).state == state
-
-        await eventually(reached)
-
+    desk = Desk(client)
     lines = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
     ended, invalid, elsewhere = broken = [an_invoice(lines=lines) for _ in range(3)]
     directories = tmp_path / "own", tmp_path / "other"
@@ -217,23 +209,23 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
     other = Worker(namespace.address, directories[1])
     async with Worker(namespace.address, directories[0], INVOICE_DECLINE_OVER="50") as own:
         for invoice in broken:
-            await invoices.submit(Invoice.model_validate(invoice))
-            await invoices.decide(invoice["id"], approve=True)
+            await desk.client.submit(Invoice.model_validate(invoice))
+            await desk.approve(invoice)
         for invoice in broken:
-            await until(invoice, "failed")
-        ledger = (await invoices.runs.get_run(ended["id"])).ledger
+            await desk.until(invoice, "failed")
+        ledger = (await desk.client.runs.get_run(ended["id"])).ledger
         assert ledger
-        await Desk(client).start({"id": invalid["id"]}, memo={})
-        await until(invalid, "failed")
+        await desk.start({"id": invalid["id"]}, memo={})
+        await desk.until(invalid, "failed")
         await own.end()
         async with other:
-            await Desk(client).start(elsewhere, memo={})
-            await until(elsewhere, "waiting")
-        await Desk(client).start(ended, memo={})
+            await desk.start(elsewhere, memo={})
+            await desk.until(elsewhere, "waiting")
+        await desk.start(ended, memo={})
         for invoice in (ended, elsewhere):
             await client.get_workflow_handle(workflow_id(invoice["id"])).terminate()
         for invoice in broken:
-            # By another MCP server, since this one knows which runs are its own.
+            # Through another client, because this one knows which runs it started itself.
             await InvoiceClient(client).submit(Invoice.model_validate(invoice))
             handle = client.get_workflow_handle(workflow_id(invoice["id"]))
             assert (await (await handle.describe()).memo()).get("ledger") == ledger
@@ -242,7 +234,7 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
 async def test_what_the_workflow_has_written_is_believed(
     namespace: Namespace, tmp_path: Path
 ) -> None:
-    """Also where many signals came before it."""
+    """Even if many signals came before it."""
     client = await namespace.connect()
     invoice = an_invoice(payment_interval_seconds=60)
     await Desk(client).start(invoice, memo=forged(invoice, **FORGERIES["paid-earlier"]))
@@ -270,7 +262,7 @@ async def test_what_the_workflow_has_written_is_believed(
 async def test_signals_before_the_first_memo_do_not_hide_the_state(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As many as the first memo is searched in, sent while no worker ran."""
+    """As many signals as events are searched for the first memo, sent while no worker ran."""
     monkeypatch.setattr(invoice_runs, "MAX_EVENTS", 35)
     client = await namespace.connect()
     paying, timed_out = an_invoice(payment_interval_seconds=60), an_invoice()
@@ -289,7 +281,7 @@ async def test_signals_before_the_first_memo_do_not_hide_the_state(
         await eventually(lambda: is_told(paying, "paying"))
         await eventually(lambda: is_told(timed_out, "timed_out"))
 
-        # Where the last events don't show it either, it isn't known.
+        # If the last events don't show it either, it isn't known.
         async def only_signals(*_: object) -> list[object]:
             return []
 
@@ -386,20 +378,6 @@ async def test_an_approval_of_what_is_being_paid_sends_nothing_and_asks_nobody(
     await handle.terminate()
 
 
-@pytest.fixture(scope="module")
-async def equipped(new_namespace: Callable[[], str]) -> Namespace:
-    """A namespace that has the search attribute, and no worker."""
-    namespace = Namespace(new_namespace())
-    client = await namespace.connect()
-    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-    await client.operator_service.add_search_attributes(
-        AddSearchAttributesRequest(
-            namespace=client.namespace, search_attributes={"InvoiceState": keyword}
-        )
-    )
-    return namespace
-
-
 @pytest.mark.parametrize("attribute", ["completed", "rejected", "nonsense"])
 async def test_a_forged_search_attribute_does_not_hide_a_waiting_invoice(
     attribute: str, equipped: Namespace
@@ -429,7 +407,7 @@ async def test_a_forged_search_attribute_does_not_hide_a_waiting_invoice(
 async def test_an_invoice_that_a_worker_without_the_attribute_ended_is_listed(
     equipped: Namespace,
 ) -> None:
-    """The attribute stays as our client has set it: waiting."""
+    """The attribute still has the value that our client set: `waiting`."""
     client = await equipped.connect()
     forgery = {"InvoiceState": payload(b'"waiting"')}
     done = await complete_by_a_stranger(client, [payload(b'"COMPLETED"')], {}, forgery)
@@ -453,7 +431,7 @@ async def complete_by_a_stranger(
     memo: dict[str, Payload],
     search_attributes: dict[str, Payload] | None = None,
 ) -> str:
-    """An `InvoiceWorkflow` that a worker of somebody's has completed; returns the invoice's id."""
+    """Completes an `InvoiceWorkflow` as somebody else's worker. Returns the invoice's id."""
     invoice = an_invoice()
     content = payload(Invoice.model_validate(invoice).to_json())
     queue = f"strangers-{uuid4().hex}"
@@ -488,14 +466,14 @@ async def complete_by_a_stranger(
 
 
 class Poisoned:
-    """A namespace in which everything is odd that another client can make so, and its worker."""
+    """A namespace with everything that other clients can make odd, and its worker."""
 
     def __init__(
         self, worker: Worker, invoices: list[dict[str, Any]], strangers: list[str]
     ) -> None:
         self.worker = worker
         self.invoices = invoices
-        """Those that are invoices in spite of it."""
+        """The runs that are valid invoices nevertheless."""
         self.strangers = strangers
 
 
@@ -605,7 +583,7 @@ async def test_the_audit_works_beside_odd_runs(poisoned: Poisoned) -> None:
         stderr=asyncio.subprocess.PIPE,
     )
     out, err = await process.communicate()
-    # A ledger that a starter has named is another than ours, and told as such.
+    # A ledger that the starter of a run made up isn't ours, and is reported as such.
     *disagreements, summary = err.decode().splitlines()
     assert process.returncode == bool(disagreements), err.decode()
     assert all(line.isprintable() and "more than one ledger" in line for line in disagreements)

@@ -1,4 +1,4 @@
-"""What earlier submissions of an invoice have paid is known from the start, and told everywhere."""
+"""What earlier submissions of an invoice paid is known from the start, and shown everywhere."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path

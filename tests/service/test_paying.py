@@ -82,7 +82,7 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
         handle = desk.handle(invoice)
         await handle.cancel()
         # The answer to a heartbeat tells the activity of it.
-        await eventually(lambda: "Asked to stop; the payment" in worker.log.read_text())
+        await eventually(lambda: "Asked to stop: the payment" in worker.log.read_text())
         assert (await desk.status(invoice)).state == "paying"
         (tmp_path / "go-on").touch()
         text = (await desk.until(invoice, "cancelled")).to_text()
@@ -93,7 +93,7 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
             async for event in handle.fetch_history_events()
             if event.HasField("timer_started_event_attributes")
         ]
-        assert len(timers) == 2  # the deadline and the pause before line 1: none for line 2
+        assert len(timers) == 2  # the deadline's and line 1's pause, but not line 2's
         assert paid(tmp_path, invoice) == [f"invoice-{invoice.id}/line-1"]
 
 
@@ -101,7 +101,7 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
 def ledger_here(
     tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> SQLiteLedger:
-    """Of the workers in this process; an amount above 6,000 is declined."""
+    """The ledger of the workers in this process. They decline amounts above 6,000."""
     gateway = SimulatedGateway(tmp_path, Decimal(6000))
     monkeypatch.setattr(activities, "open_payments", lambda: (gateway, ledger))
     return ledger
@@ -197,7 +197,7 @@ async def test_the_end_of_the_worker_waits_for_the_payment_under_way(
         assert await end == 0
         assert "Traceback" not in worker.log.read_text()
         assert paid(tmp_path, invoice) == [f"invoice-{invoice.id}/line-1"]
-        # The service has it from the first attempt, so no other worker is asked to pay.
+        # The service has the result of the first attempt, so no other worker is asked to pay.
         history = await desk.handle(invoice).fetch_history()
         attempts = [e.activity_task_started_event_attributes.attempt for e in history.events]
         assert sum(attempts) == 1

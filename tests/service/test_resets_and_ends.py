@@ -7,13 +7,9 @@ from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import temporalio.worker
-from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType
-from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import (
     Client,
     WorkflowExecutionStatus,
@@ -26,8 +22,8 @@ from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 import activities
 import notices
 import reports
-from hooks import Hook, a_hook, accept, fail
-from invoices.invoice import Invoice, workflow_id
+from hooks import Hook, a_hook, fail
+from invoices.invoice import workflow_id
 from notices import NoticeWorkflow
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
@@ -37,49 +33,16 @@ from workflow import TASK_QUEUE, InvoiceWorkflow
 
 
 @pytest.fixture(scope="module")
-async def hook() -> AsyncIterator[Hook]:
-    async with a_hook(accept) as hook:
-        yield hook
-
-
-@pytest.fixture(scope="module")
 async def desk(
     hook: Hook, new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Desk]:
-    """In a namespace with a worker that has the hook."""
+    """A desk in a namespace with a worker that has the hook."""
     address = new_namespace()
     async with Worker(address, tmp_path_factory.mktemp("data"), INVOICE_NOTIFY_URL=hook.url):
         yield Desk(await Namespace(address).connect())
 
 
-async def pay(desk: Desk, invoice: Invoice) -> None:
-    await desk.approve(invoice)
-    assert await desk.handle(invoice).result() == "COMPLETED"
-
-
 # A run that is reset.
-
-
-async def reset(client: Client, invoice: Invoice, task: int) -> str:
-    """To the end of its workflow task of that number, counted from 0; returns the new run's id."""
-    handle = client.get_workflow_handle(workflow_id(invoice.id))
-    run_id = (await handle.describe()).run_id
-    completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
-    ends = [
-        event.event_id
-        async for event in handle.fetch_history_events()
-        if event.event_type == completed
-    ]
-    answer = await client.workflow_service.reset_workflow_execution(
-        ResetWorkflowExecutionRequest(
-            namespace=client.namespace,
-            workflow_execution=WorkflowExecution(workflow_id=handle.id, run_id=run_id),
-            workflow_task_finish_event_id=ends[task],
-            request_id=uuid4().hex,
-            reason="a test",
-        )
-    )
-    return answer.run_id
 
 
 async def test_a_run_that_is_reset_goes_on_and_sends_its_notices_again(
@@ -88,11 +51,11 @@ async def test_a_run_that_is_reset_goes_on_and_sends_its_notices_again(
     client = desk.temporal
     invoice = await desk.submit()
     run_id = (await desk.handle(invoice).describe()).run_id
-    await pay(desk, invoice)
+    await desk.pay(invoice)
     notice = client.get_workflow_handle(f"notice-{run_id}-completed")
-    for task in (-1, 0, -1, 0):  # each is a reset of the one before
+    for task in (-1, 0, -1, 0):  # each resets the previous run
         assert await notice.result() == "DELIVERED"
-        run_id = await reset(client, invoice, task)
+        run_id = await desk.reset(invoice, task)
         run = client.get_workflow_handle(workflow_id(invoice.id), run_id=run_id)
         async with asyncio.timeout(20):
             assert await run.result() == "COMPLETED"
@@ -110,18 +73,18 @@ async def test_a_reset_while_a_notice_is_being_delivered_leaves_it_alone(
         Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url),
     ):
         invoice = await desk.submit()
-        await pay(desk, invoice)
-        run_id = await reset(client, invoice, 0)
+        await desk.pay(invoice)
+        run_id = await desk.reset(invoice)
         run = client.get_workflow_handle(workflow_id(invoice.id), run_id=run_id)
         async with asyncio.timeout(20):
             assert await run.result() == "COMPLETED"
 
 
-# A cancellation that arrives while the end's notice is handed over.
+# A cancellation that arrives while the last notice is handed over.
 
 
 class Held:
-    """Holds the workflow task in which an invoice ends, until the end was to be cancelled."""
+    """Holds the workflow task in which an invoice ends, until the test has cancelled the run."""
 
     def __init__(self, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reached, self.release = threading.Event(), threading.Event()
@@ -166,7 +129,7 @@ async def cancelled_at_its_end(
 
 @pytest.fixture
 def noticed(tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Activities in this process, which answer that notices are sent."""
+    """Has this process's activities report to the workflow that notices are on."""
     gateway = SimulatedGateway(tmp_path)
     monkeypatch.setattr(activities, "open_payments", lambda: (gateway, ledger))
     monkeypatch.setenv("INVOICE_NOTIFY_URL", "http://127.0.0.1:9/")

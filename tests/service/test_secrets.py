@@ -1,15 +1,14 @@
 """No secret is in any log, answer or history, whether things go well or fail.
 
-Everything that can be configured is a secret of its own here, and everything that is written is
-searched for all of them: the output of the worker, the MCP server and the books, what the tools
-answer, and the history of every workflow.
+Each setting that can be a secret has a unique value here. All output is searched for these values:
+that of the worker, the MCP server and the audit, the tools' answers, and all workflows' histories.
 """
 
 import asyncio
 import ssl
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
@@ -48,7 +47,7 @@ SECRETS = [
 
 
 class Configured:
-    """A namespace behind TLS and an API key, and what our programs are configured with there."""
+    """A namespace behind TLS and an API key, and the settings for our programs."""
 
     def __init__(self, namespace: Namespace, data: Path, **env: str) -> None:
         self.namespace = namespace
@@ -62,7 +61,7 @@ class Configured:
         return Worker("", self.data, **{**self.env, **env})
 
     async def use_tools(self, invoice_id: str | None = None) -> None:
-        """Lists the invoices, and tells the status of one, by the MCP server's process."""
+        """Lists the invoices and gets the status of one, with an MCP server process."""
         log = self.data / "server.log"
         async with mcp("", log=log, env=self.env) as client:
             for tool, arguments in (
@@ -85,15 +84,15 @@ class Configured:
         self.written += [output.decode(), errors.decode()]
 
     async def assert_no_secret(self, client: Client) -> None:
-        """Anywhere: in what was printed, and in the namespace's histories."""
+        """Searches everything that was printed, and the namespace's histories."""
         written = {str(number): text for number, text in enumerate(self.written)}
         for file in [*self.data.glob("*.log"), *self.data.glob("*.out")]:
             written[file.name] = file.read_text()
         async for run in client.list_workflows():
             handle = client.get_workflow_handle(run.id, run_id=run.run_id)
-            # As text, not as JSON, which has payloads in Base64.
+            # Not as JSON, in which payloads are in Base64.
             written[run.id] = str((await handle.fetch_history()).events)
-            # The failure of an attempt is in no history before the last.
+            # A failure is in the history only after the last attempt.
             written[run.id] += str((await handle.describe()).raw_description)
         for where, text in written.items():
             for secret in self.secrets:
@@ -102,19 +101,14 @@ class Configured:
 
 @pytest.fixture
 async def hook() -> AsyncIterator[Hook]:
+    """A hook for one test, which may change its answers."""
     async with a_hook(accept) as hook:
         yield hook
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StripeStandIn]:
-    with StripeStandIn() as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
 def database(request: pytest.FixtureRequest) -> str:
-    """The URL of a new one; empty where there is no PostgreSQL."""
+    """The URL of a new database; empty if PostgreSQL isn't installed."""
     if programs() is None:
         return ""
     server: PostgreSQL = request.getfixturevalue("postgresql")
@@ -156,7 +150,7 @@ async def configured(
 
 
 async def attempted_notice(client: Client, failure: str) -> None:
-    """Waits until a notice's attempt has failed with these words, or a notice was given up."""
+    """Waits until an attempt to post a notice has failed with these words, or for the last time."""
 
     async def has_failed() -> bool:
         async for run in client.list_workflows("WorkflowType='NoticeWorkflow'"):
@@ -212,7 +206,7 @@ async def test_no_secret_is_shown_when_the_database_refuses_the_password(
     desk = Desk(await configured.namespace.connect())
     url = configured.env["PAYMENT_LEDGER_URL"]
     database = url.rpartition("/")[2]
-    # A login of its own, since other tests use the one of the server.
+    # A new login, because other tests use the server's.
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE \"{database}\" LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
         own = url.replace("invoices:", f"{database}:")
@@ -261,7 +255,7 @@ async def test_no_secret_is_shown_when_it_is_malformed(
     configured.env[name] = value
     with pytest.raises(AssertionError):
         await configured.worker().start()
-    if name.startswith("TEMPORAL_"):  # the others are the worker's alone
+    if name.startswith("TEMPORAL_"):  # only the worker has the others
         await configured.use_tools()
         await configured.read_books()
     await configured.assert_no_secret(await configured.namespace.connect())

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from stripe_stand_in import TERMS, Fault, FaultKind, StripeStandIn
 from support import ROOT, Desk, Namespace, Worker, an_invoice
-
-
-@pytest.fixture
-def stand_in() -> Iterator[StripeStandIn]:
-    with StripeStandIn() as stand_in:
-        yield stand_in
 
 
 async def test_a_key_in_the_environment_does_not_move_money(

@@ -28,7 +28,7 @@ async def tools(
 
 
 async def structured(tools: Tools, tool: str, **arguments: Any) -> dict[str, Any]:
-    """The structured content of an answer, once it is sure that it says what the text says."""
+    """Returns the structured content of an answer, after comparing it with the text."""
     result = await tools.client.call_tool(tool, arguments)
     content: dict[str, Any] = result.structured_content  # type: ignore[assignment]
     assert content["message"] == result.content[0].text  # type: ignore[union-attr]
@@ -36,7 +36,7 @@ async def structured(tools: Tools, tool: str, **arguments: Any) -> dict[str, Any
 
 
 def fields(content: Any) -> list[tuple[str, Any]]:
-    """Every field at any depth."""
+    """All fields at any depth."""
     if isinstance(content, list):
         return [field for item in content for field in fields(item)]
     if not isinstance(content, dict):

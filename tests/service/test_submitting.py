@@ -1,4 +1,4 @@
-"""Every row of what may happen to a submission, and its races."""
+"""Everything that can happen to a submission, including races."""
 
 import asyncio
 import json
@@ -73,7 +73,7 @@ async def test_an_invoice_whose_id_looks_like_another_goes_on(
     tools: Tools, worker: Worker, client: Client
 ) -> None:
     invoice = an_invoice(id=f"О-{uuid4().hex}-INV")
-    # As earlier versions did.
+    # As earlier versions did, without this check.
     await Desk(client).start(invoice)
     text = await tools("process_invoice", invoice_data=invoice)
     assert text.startswith("Already in process; nothing was started.")
@@ -135,7 +135,7 @@ async def test_nothing_is_paid_again_after_the_service_lost_its_data(
 ) -> None:
     invoice = an_invoice()
     other = an_invoice(id=invoice["id"], lines=[{"item": "Something else", "amount": "1.00"}])
-    # A namespace without any workflow is what a service is that has lost its database.
+    # An empty namespace stands for a service that has lost its database.
     addresses = [new_namespace() for _ in range(3)]
     async with AsyncExitStack() as stack:
         workers = [Worker(address, tmp_path) for address in addresses]
@@ -206,7 +206,7 @@ GOLD = [{"item": "Gold", "amount": "325.00"}]
 async def test_the_same_total_of_other_content_is_refused_with_its_lines(
     tools: Tools, worker: Worker
 ) -> None:
-    """Yen of tea were shown; dinars of gold, for somebody else, have the same number and id."""
+    """The person was shown tea in yen. Gold in dinars has the same number and the same id."""
     tea = an_invoice(lines=TEA, currency="JPY")
     gold = an_invoice(id=tea["id"], lines=GOLD, currency="KWD", customer="cus_other")
     await tools("process_invoice", invoice_data=tea)
@@ -264,7 +264,7 @@ async def test_an_invoice_submitted_too_often_to_compare_needs_the_code(
 
 
 async def test_an_id_that_may_look_like_another_needs_the_code(tools: Tools) -> None:
-    """Cyrillic, in which it looks like an id in Latin letters."""
+    """The id is Cyrillic, and looks like one in Latin letters."""
     invoice = an_invoice(id=f"\u0410\u0421\u0415-{random.randrange(10**9)}")
     await tools("process_invoice", invoice_data=invoice)
     total = "7000.00 USD"
@@ -277,7 +277,7 @@ async def test_an_id_that_may_look_like_another_needs_the_code(tools: Tools) -> 
 
 
 async def test_a_code_is_valid_for_one_submission_only(tools: Tools) -> None:
-    """Else two contents could be made that have the same short code."""
+    """Otherwise somebody could make two contents with the same short code."""
     codes = set()
     pens, ink = ([{"item": item, "amount": "5.00"}] for item in ("Pens", "Ink"))
     invoice = an_invoice(lines=pens)
@@ -291,7 +291,7 @@ async def test_a_code_is_valid_for_one_submission_only(tools: Tools) -> None:
 
 
 async def code_of_content(tools: Tools, invoice: dict[str, Any]) -> str:
-    """From the refusal of an approval."""
+    """The code from the refusal of an approval."""
     with pytest.raises(Refused) as refusal:
         await tools("approve_invoice", invoice_id=invoice["id"])
     found = re.search(r"content_code “([0-9a-f]{12})”", str(refusal.value))

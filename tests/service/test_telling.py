@@ -16,7 +16,7 @@ from support import Desk, Refused, Tools, Worker, an_invoice, eventually
 
 @pytest.fixture
 def tools(tools_here: Tools) -> Tools:
-    """The words are the same in every process and both eras."""
+    """The words don't depend on the server's process or the era."""
     return tools_here
 
 
@@ -31,7 +31,7 @@ async def details(client: Client, invoice: dict[str, Any]) -> str:
         text: str = metadata.current_details
         return text
 
-    return await eventually(current_details)  # there are none before the ledger has answered
+    return await eventually(current_details)  # there aren't any before the ledger has answered
 
 
 async def test_a_waiting_invoice_shows_its_amounts_and_deadline(tools: Tools) -> None:

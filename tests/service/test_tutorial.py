@@ -1,4 +1,4 @@
-"""The walk that a reader of the tutorial makes, with our parts, the tutorial's, and both mixed."""
+"""The tutorial's steps, with our programs, and with ours and the tutorial's mixed."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

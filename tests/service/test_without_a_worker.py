@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.client import Client
 
 import invoice_runs
 from invoice_runs import InvoiceRuns, WorkerAnswer
-from invoices.invoice import workflow_id
-from invoices.refusals import InvoiceError
+from invoices.invoice import Invoice, workflow_id
+from invoices.refusals import InvoiceError, NamedTotal
 from invoices.status import DecisionDetails
 from support import (
     Desk,
@@ -34,7 +35,7 @@ async def idle(new_namespace: Callable[[], str]) -> Namespace:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The workflows about which a worker was asked and its answer waited for."""
+    """The workflows for which the client waited for a worker's answer."""
     waits = []
     ask_worker = InvoiceRuns.ask_worker
 
@@ -178,3 +179,58 @@ async def test_a_decision_on_an_invoice_being_paid_returns_the_recorded_decision
             assert text.startswith("Already approved; nothing was changed")
             with pytest.raises(Refused, match="can't be rejected now, status: Processing payments"):
                 await tools("reject_invoice", invoice_id=invoice["id"])
+
+
+async def test_nobody_waits_where_no_worker_has_polled(
+    idle: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 600)
+    desk = Desk(await idle.connect())
+    async with asyncio.timeout(20):
+        invoice = await desk.submit()
+        assert (await desk.status(invoice)).worker_answers is False
+        assert (await desk.approve(invoice)).outcome == "decision_kept"
+
+
+async def test_after_a_worker_has_died_the_status_stays_true_and_a_decision_is_kept(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path):
+        invoice = await desk.submit()
+        await desk.once(invoice, lambda status: status.paid_earlier_lines == 0)
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 600)
+    async with asyncio.timeout(20):
+        status = await desk.status(invoice)
+    assert (status.state, status.worker_answers) == ("waiting", None)
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.5)
+    kept = await desk.approve(invoice)
+    assert (kept.outcome, kept.worker_answers) == ("decision_kept", False)
+
+
+async def test_a_worker_that_answers_is_not_asked_again(
+    client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def asked(*_: Any) -> None:
+        raise AssertionError("a query was sent")
+
+    monkeypatch.setattr(InvoiceRuns, "ask_worker", asked)
+    monkeypatch.setattr(invoice_runs, "PROMPT_SECONDS", 60)
+    desk = Desk(client)
+    first, second = await desk.submit(), await desk.submit(payment_interval_seconds=3600)
+    assert (await desk.reject(first)).outcome == "rejected"
+    assert (await desk.approve(second, total=NamedTotal.parse("7000.00"))).outcome == "approved"
+    assert (await desk.status(second)).state == "paying"
+
+
+async def test_a_start_that_is_not_looked_up_is_told_at_most_a_second_too_early(
+    client: Client, worker: Worker
+) -> None:
+    desk = Desk(client)
+    await desk.submit()
+    before = datetime.now(UTC)
+    told = await desk.client.submit(Invoice.model_validate(an_invoice()))
+    took = datetime.now(UTC) - before
+    started = (await desk.handle({"id": told.invoice_id}).describe()).start_time
+    assert timedelta(0) <= started - told.submitted_at <= timedelta(seconds=1) + took
+    assert told.deadline == told.submitted_at + timedelta(days=5)

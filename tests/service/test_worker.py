@@ -1,4 +1,4 @@
-"""`uv run worker.py`: its clean end, and one sentence for what is wrong."""
+"""`uv run worker.py` ends cleanly, and explains in one sentence what is wrong."""
 
 import asyncio
 import os
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -25,21 +26,29 @@ from support import (
 )
 from temporal_service import connection, dev_server
 
+RefusedHere = Callable[..., Awaitable[str]]
 
-async def test_a_port_taken_by_something_else_is_named(
+
+@pytest.fixture
+def refused_here(
     unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    port, ui_port = free_port(), free_port()
-    monkeypatch.setattr(connection, "PORT", port)
-    monkeypatch.setattr(connection, "UI_PORT", ui_port)
+) -> RefusedHere:
+    """Gives the error of an embedded service that can't be started in this process."""
+    monkeypatch.setattr(connection, "PORT", free_port())
+    monkeypatch.setattr(connection, "UI_PORT", free_port())
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
 
-    async def refused_here() -> str:
+    async def refused_here(metrics_address: str | None = None) -> str:
         with pytest.raises(StartupError) as refusal:
-            async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+            async with dev_server.connect_or_start(tmp_path, "InvoiceState", metrics_address):
                 pytest.fail("it started")
         return str(refusal.value)
 
+    return refused_here
+
+
+async def test_a_port_taken_by_something_else_is_named(refused_here: RefusedHere) -> None:
+    port, ui_port = connection.PORT, connection.UI_PORT
     with socket.create_server(("127.0.0.1", ui_port)):
         line = await refused_here()
         assert f"Port {ui_port}, for Temporal's Web UI, is in use" in line
@@ -49,17 +58,8 @@ async def test_a_port_taken_by_something_else_is_named(
 
 
 async def test_metrics_that_cannot_be_served_are_not_blamed_on_the_service(
-    unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    refused_here: RefusedHere,
 ) -> None:
-    monkeypatch.setattr(connection, "PORT", free_port())
-    monkeypatch.setattr(connection, "UI_PORT", free_port())
-
-    async def refused_here(metrics_address: str) -> str:
-        with pytest.raises(StartupError) as refusal:
-            async with dev_server.connect_or_start(tmp_path, "InvoiceState", metrics_address):
-                pytest.fail("it started")
-        return str(refusal.value)
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
         said = await refused_here(address)
@@ -89,17 +89,12 @@ async def test_a_broken_ledger_is_named(tmp_path: Path) -> None:
 
 
 async def test_a_database_of_temporals_that_cannot_be_opened_is_named(
-    unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    refused_here: RefusedHere, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(connection, "PORT", free_port())
-    monkeypatch.setattr(connection, "UI_PORT", free_port())
-    monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     (tmp_path / "temporal.db").mkdir()
-    with pytest.raises(StartupError) as refusal:
-        async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
-            pytest.fail("it started")
-    assert "unable to open database file" in str(refusal.value)
-    assert str(tmp_path / "temporal.db") in str(refusal.value)
+    line = await refused_here()
+    assert "unable to open database file" in line
+    assert str(tmp_path / "temporal.db") in line
 
 
 async def test_a_closed_standard_output_is_named(address: str, tmp_path: Path) -> None:

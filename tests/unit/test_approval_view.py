@@ -1,4 +1,4 @@
-"""What a person decides on: the question, the card and refusals say the same of it."""
+"""What a person decides on: the question, the card and the refusals say the same about it."""
 
 from datetime import UTC, datetime
 from decimal import Decimal

@@ -42,7 +42,7 @@ PAYMENT = Payment("invoice-MADE-UP/line-1", "MADE-UP", "Domain", Decimal("9.90")
 def recorded(
     state: State, signal: Decision, payment: audit.PaymentActivity | None = None
 ) -> audit.Run:
-    """What Temporal has of a run that was never made, with the payment of its only line."""
+    """A made-up run as read from Temporal, with the payment of its only line."""
     status = InvoiceStatus(
         invoice_id="MADE-UP", workflow_id="", state=state, status="", submitted_at=NOON
     )
@@ -106,7 +106,7 @@ async def test_an_invoice_that_takes_too_long_does_not_stop_the_others(
     first, summary = capsys.readouterr().err.splitlines()
     assert first == "A: its runs couldn't be read within 0.05 s"
     assert summary == "2 invoices, 1 with disagreements"
-    exists = False  # where it is Temporal that doesn't answer, the audit can't go on
+    exists = False  # if Temporal doesn't answer, the audit can't continue
     with pytest.raises(TimeoutError):
         await audit.audit(temporal, ledger, lambda _: None)
 
@@ -126,7 +126,7 @@ def test_a_payment_that_the_run_did_not_report_disagrees(ledger: SQLiteLedger) -
     def told(state: State, lines: int, amount: str, *, closed: bool = True) -> list[str]:
         progress = RunProgress.of(Invoice.model_validate(an_invoice()))
         progress.state, progress.paid_lines, progress.paid_amount = state, lines, Decimal(amount)
-        # Two were paid earlier.
+        # Two lines were paid earlier.
         progress.paid_earlier_lines, progress.paid_earlier_amount = 2, Decimal("5.00")
         run = recorded(state, APPROVAL, made)
         close_time = NOON if closed else None
@@ -219,7 +219,7 @@ def test_a_payment_that_a_reset_run_repeats_is_one_payment(ledger: SQLiteLedger)
 
 @pytest.mark.parametrize("hours", [-1, 0, 1])
 def test_rows_do_not_depend_on_the_workers_clock(hours: float) -> None:
-    """The ledger has the time by the worker's clock, Temporal by its own."""
+    """The ledger's times are by the worker's clock, and Temporal's by its own."""
     declined = audit.PaymentActivity(PaymentRequest(), NOON, is_declined=True)
     cut_off = audit.PaymentActivity(PaymentRequest(), NOON + timedelta(minutes=1))
     made = audit.PaymentActivity(
@@ -246,12 +246,12 @@ def test_rows_do_not_depend_on_the_workers_clock(hours: float) -> None:
         recorded("failed", APPROVAL, declined),
         recorded("terminated", APPROVAL, cut_off),
         recorded("completed", APPROVAL, made),
-        recorded("cancelled", APPROVAL, made),  # one that found it paid
+        recorded("cancelled", APPROVAL, made),  # a run that found the line paid
     ]
     assert rows(runs, entries) == [
         ("failed", "declined", 1),
         ("terminated", None, None),
-        ("completed", "declined", 2),  # which the run before hasn't told
+        ("completed", "declined", 2),  # which the run before didn't report
         ("completed", "paid", 3),
         ("cancelled", "paid_earlier", None),
     ]
@@ -259,7 +259,7 @@ def test_rows_do_not_depend_on_the_workers_clock(hours: float) -> None:
         ("failed", "declined", 1),
         ("terminated", "declined", 2),
     ]
-    # Of a ledger that doesn't have the first attempt.
+    # With a ledger that doesn't have the first attempts.
     assert rows([runs[0], runs[2]], entries[2:]) == [
         ("failed", None, None),
         ("completed", "paid", 3),

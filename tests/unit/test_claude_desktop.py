@@ -30,7 +30,7 @@ posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions
 
 
 class Machine:
-    """A home folder, and uv as the only thing on PATH."""
+    """A home folder, with only uv on PATH."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.home = folder / "home"
@@ -47,7 +47,7 @@ class Machine:
         patch.setenv("PATH", str(self.uv.parent))
 
     def file(self, folder: str = FOLDER["linux"], content: str | None = None) -> Path:
-        """The configuration in a folder of Claude Desktop's; written if `content` is given."""
+        """The configuration in one of Claude Desktop's folders. Writes `content` to it if given."""
         file = self.home / folder / "claude_desktop_config.json"
         if content is not None:
             file.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""How far two clocks differ, by what is certain."""
+"""The smallest difference between two clocks that is certain."""
 
 from datetime import UTC, datetime, timedelta
 

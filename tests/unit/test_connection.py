@@ -1,4 +1,4 @@
-"""A configuration of Temporal that can't be used is named before anything is sent."""
+"""An unusable Temporal configuration is reported before anything is sent."""
 
 import re
 from pathlib import Path

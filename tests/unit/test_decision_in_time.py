@@ -18,7 +18,7 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
 class History:
-    """Stands for a Temporal client, and for a run whose history it has."""
+    """A fake Temporal client, and a run with the given history."""
 
     def __init__(self, *signals: tuple[datetime, str, list[Payload]]) -> None:
         self.signals = signals

@@ -1,4 +1,4 @@
-"""The documents quote the code as it is."""
+"""The documents quote the current code."""
 
 import re
 import textwrap

@@ -1,4 +1,4 @@
-"""The rules of an invoice, its exact money and the words made from it; no service needed."""
+"""The rules of an invoice, its exact amounts, and the texts made from it."""
 
 import json
 import re
@@ -28,7 +28,7 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], 
 
 CENTS = st.integers(min_value=1, max_value=10**12 - 1)
 DEEPEST = 150
-"""A nesting that every JSON parser on the way can take."""
+"""A nesting that every JSON parser on the way accepts."""
 
 
 def invoice(**fields: Any) -> Invoice:
@@ -117,7 +117,7 @@ def test_new_id_may_be_of_any_script(name: str) -> None:
 )
 def test_new_id_that_looks_like_another_breaks_a_rule(name: str, rule: str) -> None:
     assert rule_of_new_id(name) == rule
-    # Runs under way have such ids.
+    # Open runs have such ids.
     assert invoice(id=name).id == name
 
 
@@ -251,7 +251,7 @@ def test_other_fields_are_kept() -> None:
 def test_json_is_parsed_once_and_other_fields_are_not_copied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each parse and each copy of a megabyte of nested lists takes as long as the first."""
+    """Each further parse or copy of a megabyte of nested lists would take as long again."""
 
     def not_again(*_: Any, **__: Any) -> Any:
         raise AssertionError("the content is taken apart again")
@@ -268,7 +268,7 @@ def test_new_content_may_be_nested_to_a_limit() -> None:
     deepest, deeper = nested(MAX_NESTING - 1), nested(MAX_NESTING)
     assert rule_of_new_content(invoice(vendor=deepest, lines=[line(tax=deepest)]).content) is None
     for name, fields in (("vendor", {"vendor": deeper}), ("lines", {"lines": [line(tax=deeper)]})):
-        # Runs under way have such fields.
+        # Open runs have such fields.
         rule = rule_of_new_content(invoice(**fields).content)
         assert rule == f"must have at most {MAX_NESTING} levels of nesting in “{name}”"
 
@@ -376,7 +376,7 @@ JSON_VALUE = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    # NaN, infinity and surrogates are no JSON.
+    # NaN, infinity and surrogates aren't JSON.
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3),
     max_leaves=8,

@@ -1,4 +1,4 @@
-"""Where an invoice stands, by its run's memo, by Temporal and by what a worker says."""
+"""An invoice's status, from its run's memo, from Temporal and from a worker's answer."""
 
 import json
 from collections.abc import AsyncIterator
@@ -126,11 +126,11 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     seen: list[bytes] = []
     validate = Invoice.model_validate_json
 
-    def noting(data: bytes, **options: Any) -> Invoice:
+    def record_and_validate(data: bytes, **options: Any) -> Invoice:
         seen.append(data)
         return validate(data, **options)
 
-    monkeypatch.setattr(Invoice, "model_validate_json", noting)
+    monkeypatch.setattr(Invoice, "model_validate_json", record_and_validate)
     return seen
 
 
@@ -141,10 +141,10 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         ({"approval_timeout_days": -1}, 1),
         ({"approval_timeout_days": -1, "customer": 5}, 1),
         ({"lines": 5}, 1),
-        # Without rules before 1.1.
+        # Fields that had no rules before 1.1.
         ({"customer": 5}, 2),
         ({"customer": 5, "payment_method": 5}, 2),
-        # Longer than Temporal takes.
+        # Longer than Temporal accepts.
         ({"note": "x" * MAX_CONTENT_BYTES}, 0),
     ],
 )
@@ -158,7 +158,7 @@ def test_only_what_could_be_from_before_1_1_is_validated_twice(
 
 
 class _OneRun:
-    """A Temporal client that has one run, whose history is its start alone."""
+    """A fake Temporal client with one run, whose history has only the start."""
 
     def __init__(self, content: bytes) -> None:
         event = HistoryEvent()
@@ -187,6 +187,6 @@ async def test_what_a_run_was_started_with_is_validated_once(
     assert found[0] == found[1] == found[2]
     assert digests == [found[0].digest if found[0] else None]
     assert (found[0] is None) == (days < 0)
-    # Who decides on it is shown the content itself.
+    # A person who decides on it is shown the content itself.
     start = await runs.read_start("invoice-INV-1")
     assert (start.invoice is None) == (days < 0)

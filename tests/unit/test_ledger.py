@@ -1,4 +1,4 @@
-"""The ledger, in SQLite and in PostgreSQL: the first row wins, for ever and through every fault."""
+"""The ledger, in SQLite and in PostgreSQL: the first row always wins, despite any fault."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ BEGUN = LedgerEntry(PAYMENT, 1, "provider", "ref-1", "begun", datetime.now(UTC))
 
 @pytest.fixture
 def database(postgresql: PostgreSQL) -> str:
-    """The URL of a PostgreSQL database of the test's own."""
+    """The URL of a new PostgreSQL database."""
     return postgresql.create_database()
 
 
@@ -195,7 +195,10 @@ for line in range(30):
 
 
 def start_together(code: str, *arguments: str, processes: int = 3) -> list[str]:
-    """What each process of `code` prints, which waits for a line before it begins."""
+    """Runs `code`, which must wait for a line of input, in several processes at once.
+
+    Returns what each of them prints.
+    """
     started = [
         subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
@@ -219,7 +222,7 @@ def test_processes_that_start_at_once_share_one_ledger(where: str) -> None:
     assert others == [first] * 2
 
 
-# What this project's ledger looked like while the simulated gateway kept it.
+# The ledger of version 1.0, which the simulated gateway kept.
 VERSION_1 = """CREATE TABLE payments (
     idempotency_key TEXT PRIMARY KEY,
     invoice_id TEXT NOT NULL,
@@ -325,7 +328,7 @@ def test_threads_do_not_wait_for_a_locked_ledger_one_after_the_other(
             for attempt in attempts:
                 with pytest.raises(GatewayUnavailable):
                     attempt.result()
-            assert time.monotonic() - began < 3  # one after the other they take 6
+            assert time.monotonic() - began < 3  # one after the other they would take 6 s
         other.execute("ROLLBACK")
     assert ledger.add(BEGUN) == BEGUN
 
@@ -450,7 +453,7 @@ def test_the_files_of_a_ledger_that_took_its_place_are_left_alone(tmp_path: Path
 
 
 def test_a_ledger_that_is_opened_and_only_read_is_not_taken_for_another(tmp_path: Path) -> None:
-    # Closed, which takes away the file beside it.
+    # Closing it removes the file beside it.
     with closing(SQLiteLedger(tmp_path / "payments.db")) as ledger:
         ledger.add(BEGUN)
     with closing(SQLiteLedger(tmp_path / "payments.db")) as ledger:
@@ -484,7 +487,7 @@ def test_a_database_that_is_too_slow_is_unavailable_and_works_again(database: st
 async def test_a_database_that_hangs_is_unavailable_and_its_connection_replaced(
     database: str, postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the server or the network between answers no more keeps no thread."""
+    """A server or network that doesn't answer any more doesn't occupy a thread."""
     monkeypatch.setattr("payments.ledger.ANSWER_SECONDS", 0.5)
     async with silenced(postgresql.port) as (port, silence):
         url = database.replace(f":{postgresql.port}/", f":{port}/")
@@ -510,7 +513,7 @@ def test_a_statement_that_gets_no_answer_is_given_up(
 def test_a_database_that_hangs_at_the_start_is_reported(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As to the audit, which would else wait for ever."""
+    """For example to the audit, which would otherwise wait for ever."""
     open_at(database)
     monkeypatch.setattr("payments.ledger.ANSWER_SECONDS", 0.3)
     with psycopg.connect(database) as connection:
@@ -521,7 +524,7 @@ def test_a_database_that_hangs_at_the_start_is_reported(
 
 @asynccontextmanager
 async def silenced(port: int) -> AsyncIterator[tuple[int, Callable[[], None]]]:
-    """A way to the port; the function makes the connections that are there answer no more."""
+    """Yields the port of a proxy, and a function that makes its open connections hang."""
     talking: set[asyncio.Task[None]] = set()
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

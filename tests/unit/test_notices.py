@@ -1,4 +1,4 @@
-"""What a notice posts, and what it reads of an answer."""
+"""How a notice is posted, and what is read of the answer."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What other clients of the Temporal Service have written, read without a service."""
+"""Reading what other clients of the Temporal Service have written."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +26,7 @@ def an_execution(**memo: Any) -> Execution:
 def test_a_memo_from_before_the_workflows_is_not_believed(
     memo: dict[str, Any], is_believed: bool
 ) -> None:
-    """A list lags behind the history, in which the workflow has written since."""
+    """A list lags behind the history, to which the workflow has already written."""
     trusted = TrustedMemos()
     trusted.add("invoice-1", "run", "then")
     assert trusted.has_memo_of(an_execution(**memo)) == is_believed
@@ -44,5 +44,5 @@ def test_the_converter_converts_anything(odd: Payload, hint: Any) -> None:
     "line", [b'{"amount": "1e999999999"}', b'{"amount": -1}', b'{"currency": "\\u001b[2J"}', b"[1]"]
 )
 def test_an_odd_payment_in_a_history_is_ignored(line: bytes) -> None:
-    """Writing out a number of a billion digits never ends."""
+    """Writing out a number with a billion digits would never end."""
     assert audit._parsed(PaymentRequest, Payloads(payloads=[payload(line)])) is None

@@ -1,4 +1,4 @@
-"""What a decision has brought about, by where the invoice stands after it."""
+"""The outcome of a decision, according to the invoice's status after it."""
 
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ def a_status(
     decision: tuple[bool, str | None] | None = None,
     worker_answers: bool | None = True,
 ) -> InvoiceStatus:
-    """After a decision: whether the one that stands approves, and its request."""
+    """A status after a decision. `decision`: whether the first one approves, and its request."""
     standing = None
     if decision:
         standing = Decision(approved=decision[0], request=decision[1], at=NOON)
@@ -40,30 +40,30 @@ REJECTED_HERE, REJECTED_BEFORE = (False, OWN), (False, OTHER)
 @pytest.mark.parametrize(
     ("status", "approve", "outcome"),
     [
-        # Ours stands, whether or not it has taken effect yet.
+        # Our decision stands, whether or not it has taken effect yet.
         (a_status("paying", APPROVED_HERE), True, "approved"),
         (a_status("completed", APPROVED_HERE), True, "approved"),
         (a_status("waiting", APPROVED_HERE), True, "approved"),
         (a_status("failed", APPROVED_HERE), True, "approved"),
         (a_status("rejected", REJECTED_HERE), False, "rejected"),
         (a_status("waiting", REJECTED_HERE), False, "rejected"),
-        # The tutorial's worker doesn't tell whose decision it took.
+        # The tutorial's worker doesn't say whose decision it took.
         (a_status("paying"), True, "approved"),
         (a_status("completed"), True, "approved"),
         (a_status("rejected"), False, "rejected"),
         (a_status("rejected"), True, None),
         (a_status("paying"), False, None),
-        # Another stands, to the same effect.
+        # Another decision stands, with the same effect.
         (a_status("paying", APPROVED_BEFORE), True, "already_approved"),
         (a_status("completed", APPROVED_BARE), True, "already_approved"),
         (a_status("waiting", APPROVED_BEFORE), True, "already_approved"),
         (a_status("rejected", REJECTED_BEFORE), False, "already_rejected"),
         (a_status("waiting", REJECTED_BEFORE), False, "already_rejected"),
-        # Another stands, to the other effect.
+        # Another decision stands, with the opposite effect.
         (a_status("paying", APPROVED_BEFORE), False, None),
         (a_status("waiting", APPROVED_BEFORE), False, None),
         (a_status("rejected", REJECTED_BEFORE), True, None),
-        # Nobody's has taken effect, and none will.
+        # No decision has taken effect, and none will.
         (a_status("timed_out"), True, None),
         (a_status("cancelled"), False, None),
         (a_status("terminated"), True, None),
@@ -73,7 +73,7 @@ REJECTED_HERE, REJECTED_BEFORE = (False, OWN), (False, OTHER)
         (a_status("waiting", worker_answers=False), False, "decision_kept"),
         (a_status("waiting", REJECTED_BEFORE, worker_answers=False), True, "decision_kept"),
         (a_status("paying", APPROVED_BEFORE, worker_answers=False), True, "already_approved"),
-        # A worker that has it and doesn't act on it has another's, which isn't told.
+        # A worker that received it but doesn't act on it took another one, which it doesn't report.
         (a_status("waiting"), True, None),
         (a_status("waiting", worker_answers=None), True, None),
     ],

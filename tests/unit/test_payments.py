@@ -1,4 +1,4 @@
-"""Paying a line once: `pay_once` over a gateway that counts, and the activities around it."""
+"""Paying a line once: `pay_once` with a gateway that counts, and the activities."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ PAYMENT = Payment("invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), 
 
 
 class Provider:
-    """A provider that keeps its references for ever, and fails on request."""
+    """A provider that never forgets its references, and fails on request."""
 
     name = "provider"
 
@@ -47,9 +47,9 @@ class Provider:
         self.stopped: list[str] = []
         self.fail_prepare: Exception | None = None
         self.fail_before: Exception | None = None
-        """The provider has not charged."""
+        """Raised before the provider charges."""
         self.fail_after: Exception | None = None
-        """The provider has charged, and its answer is lost."""
+        """Raised after the provider has charged, as if its answer was lost."""
         self.fail_stop: Exception | None = None
 
     def check(self, payment: Payment) -> None:
@@ -226,7 +226,7 @@ def test_what_can_never_be_paid_is_not_prepared(provider: Provider, ledger: SQLi
 
 
 class Overlapping(Provider):
-    """Another attempt pays the line while this one is preparing, or paying."""
+    """A provider during whose `prepare` or `pay` another call of `pay_once` pays the line."""
 
     def __init__(self, ledger: SQLiteLedger, step: str) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ def test_attempts_that_overlap_pay_once(step: str, ledger: SQLiteLedger) -> None
 
 
 class OverlappedDecline(Overlapping):
-    """The other attempt's payment is declined."""
+    """The payment of the other call is declined."""
 
     def overlap(self, step: str) -> None:
         if self.step == step:
@@ -375,7 +375,7 @@ def test_another_payment_under_the_key_is_not_reported_as_this_one(
 
 
 class GivenUp(Overlapping):
-    """The run of a payer that is frozen is over, and has asked for the outcome."""
+    """During the call, the run asks for the outcome, as if the worker was frozen."""
 
     def overlap(self, step: str) -> None:
         if self.step == step:
@@ -448,7 +448,7 @@ def test_a_limit_that_is_not_an_amount_is_refused(
 
 
 def an_activity(**info: Any) -> ActivityEnvironment:
-    """Of an invoice's workflow, unless `info` says otherwise."""
+    """An activity of an invoice's workflow, unless `info` says otherwise."""
     environment = ActivityEnvironment()
     of_invoice = {
         "workflow_type": "InvoiceWorkflow",
@@ -565,9 +565,9 @@ async def test_an_invoice_of_another_gateway_is_not_paid(
     assert not error.non_retryable
     assert "the invoice is paid through stripe live" in error.message
     assert "this worker pays through simulated: start a worker with the PAYMENT" in error.message
-    assert len(error.message) < 300  # which the status shows
+    assert len(error.message) < 300  # because the status shows it
     assert not states(opened)
-    for gateway in ("simulated", None):  # None: a run from before gateways were noted
+    for gateway in ("simulated", None):  # None: a run from before gateways were recorded
         await an_activity().run(activity, {**invoice, "bound_to_gateway": gateway})
 
 
@@ -575,7 +575,7 @@ async def test_an_invoice_of_another_gateway_is_not_paid(
 async def test_a_field_named_gateway_does_not_bind_the_invoice(
     activity: Any, opened: SQLiteLedger
 ) -> None:
-    """1.1 sends all fields of a line, and those of an invoice."""
+    """Version 1.1 sends all fields of a line, and those of an invoice."""
     invoice = {**an_entry("INV-1", "5.00"), "item": "Router", "amount": "5.00"}
     assert await an_activity().run(activity, {**invoice, "gateway": "10.0.0.1"})
 
@@ -591,7 +591,7 @@ async def test_a_field_named_attempt_does_not_number_the_payment(
 
 
 def test_long_fields_of_an_old_run_do_not_reach_an_activity() -> None:
-    """Before 1.1 `customer` was any other client's field, of any type and size."""
+    """Before 1.1, clients could use `customer` for anything, of any type and size."""
     lines = [{"item": "Pen", "amount": "1.00", "description": "Ж" * 100_000, "customer": "cus_B"}]
     fields = {"id": "INV-1", "lines": lines, "customer": "Ж" * 300_000, "payment_method": ["card"]}
     invoice = Invoice.model_validate_json(json.dumps(fields), context=BEFORE_1_1)
@@ -609,7 +609,7 @@ async def test_what_a_ledger_has_begun_binds_a_later_submission(
     state: str, opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(provider, opened, state)
-    question = an_entry("INV-1", "5.00", "0.00")  # which the other gateway could not even pay
+    question = an_entry("INV-1", "5.00", "0.00")  # with a line that the other gateway couldn't pay
     monkeypatch.setattr(activities, "open_payments", lambda: (OtherProvider(), opened))
     error = await refused(activities.payments_made, question)
     assert error.type == "WrongGateway"
@@ -796,7 +796,7 @@ async def test_the_outcome_is_asked_for_under_the_id_of_the_payment(
     await an_activity(activity_id="line-1").run(activities.process_payment, line)
     assert await an_activity(activity_id="line-1").run(activities.payment_outcome, line) is True
     assert await an_activity(activity_id="line-2").run(activities.payment_outcome, line) is False
-    # Also by a worker with another gateway, so that an invoice in the wrong one can be cancelled.
+    # A worker with another gateway answers too, so that the invoice can be cancelled there.
     line["bound_to_gateway"] = "stripe live"
     assert await an_activity(activity_id="line-3").run(activities.payment_outcome, line) is False
     del line["bound_to_gateway"]

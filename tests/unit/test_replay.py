@@ -61,10 +61,10 @@ def recorded(file: Path) -> WorkflowHistory:
 
 
 async def replay(workflow_class: type, file: Path) -> None:
-    # FastMCP, which the tests import, brings an import hook that every sandbox would load anew.
+    # FastMCP, which the tests import, has an import hook that every sandbox would load again.
     restrictions = SANDBOX.restrictions.with_passthrough_modules("beartype")
     runner: WorkflowRunner = replace(SANDBOX, restrictions=restrictions)
-    if file.suffix == ".gz":  # so long that the sandbox, which the others see, takes half the time
+    if file.suffix == ".gz":  # without the sandbox, it takes half the time
         runner = UnsandboxedWorkflowRunner()
     replayer = Replayer(workflows=[workflow_class], workflow_runner=runner)
     await replayer.replay_workflow(recorded(file))

@@ -1,6 +1,6 @@
-"""What models and hosts are told about the tools, held as a snapshot.
+"""What models and hosts are told about the tools, compared with a snapshot.
 
-After a change that is meant: `UPDATE_SNAPSHOTS=1 uv run pytest tests/unit/test_schemas.py`.
+After an intended change: `UPDATE_SNAPSHOTS=1 uv run pytest tests/unit/test_schemas.py`.
 """
 
 import json

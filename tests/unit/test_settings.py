@@ -17,14 +17,14 @@ SOURCES = [
 ]
 ELSEWHERE = {
     "claude_desktop.py": ["LOCALAPPDATA", "APPDATA", "XDG_CONFIG_HOME", "UV"],
-    # Of libraries, which read them when they are imported.
+    # Settings of libraries, which read them when they are imported.
     "invoice_server.py": ["FASTMCP_LOG_ENABLED", "PY_KEY_VALUE_DISABLE_BEARTYPE"],
 }
-"""Variables that are none of our settings, by the module that has to do with them."""
+"""Variables that aren't our settings, by the module that reads or sets them."""
 
 
 def names(*readers: Program) -> set[str]:
-    """The settings that these programs read, and no other."""
+    """The settings that exactly these programs read."""
     return {setting.name for setting in SETTINGS if setting.readers == readers}
 
 
@@ -99,7 +99,7 @@ def test_the_operators_guide_lists_every_setting_once_with_its_readers() -> None
         assert sorted(re.findall(r"`([A-Z]+_[A-Z_]+\*?)`", part)) == sorted(expected)
     for setting in SETTINGS:
         [row] = [line for line in section.splitlines() if f"`{setting.name}`" in line]
-        # The data directory is told without the folder of this project.
+        # The guide has the data directory without the folder of this project.
         assert not setting.default or f"`{Path(setting.default).name}" in row
 
 

@@ -1,4 +1,4 @@
-"""Paying through Stripe: nothing charged twice, nothing lost, whatever a stand-in does to it."""
+"""Paying through Stripe: nothing is charged twice or lost, whatever its stand-in does."""
 
 import os
 import socket
@@ -34,12 +34,6 @@ from support import states
 PAYMENT = Payment(
     "invoice-INV-1/line-1", "INV-1", "Hosting", Decimal("19.99"), "USD", "cus_A", "pm_visa"
 )
-
-
-@pytest.fixture
-def stand_in() -> Iterator[StripeStandIn]:
-    with StripeStandIn() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture
@@ -108,7 +102,7 @@ def test_after_a_fault_the_line_is_charged_once(
 def test_a_payment_in_one_step_would_be_charged_twice_after_a_day(
     gateway: StripeGateway, stand_in: StripeStandIn
 ) -> None:
-    """Why the ledger has the reference before it is paid: keys are forgotten after 24 hours."""
+    """Stripe forgets keys after 24 hours. So the ledger has each reference before it is paid."""
     gateway.pay(gateway.prepare(PAYMENT, 1), PAYMENT)
     stand_in.hours += 25
     gateway.pay(gateway.prepare(PAYMENT, 1), PAYMENT)
@@ -207,7 +201,7 @@ def test_a_payment_cancelled_at_stripe_is_declined_and_can_be_made_again(
 def test_attempts_that_overlap_charge_once(
     step: Step, kind: Any, gateway: StripeGateway, ledger: SQLiteLedger, stand_in: StripeStandIn
 ) -> None:
-    """The first attempt is held within its call while a second one, a day later, pays."""
+    """The first attempt's call is held, while a second attempt pays a day later."""
     fault = stand_in.lay(Fault(step, kind))
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(pay_once, gateway, ledger, PAYMENT)
@@ -283,7 +277,7 @@ def test_a_payer_that_is_held_while_the_outcome_is_asked_agrees_with_it(
     with ThreadPoolExecutor(1) as pool:
         payer = pool.submit(pay_once, gateway, ledger, PAYMENT, 1)
         assert fault.reached.wait(10)
-        if kind == "hold after":  # until the stand-in has done it
+        if kind == "hold after":  # wait until the stand-in has executed it
             wait_until(lambda: len(stand_in.charges if step == "confirm" else stand_in.intents))
         paid = was_paid(gateway, ledger, PAYMENT, 1)
         fault.release.set()
@@ -428,7 +422,7 @@ ODD_ANSWERS = {
 
 @contextmanager
 def answering(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """A server whose connections are all answered so, each in a thread; gives its address."""
+    """A server that answers each connection with `answer`, in a thread. Yields its address."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
@@ -504,7 +498,7 @@ def test_a_key_that_does_not_fit_a_header_is_not_in_any_error(ledger: SQLiteLedg
     gateway = StripeGateway("sk_test_x\n", "stripe test", "http://127.0.0.1:9")
     with pytest.raises(GatewayUnavailable) as failure:
         pay_once(gateway, ledger, PAYMENT)
-    assert failure.value.__cause__ is None  # Temporal writes causes into the history
+    assert failure.value.__cause__ is None  # because Temporal writes causes into the history
     assert "sk_test_x" not in str(failure.value)
 
 

@@ -26,7 +26,7 @@ def executable_in(folder: Path, content: str = "#!/bin/sh\n") -> Path:
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which `environment`, `path` and `cache` may have an executable; none has yet."""
+    """A folder with `environment`, `path` and `cache`, in which no executable is yet."""
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path / "environment"))
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     monkeypatch.setattr(dev_server, "user_cache_path", lambda _: tmp_path / "cache")

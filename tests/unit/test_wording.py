@@ -1,4 +1,4 @@
-"""The words and amounts that are shown: harmless, of one line and exact."""
+"""Texts and amounts that are shown: harmless, on one line and exact."""
 
 import re
 import unicodedata
@@ -57,12 +57,12 @@ def test_shown_text_is_one_harmless_line(text: str, limit: int) -> None:
 def test_text_is_cut_before_it_is_normalized(monkeypatch: pytest.MonkeyPatch) -> None:
     normalize, lengths = unicodedata.normalize, []
 
-    def noting(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
+    def record_and_normalize(form: Literal["NFC", "NFD", "NFKC", "NFKD"], text: str) -> str:
         lengths.append(len(text))
         return normalize(form, text)
 
-    monkeypatch.setattr("invoices.wording.unicodedata.normalize", noting)
-    # Every second one is put in order, which takes the square of the time.
+    monkeypatch.setattr("invoices.wording.unicodedata.normalize", record_and_normalize)
+    # Normalization sorts these marks, which takes quadratic time.
     text = "e" + "\u0301\u0323" * 100_000
     sanitized(text, 600)
     sanitized_quote(text, 600)
@@ -74,7 +74,7 @@ def test_text_is_cut_before_it_is_normalized(monkeypatch: pytest.MonkeyPatch) ->
 
 
 class Strict(BaseModel, extra="forbid"):
-    """Takes no field, as a tool takes no argument that it doesn't know."""
+    """A model without fields, which refuses all others, as tools refuse unknown arguments."""
 
 
 def test_shown_text_that_is_cut_says_so() -> None:

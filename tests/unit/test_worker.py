@@ -1,4 +1,4 @@
-"""What a worker imports, and what it does with its arguments and its address for metrics."""
+"""A worker's imports, its arguments, and its address for metrics."""
 
 import asyncio
 import socket
