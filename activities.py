@@ -53,6 +53,7 @@ from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
 from temporal_service.payloads import first_data
+from temporal_service.traces import record_outcome
 
 T = TypeVar("T")
 
@@ -184,6 +185,7 @@ async def process_payment(line_item: dict[str, Any]) -> str:
         # In a thread: a gateway may block, and the event loop carries every other invoice.
         paying = (pay_once, gateway, ledger, payment, request.ledger_attempt)
         await _to_its_end(_within(PAYMENT_SECONDS, _PAYING, *paying))
+    record_outcome("paid")
     sign = currency_sign(payment.currency)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
 
@@ -407,9 +409,11 @@ def _as_application_errors(what: str) -> Iterator[None]:
         )
         attempt = activity.info().attempt
         activity.logger.warning("%s: attempt %s failed: %s", what, attempt, reason)
+        kind = "InvalidInvoice" if is_invalid else type(error).__name__
+        record_outcome(kind)
         raise ApplicationError(
             reason,
-            type="InvalidInvoice" if is_invalid else type(error).__name__,
+            type=kind,
             non_retryable=not isinstance(error, GatewayUnavailable | WrongLedger | WrongGateway),
             category=ApplicationErrorCategory.BENIGN,  # expected: no traceback in the log
         ) from error

@@ -54,6 +54,7 @@ from invoices.refusals import NamedTotal, expect_before_deadline
 from invoices.status import State
 from invoices.wording import describe_validation_errors
 from startup import StartupError
+from temporal_service.traces import flush_traces, start_traces
 
 # Importing Temporal's SDK takes a quarter of a second, so it is imported in the first call.
 if TYPE_CHECKING:
@@ -509,7 +510,11 @@ def main() -> None:
     # Exit at once: nothing here needs cleaning up, and Temporal keeps what it was sent. With
     # sys.exit, a thread that still reads standard input would keep the process alive.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(number, lambda *_: _exit(0))
+    try:
+        start_traces("invoice-server")
+    except StartupError as error:
+        log.error("There are no traces: %s", error)
     threading.Thread(target=_end_with_standard_output, args=(os.dup(1),), daemon=True).start()
     code = 1
     try:
@@ -518,6 +523,11 @@ def main() -> None:
     except Exception:
         log.exception("The server crashed")
     sys.stderr.flush()
+    _exit(code)
+
+
+def _exit(code: int) -> None:
+    flush_traces()
     os._exit(code)
 
 
@@ -530,7 +540,7 @@ def _end_with_standard_output(output: int) -> None:
         poll = select.poll()
         poll.register(output, 0)  # errors and hang-ups are always reported
         poll.poll()
-        os._exit(0)
+        _exit(0)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from invoices.web_ui import WebUiDetails
     from invoices.wording import format_utc
     from notices import Event, NoticeWorkflow, make_notice
+    from temporal_service.traces import record_outcome
 
 INVOICE_STATE = SearchAttributeKey.for_keyword("InvoiceState")
 """Holds the `State`, so that the Web UI's list can show and filter it. Optional everywhere."""
@@ -49,6 +50,7 @@ class RunReport:
         if not progress.is_open:
             ended = workflow.metric_meter().create_counter("invoices_ended", "By outcome.")
             ended.add(1, {"outcome": progress.state})
+            record_outcome(progress.state)
 
     def notify(self, event: Event, progress: RunProgress) -> None:
         """Starts a notice as a child workflow that continues on its own."""
@@ -120,6 +122,7 @@ def report_invalid(problem: str) -> str:
     nothing = dict.fromkeys(RunProgress.model_fields)
     workflow.upsert_memo({**nothing, "status": status})
     upsert_state("failed")
+    record_outcome("failed")
     workflow.logger.warning("%s: %s", workflow.info().workflow_id, status)
     return status
 

@@ -27,10 +27,12 @@ class Setting:
 
 _ALL: tuple[Program, ...] = ("worker", "server", "audit")
 _BOOKS: tuple[Program, ...] = ("worker", "audit")
+_TRACED: tuple[Program, ...] = ("worker", "server")
 _WORKER: tuple[Program, ...] = ("worker",)
 _SERVER: tuple[Program, ...] = ("server",)
 
-# `temporalio.envconfig` reads most of the variables that all three programs use.
+# `temporalio.envconfig` reads most of the variables that all three programs use, and
+# OpenTelemetry's SDK those with `*` that the worker and the server use.
 SETTINGS = (
     Setting("TEMPORAL_ADDRESS", _ALL, "host:port of the Temporal Service", "localhost:7233"),
     Setting("TEMPORAL_NAMESPACE", _ALL, "namespace of the invoices", "default"),
@@ -56,6 +58,26 @@ SETTINGS = (
         "TOML file to read instead of temporalio/temporal.toml in the user's configuration folder",
         is_path=True,
     ),
+    Setting(
+        "INVOICE_TEMPORAL_PORT",
+        _ALL,
+        "port of the embedded service, used unless an address is configured",
+        "7233",
+    ),
+    Setting("INVOICE_WEB_UI_PORT", _ALL, "port of the embedded service's Web UI", "8233"),
+    Setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        _TRACED,
+        "http or https address to send traces to by OTLP, such as http://localhost:4318",
+        is_secret=True,
+    ),
+    Setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        _TRACED,
+        "the same with its path, such as http://localhost:4318/v1/traces",
+        is_secret=True,
+    ),
+    Setting("OTEL_*", _TRACED, "OpenTelemetry's other variables for traces", is_secret=True),
     Setting("INVOICE_APPROVAL_CARD", _SERVER, "auto, required or off: approval by a card", "auto"),
     Setting(
         "INVOICE_DATA_DIR",

@@ -47,6 +47,7 @@ from temporal_service import connection
 from temporal_service.dev_server import connect_or_start, kill_started_servers, listens
 from temporal_service.executions import list_executions
 from temporal_service.sandbox import SandboxWithoutContexts
+from temporal_service.traces import flush_traces, start_traces
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 PAYMENTS_AT_ONCE = 20
@@ -100,6 +101,7 @@ def main() -> int:
         code = 0
     except* StartupError as problems:
         log.error("%s", problems.exceptions[0])
+    flush_traces()
     return code
 
 
@@ -111,6 +113,7 @@ async def run() -> None:
             a setting is broken; within an ExceptionGroup once the worker runs.
     """
     _end_on_signal()
+    start_traces("invoice-worker")
     directory = data_directory()
     gateway, ledger = activities.open_payments()
     notify_url()
@@ -118,8 +121,9 @@ async def run() -> None:
     async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
-        if address == f"localhost:{connection.PORT}" and await listens(connection.UI_PORT):
-            log.info("Web UI            http://localhost:%s", connection.UI_PORT)
+        ui_port = connection.web_ui_port()
+        if address == f"localhost:{connection.service_port()}" and await listens(ui_port):
+            log.info("Web UI            http://localhost:%s", ui_port)
         log.info("Data              %s", directory)
         log.info("Payments          %s, ledger %s in %s", gateway.name, ledger.id[:8], ledger.name)
         workers = _workers(client)

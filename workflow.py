@@ -37,6 +37,7 @@ with workflow.unsafe.imports_passed_through():
         State,
         approval_deadline,
         describe_failure,
+        failure_message,
     )
     from invoices.wording import describe_payment, describe_validation_errors
     from reports import RunReport, report_invalid
@@ -257,7 +258,8 @@ class InvoiceWorkflow:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
             self.progress.paid_amount = self.progress.paid_earlier_amount = amount
         if changes := self.paid_earlier.changes(self.invoice):
-            raise self._fail_with("PaymentConflict", changes)
+            lines = self.paid_earlier.changed_lines(self.invoice)
+            raise self._fail_with("PaymentConflict", changes, lines)
 
     def _terms(self) -> Terms:
         ledger = self.progress.ledger or self.expected_ledger
@@ -315,10 +317,11 @@ class InvoiceWorkflow:
             return self._fail_with(cause.type or "PaymentFailed", cause.message)
         return self._fail_with("PaymentFailed", str(cause))
 
-    def _fail_with(self, kind: str, reason: str) -> ApplicationError:
+    def _fail_with(self, kind: str, reason: str, lines: str | None = None) -> ApplicationError:
         self.progress.failure = kind
         self._set_state("failed", describe_failure(kind, self.progress.current_line, reason))
-        return ApplicationError(self.status, type=kind, non_retryable=True)
+        message = failure_message(kind, lines or self.progress.current_line, reason)
+        return ApplicationError(message, self.status, type=kind, non_retryable=True)
 
 
 def _read_invoice(payload: RawValue, context: str | None) -> Invoice | str:

@@ -66,11 +66,13 @@ async def compare_servers(rounds: int) -> None:
 async def compare_workers(rounds: int) -> None:
     seconds: dict[str, list[float]] = defaultdict(list)
     async with running() as (client, _):
-        for script in WORKERS.values():
-            await start_worker(script, address(client))
-        for _ in range(rounds):
-            for name in random.sample(list(WORKERS), len(WORKERS)):
-                seconds[name].append(await start_worker(WORKERS[name], address(client)))
+        with TemporaryDirectory() as data:
+            env = environment(address(client), INVOICE_DATA_DIR=data, PYTHONPATH=str(ROOT))
+            for script in WORKERS.values():
+                await start_worker(script, env)  # creates the ledger
+            for _ in range(rounds):
+                for name in random.sample(list(WORKERS), len(WORKERS)):
+                    seconds[name].append(await start_worker(WORKERS[name], env))
 
     def row(name: str) -> list[object]:
         return [name, ms(seconds[name]), ratio(seconds, name, "tutorial")]
@@ -92,20 +94,16 @@ async def start_up(script: Path) -> tuple[float, float]:
         return initialized, perf_counter() - begin
 
 
-async def start_worker(script: Path, service: str) -> float:
-    with TemporaryDirectory() as data:
-        begin = perf_counter()
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(script)),
-            env=environment(service, INVOICE_DATA_DIR=data, PYTHONPATH=str(ROOT)),
-            stdout=PIPE,
-            stderr=DEVNULL,
-        )
-        assert process.stdout
-        line = await process.stdout.readline()
-        seconds = perf_counter() - begin
-        process.kill()
-        await process.communicate()
+async def start_worker(script: Path, env: dict[str, str]) -> float:
+    begin = perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), env=env, stdout=PIPE, stderr=DEVNULL
+    )
+    assert process.stdout
+    line = await process.stdout.readline()
+    seconds = perf_counter() - begin
+    process.kill()
+    await process.communicate()
     assert line.decode().strip() == STARTED
     return seconds
 

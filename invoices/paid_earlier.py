@@ -44,11 +44,22 @@ class PaidEarlier:
 
     def changes(self, invoice: Invoice) -> str:
         """Which of them the invoice no longer has as they were paid; empty if it has all."""
-        lines = dict(enumerate(invoice.lines, start=1))
         return "; ".join(
             f"line {paid.line} was paid earlier as {sanitized_quote(paid.item)},"
             f" {format_money(paid.amount, paid.currency)}, and has been changed or removed since"
+            for paid in self._changed(invoice)
+        )
+
+    def changed_lines(self, invoice: Invoice) -> str:
+        """Their numbers: `line 1` or `lines 1, 3`."""
+        numbers = [str(paid.line) for paid in self._changed(invoice)]
+        return f"{'line' if len(numbers) == 1 else 'lines'} {', '.join(numbers)}"
+
+    def _changed(self, invoice: Invoice) -> list[PaidLine]:
+        lines = dict(enumerate(invoice.lines, start=1))
+        return [
+            paid
             for paid in self.lines
             if (line := lines.get(paid.line)) is None
             or (line.item, line.amount, invoice.currency) != (paid.item, paid.amount, paid.currency)
-        )
+        ]

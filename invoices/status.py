@@ -81,6 +81,16 @@ def describe_failure(kind: str, line: str | None, reason: str) -> str:
     return f"{text}: {f'{line}: ' if line else ''}{sanitized(reason, 500)}"
 
 
+def failure_message(kind: str, line: str | None, reason: str) -> str:
+    """The same for the failure of a run, which Temporal may keep in plain text where payloads are
+    encrypted: with the number of the line or lines, and without items and amounts.
+    """
+    if kind == "PaymentConflict":  # its reason has what was paid
+        reason = "paid earlier with different content"
+    number = line.partition(", “")[0] if line else None
+    return describe_failure(kind, number, reason)
+
+
 def approval_deadline(submitted_at: datetime, timeout_days: float) -> datetime:
     """The deadline counts from the submission, even if the first worker started later."""
     return submitted_at + timedelta(days=timeout_days)

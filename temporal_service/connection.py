@@ -2,7 +2,7 @@
 
 `temporalio.envconfig` reads the configuration: `TEMPORAL_ADDRESS`, `TEMPORAL_NAMESPACE`,
 `TEMPORAL_API_KEY`, `TEMPORAL_TLS...`, `TEMPORAL_PROFILE` and the TOML file. Without any of these,
-the address is `localhost:7233`.
+the address is `localhost` with the port `INVOICE_TEMPORAL_PORT`, by default 7233.
 """
 
 import asyncio
@@ -30,11 +30,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from settings import environment, read_setting
 from startup import StartupError
 from temporal_service.payloads import data_converter
+from temporal_service.traces import client_plugins
 
-PORT = 7233
-"""The Temporal Service's port (gRPC)."""
-UI_PORT = 8233
-"""The Web UI's port."""
 MAX_NAME = 200
 """The longest result of `whoami`, in characters."""
 
@@ -53,6 +50,24 @@ def whoami() -> str:
     return f"{user}@{platform.node()}"[:MAX_NAME]
 
 
+def service_port() -> int:
+    """The port of the embedded Temporal Service (gRPC).
+
+    Raises:
+        StartupError: `INVOICE_TEMPORAL_PORT` isn't a port.
+    """
+    return _port("INVOICE_TEMPORAL_PORT")
+
+
+def web_ui_port() -> int:
+    """The port of the embedded service's Web UI.
+
+    Raises:
+        StartupError: `INVOICE_WEB_UI_PORT` isn't a port.
+    """
+    return _port("INVOICE_WEB_UI_PORT")
+
+
 def connect_config() -> ClientConnectConfig:
     """The configuration from the environment and the TOML file, with the default address.
 
@@ -60,7 +75,8 @@ def connect_config() -> ClientConnectConfig:
         StartupError: the configuration can't be read, or lacks an address that it needs.
     """
     config = _configured()
-    config.setdefault("target_host", f"localhost:{PORT}")
+    if "target_host" not in config:
+        config["target_host"] = f"localhost:{service_port()}"
     config.setdefault("namespace", "default")
     return config
 
@@ -99,6 +115,7 @@ async def connect(
                 lazy=lazy,
                 runtime=runtime or quiet_runtime(),
                 data_converter=data_converter,
+                plugins=client_plugins(),
             )
     except (RuntimeError, TimeoutError) as error:
         raise StartupError(describe_connection_error(config["target_host"], str(error))) from error
@@ -117,8 +134,10 @@ def describe_connection_error(address: str, detail: str) -> str:
         )
     if "invalidcontenttype" in detail:
         return f"{service} doesn't speak TLS; unset TEMPORAL_TLS and TEMPORAL_API_KEY."
-    if address.endswith(f":{UI_PORT}"):
-        return f"{service} can't be reached: {UI_PORT} is the Web UI's port; use port {PORT}."
+    # Not checked whether these are ports: an address may be configured, and then they don't matter.
+    port, ui_port = read_setting("INVOICE_TEMPORAL_PORT"), read_setting("INVOICE_WEB_UI_PORT")
+    if address.endswith(f":{ui_port}"):
+        return f"{service} can't be reached: {ui_port} is the Web UI's port; use port {port}."
     if "after connection" in detail:
         return (
             f"{service} closes the connection; check the TLS settings: TEMPORAL_TLS,"
@@ -157,6 +176,13 @@ def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> 
         reason = describe_connection_error(address, str(error))
         return f"{reason} Nothing was done. After that, make the same call again."
     return None
+
+
+def _port(name: str) -> int:
+    text = read_setting(name)
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
+        raise StartupError(f"{name} must be a port from 1 to 65535, and is {text!r}.")
+    return int(text)
 
 
 def _configured() -> ClientConnectConfig:

@@ -1,7 +1,7 @@
 """The embedded Temporal dev server, for a worker that finds no service.
 
 Only the worker may start one, and only if no address is configured and nothing listens on
-localhost:7233.
+`INVOICE_TEMPORAL_PORT` of this machine.
 """
 
 import asyncio
@@ -35,13 +35,14 @@ from temporalio.runtime import Runtime
 from temporalio.service import RPCError
 
 from startup import StartupError
-from temporal_service import connection
 from temporal_service.connection import (
     address_is_configured,
     connect,
     connect_config,
     describe_rpc_error,
     quiet_runtime,
+    service_port,
+    web_ui_port,
 )
 
 RETENTION = timedelta(days=365)
@@ -68,20 +69,21 @@ async def connect_or_start(
 ) -> AsyncIterator[Client]:
     """Yields a client of the configured service, or of an embedded one.
 
-    If no address is configured, this uses the service on localhost:7233, unless that belongs to
-    another directory. If nothing listens there, it starts a server. It does so again whenever this
-    directory's server is gone, because it crashed or because the worker that started it has ended.
-    A server that was started here ends with the context.
+    If no address is configured, this uses the service on `INVOICE_TEMPORAL_PORT`, unless that
+    belongs to another directory. If nothing listens there, it starts a server. It does so again
+    whenever this directory's server is gone, because it crashed or because the worker that started
+    it has ended. A server that was started here ends with the context.
 
     Args:
-        directory: where the embedded server's `temporal.db` and `temporal.log` are.
+        directory: where the embedded server's `temporal.db`, `temporal.log` and `temporal.port`
+            are.
         search_attribute: of type Keyword. It is added to the embedded server if it is missing.
         metrics_address: see `quiet_runtime`.
 
     Raises:
         StartupError: no service can be reached or started, it has no such namespace or belongs to
-            another directory, or metrics can't be served. It is within an ExceptionGroup if this
-            happens while the context lasts.
+            another directory, this directory's runs on another port, or metrics can't be served.
+            It is within an ExceptionGroup if this happens while the context lasts.
     """
     config = connect_config()
     runtime = quiet_runtime(metrics_address)
@@ -98,8 +100,9 @@ async def connect_or_start(
             client = await connect(config, runtime=runtime)
         except StartupError as error:
             raise StartupError(
-                f"Port {connection.PORT} is in use by something that isn't a Temporal Service;"
-                " stop it, or set TEMPORAL_ADDRESS to a service elsewhere."
+                f"Port {service_port()} is in use by something that isn't a Temporal Service;"
+                " stop it, set INVOICE_TEMPORAL_PORT to another port for the worker, the MCP server"
+                " and the audit, or set TEMPORAL_ADDRESS to a service elsewhere."
             ) from error
         with _rpc_errors_in_words(client):
             await server.check(client)
@@ -141,12 +144,12 @@ async def belongs_to(client: Client, directory: Path) -> bool:
             return True
     other = "".join(filter(str.isprintable, other))
     raise StartupError(
-        f"The Temporal Service on port {connection.PORT} was started for the data directory"
+        f"The Temporal Service on port {service_port()} was started for the data directory"
         f" {other}, and the data directory here is {_as_text(directory)}. To work on the invoices"
         " of that service, set INVOICE_DATA_DIR to its directory; to work on those here, end its"
-        " worker first, or the service if no worker is left. To use that service with the directory"
-        " here, set"
-        f" TEMPORAL_ADDRESS=localhost:{connection.PORT}."
+        " worker first, or the service if no worker is left, or set INVOICE_TEMPORAL_PORT and"
+        " INVOICE_WEB_UI_PORT to other ports. To use that service with the directory here, set"
+        f" TEMPORAL_ADDRESS=localhost:{service_port()}."
     )
 
 
@@ -175,11 +178,19 @@ async def temporal_executable() -> Path:
 
 
 class _DevServer:
-    """The dev server on `connection.PORT`, whether this process or another has started it."""
+    """The dev server on `INVOICE_TEMPORAL_PORT`, whether this process or another has started it."""
 
     def __init__(self, directory: Path, config: ClientConnectConfig, runtime: Runtime) -> None:
         self._directory = directory
         self._log_file = directory / "temporal.log"
+        self._port_file = directory / "temporal.port"
+        """Has the port of the server that was last started here."""
+        self._port, self._ui_port = service_port(), web_ui_port()
+        if self._port == self._ui_port:
+            raise StartupError(
+                f"INVOICE_TEMPORAL_PORT and INVOICE_WEB_UI_PORT are both {self._port}: they must"
+                " differ."
+            )
         self._config = config
         self._runtime = runtime
         self._process: asyncio.subprocess.Process | None = None
@@ -189,15 +200,18 @@ class _DevServer:
 
     async def find_or_start(self) -> None:
         # A second worker waits here until it finds the first one's server.
-        async with _one_at_a_time():
+        async with _one_at_a_time(self._port):
             for _ in range(START_ATTEMPTS):
-                if await listens(connection.PORT) or await self._start():
+                if await listens(self._port):
+                    return
+                await self._expect_none_on_another_port()
+                if await self._start():
                     return
                 await asyncio.sleep(1)
-        if await listens(connection.UI_PORT):
+        if await listens(self._ui_port):
             raise StartupError(
-                f"Port {connection.UI_PORT}, for Temporal's Web UI, is in use by another program;"
-                " stop it."
+                f"Port {self._ui_port}, for Temporal's Web UI, is in use by another program; stop"
+                " it, or set INVOICE_WEB_UI_PORT to another port."
             )
         last_line = self._log_file.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
         raise StartupError(
@@ -222,11 +236,11 @@ class _DevServer:
             if self._process:
                 await self._process.wait()
             else:
-                while await listens(connection.PORT):
+                while await listens(self._port):
                     await self._answers(client)
                     await asyncio.sleep(1)
             if self._belongs_here:
-                log.warning("The Temporal Service on port %s ended; starting it.", connection.PORT)
+                log.warning("The Temporal Service on port %s ended; starting it.", self._port)
                 await self.stop()
                 await self.find_or_start()
             else:
@@ -234,12 +248,12 @@ class _DevServer:
                     "The Temporal Service on port %s ended. It was not started for %s, so this"
                     " worker waits for it: start it again. To work on the invoices in that"
                     " directory instead, end this worker and start it again.",
-                    connection.PORT,
+                    self._port,
                     self._directory,
                 )
                 while not await self._answers(client):
                     await asyncio.sleep(1)
-                log.info("The Temporal Service on port %s is back.", connection.PORT)
+                log.info("The Temporal Service on port %s is back.", self._port)
             await _prepare(client, search_attribute)  # its database may be a new one
 
     async def _answers(self, client: Client) -> bool:
@@ -262,17 +276,36 @@ class _DevServer:
             process.kill()
             await process.wait()
 
+    async def _expect_none_on_another_port(self) -> None:
+        """Two servers must not write to one database.
+
+        Raises:
+            StartupError: the server that was last started here still runs, on another port.
+        """
+        try:
+            port = int(self._port_file.read_text("utf-8"))
+            if port == self._port or not await listens(port):
+                return
+            config: ClientConnectConfig = {**self._config, "target_host": f"localhost:{port}"}
+            client = await connect(config, runtime=self._runtime)
+            runs_there = await belongs_to(client, self._directory)
+        except (OSError, OverflowError, ValueError, RPCError, StartupError):
+            return
+        if runs_there:
+            raise StartupError(
+                f"The Temporal Service of the data directory {self._directory} already runs on port"
+                f" {port}: set INVOICE_TEMPORAL_PORT={port}, or end it and its worker first."
+            )
+
     async def _start(self) -> bool:
         """Starts a server. Returns False if it ends at once, or isn't ready within 30 s."""
         executable = await temporal_executable()
         try:
+            self._port_file.write_text(str(self._port), "utf-8")
             with self._open_log() as output:
                 self._process = await asyncio.create_subprocess_exec(
                     *dev_server_command(
-                        executable,
-                        connection.PORT,
-                        connection.UI_PORT,
-                        self._config["namespace"],
+                        executable, self._port, self._ui_port, self._config["namespace"]
                     ),
                     cwd=self._directory,
                     stdin=subprocess.DEVNULL,
@@ -378,27 +411,29 @@ async def listens(port: int) -> bool:
 
 
 @asynccontextmanager
-async def _one_at_a_time() -> AsyncIterator[None]:
-    """Lets only one worker on this machine at a time look for a server and start one.
+async def _one_at_a_time(port: int) -> AsyncIterator[None]:
+    """Lets only one worker with this port at a time look for a server and start one.
 
     The next worker then finds a server that already has the record of its directory.
     """
     # The lock is the UDP port with the service's number, which nothing else uses. On every system,
     # it is free again as soon as the process that holds it ends.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lock:
-        if not _bound(lock):
+        if not _bound(lock, port):
             log.info("Another worker is starting its Temporal Service; waiting for it.")
-            while not _bound(lock):
+            while not _bound(lock, port):
                 await asyncio.sleep(0.2)
         yield
 
 
-def _bound(lock: socket.socket) -> bool:
+def _bound(lock: socket.socket, port: int) -> bool:
     try:
-        lock.bind(("127.0.0.1", connection.PORT))
+        lock.bind(("127.0.0.1", port))
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            raise StartupError(f"UDP port {connection.PORT} can't be used: {error}.") from error
+            raise StartupError(
+                f"UDP port {port} can't be used ({error}); set INVOICE_TEMPORAL_PORT to another."
+            ) from error
         return False
     return True
 

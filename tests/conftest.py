@@ -185,8 +185,8 @@ async def tools(
 
 @pytest.fixture
 def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removes the variables of this process that configure a Temporal Service."""
-    for name in [name for name in os.environ if name.startswith("TEMPORAL_")]:
+    """Removes the variables of this process that are settings of ours or of Temporal's."""
+    for name in [name for name in os.environ if name.startswith(("TEMPORAL_", "INVOICE_"))]:
         monkeypatch.delenv(name)
 
 

@@ -27,13 +27,16 @@ from support import (
     Desk,
     Namespace,
     Service,
+    Tools,
     Worker,
     connect,
     eventually,
     free_port,
+    mcp,
     paid,
+    refused_start,
 )
-from temporal_service import connection, dev_server
+from temporal_service import dev_server
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -44,13 +47,15 @@ class Embedded:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.port, self.ui_port = free_port(), free_port()
+        self.ports = {
+            "INVOICE_TEMPORAL_PORT": str(self.port),
+            "INVOICE_WEB_UI_PORT": str(self.ui_port),
+        }
         self.address = f"127.0.0.1:{self.port}"
         self.workers: list[Worker] = []
 
     def worker(self, data: Path | None = None, **env: str) -> Worker:
-        script = PROCESSES / "embedded_worker.py"
-        ports = [str(self.port), str(self.ui_port)]
-        worker = Worker("", data or self.data, script, arguments=ports, **env)
+        worker = Worker("", data or self.data, **self.ports, **env)
         self.workers.append(worker)
         return worker
 
@@ -185,8 +190,8 @@ def here(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embed
     """Sets the ports of an embedded service in this process, without an address."""
 
     def use(embedded: Embedded) -> None:
-        monkeypatch.setattr(connection, "PORT", embedded.port)
-        monkeypatch.setattr(connection, "UI_PORT", embedded.ui_port)
+        for name, value in embedded.ports.items():
+            monkeypatch.setenv(name, value)
 
     return use
 
@@ -244,6 +249,47 @@ async def test_a_worker_of_another_directory_is_told_both_and_the_way_out(
     assert f"the data directory here is {tmp_path}." in said
     assert "INVOICE_DATA_DIR" in said
     assert f"TEMPORAL_ADDRESS=localhost:{running.port}" in said
+    assert "INVOICE_TEMPORAL_PORT" in said
+
+
+async def test_a_worker_of_another_directory_runs_its_own_service_on_other_ports(
+    running: Embedded, tmp_path: Path
+) -> None:
+    beside = Embedded(tmp_path)
+    try:
+        worker = await beside.worker().start()
+        log = worker.log.read_text()
+        assert f"localhost:{beside.port}, namespace default" in log
+        assert f"http://localhost:{beside.ui_port}" in log
+        assert await beside.client()
+    finally:
+        beside.kill()
+
+
+async def test_a_directory_has_no_second_service_on_another_port(running: Embedded) -> None:
+    other = Embedded(running.data)
+    line = await refused_start(
+        INVOICE_DATA_DIR=str(running.data), INVOICE_TEMPORAL_PORT=str(other.port)
+    )
+    assert f"already runs on port {running.port}: set INVOICE_TEMPORAL_PORT={running.port}" in line
+    assert not other.servers()
+
+
+async def test_a_directory_moves_to_another_port_once_its_service_has_ended(
+    embedded: Embedded,
+) -> None:
+    assert await (await embedded.worker().start()).end() == 0
+    other = Embedded(embedded.data)
+    try:
+        await other.worker().start()
+        assert await other.client()
+    finally:
+        other.kill()
+
+
+async def test_the_tools_find_the_service_on_its_port(running: Embedded) -> None:
+    async with mcp("", env=running.ports) as client:
+        assert "can't be reached" not in await Tools(client)("list_invoices")
 
 
 async def test_a_worker_of_another_directory_joins_the_service_that_is_configured(
@@ -407,8 +453,8 @@ async def test_a_service_left_behind_by_a_killed_worker_is_used(
 @unix
 @pytest.mark.slow
 async def test_a_service_that_hangs_ends_with_its_worker(embedded: Embedded) -> None:
-    limits = ["1", "3", str(embedded.port), str(embedded.ui_port)]
-    worker = Worker("", embedded.data, PROCESSES / "hung_worker.py", limits)
+    script = PROCESSES / "hung_worker.py"
+    worker = Worker("", embedded.data, script, ["1", "3"], **embedded.ports)
     embedded.workers.append(worker)
     await worker.start()
     [server] = embedded.servers()

@@ -1,7 +1,6 @@
 """A worker whose gateway never answers.
 
-Its arguments are `DRAIN_SECONDS`, `END_SECONDS` and, if it is to start one, the ports of its
-embedded service.
+Its arguments are `DRAIN_SECONDS` and `END_SECONDS`.
 """
 
 import os
@@ -14,7 +13,6 @@ from payments.gateway import Payment
 from payments.ledger import open_ledger
 from payments.simulated import SimulatedGateway
 from startup import data_directory
-from temporal_service import connection
 
 
 class HungGateway(SimulatedGateway):
@@ -25,9 +23,7 @@ class HungGateway(SimulatedGateway):
 
 
 if __name__ == "__main__":
-    worker.DRAIN_SECONDS, worker.END_SECONDS, *ports = map(int, sys.argv[1:])
-    if ports:
-        connection.PORT, connection.UI_PORT = ports
+    worker.DRAIN_SECONDS, worker.END_SECONDS = map(int, sys.argv[1:])
     del sys.argv[1:]
     directory = data_directory()
     payments = (HungGateway(directory), open_ledger(directory))

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ApplicationError
 
-from support import Refused, Tools, Worker, eventually, paid, tools_in_memory
+from support import Desk, Refused, Tools, Worker, connect, eventually, paid, tools_in_memory
 
 LINES = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
 EARLIER = "2 lines, $510.00: 1 of 2 lines paid earlier, $10.00; $500.00 to pay."
@@ -99,7 +101,7 @@ async def test_it_is_shown_in_the_question(limited: str, half_paid: dict[str, An
     ids=["amount", "item", "moved", "currency"],
 )
 async def test_a_changed_paid_line_fails_at_once_with_the_way_out(
-    change: dict[str, Any], host: Tools, half_paid: dict[str, Any]
+    change: dict[str, Any], host: Tools, half_paid: dict[str, Any], limited: str
 ) -> None:
     with pytest.raises(Refused) as refusal:
         await host("process_invoice", invoice_data={**half_paid, **change})
@@ -115,5 +117,10 @@ async def test_a_changed_paid_line_fails_at_once_with_the_way_out(
     assert "submit only the unpaid lines under a new id" in text
     status = await host.status(half_paid)
     assert (status["state"], status["failure"]) == ("failed", "PaymentConflict")
+    with pytest.raises(WorkflowFailureError) as failure:
+        await Desk(await connect(limited)).handle(half_paid).result()
+    assert isinstance(failure.value.cause, ApplicationError)
+    message = "Payment failed: line 1: paid earlier with different content"
+    assert failure.value.cause.message == message
     # The way out leads out.
     assert EARLIER in await host("process_invoice", invoice_data=half_paid)

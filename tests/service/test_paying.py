@@ -61,6 +61,11 @@ async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
             await desk.handle(invoice).result()
         assert isinstance(failure.value.cause, ApplicationError)
         assert failure.value.cause.type == "PaymentDeclined"
+        # Temporal keeps the message in plain text even where payloads are encrypted.
+        reason = "declined: above the limit of $50.00"
+        assert failure.value.cause.message == f"Payment failed: line 2 of 3: {reason}"
+        [status] = failure.value.cause.details
+        assert status == f"Payment failed: line 2 of 3, “Item 9”, $90.00: {reason}"
         first = paid(tmp_path, invoice)
         assert first == [f"invoice-{invoice.id}/line-1"]
 

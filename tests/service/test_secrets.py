@@ -20,7 +20,6 @@ from hooks import Hook, a_hook, accept, respond
 from postgres import PASSWORD, PostgreSQL, programs
 from stripe_stand_in import TERMS, StripeStandIn
 from support import (
-    PROCESSES,
     ROOT,
     Desk,
     Namespace,
@@ -262,12 +261,12 @@ async def test_no_secret_is_shown_when_it_is_malformed(
 
 
 async def test_no_secret_is_in_the_embedded_services_log(hook: Hook, tmp_path: Path) -> None:
-    port, ui_port = free_port(), free_port()
+    port = free_port()
     worker = Worker(
         "",
         tmp_path,
-        PROCESSES / "embedded_worker.py",
-        [str(port), str(ui_port)],
+        INVOICE_TEMPORAL_PORT=str(port),
+        INVOICE_WEB_UI_PORT=str(free_port()),
         INVOICE_NOTIFY_URL=hook.url,
     )
     hook.answer = respond(*[500] * 9)

@@ -34,8 +34,8 @@ def refused_here(
     unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> RefusedHere:
     """Gives the error of an embedded service that can't be started in this process."""
-    monkeypatch.setattr(connection, "PORT", free_port())
-    monkeypatch.setattr(connection, "UI_PORT", free_port())
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", str(free_port()))
+    monkeypatch.setenv("INVOICE_WEB_UI_PORT", str(free_port()))
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
 
     async def refused_here(metrics_address: str | None = None) -> str:
@@ -48,13 +48,20 @@ def refused_here(
 
 
 async def test_a_port_taken_by_something_else_is_named(refused_here: RefusedHere) -> None:
-    port, ui_port = connection.PORT, connection.UI_PORT
+    port, ui_port = connection.service_port(), connection.web_ui_port()
     with socket.create_server(("127.0.0.1", ui_port)):
         line = await refused_here()
         assert f"Port {ui_port}, for Temporal's Web UI, is in use" in line
+        assert "INVOICE_WEB_UI_PORT" in line
     async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port):
         line = await refused_here()
         assert f"Port {port} is in use by something that isn't a Temporal Service" in line
+        assert "INVOICE_TEMPORAL_PORT" in line
+
+
+async def test_one_port_for_the_service_and_its_web_ui_is_refused(tmp_path: Path) -> None:
+    line = await refused_start(INVOICE_DATA_DIR=str(tmp_path), INVOICE_TEMPORAL_PORT="8233")
+    assert "INVOICE_TEMPORAL_PORT and INVOICE_WEB_UI_PORT are both 8233: they must differ." in line
 
 
 async def test_metrics_that_cannot_be_served_are_not_blamed_on_the_service(

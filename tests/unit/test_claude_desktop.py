@@ -139,11 +139,13 @@ def test_entry_passes_on_the_variables_of_the_server_only(
     monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
     monkeypatch.setenv("TEMPORAL_GRPC_META_TEAM", "accounts")
     monkeypatch.setenv("INVOICE_APPROVAL_CARD", "required")
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", "7300")
     for name in WORKERS_OWN:
         monkeypatch.setenv(name, "worker")
     run()
     assert ours(machine.file())["env"] == {
         "INVOICE_APPROVAL_CARD": "required",
+        "INVOICE_TEMPORAL_PORT": "7300",
         "TEMPORAL_ADDRESS": "cluster:7233",
         "TEMPORAL_GRPC_META_TEAM": "accounts",
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup import StartupError
-from temporal_service.connection import connect_config
+from temporal_service.connection import connect_config, describe_connection_error
 
 
 def test_profile_that_is_not_in_the_file_is_named(
@@ -27,3 +27,32 @@ def test_missing_tls_file_is_named(
     monkeypatch.setenv("TEMPORAL_TLS_CLIENT_KEY_PATH", missing)
     with pytest.raises(StartupError, match=f"that can't be read: {re.escape(missing)}"):
         connect_config()
+
+
+def test_without_an_address_the_embedded_services_port_is_used(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", "7300")
+    assert connect_config()["target_host"] == "localhost:7300"
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
+    assert connect_config()["target_host"] == "cluster:7233"
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "7233.0", "seven", " ", "9" * 5000])
+def test_a_port_that_is_not_one_is_named(
+    port: str, unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", port)
+    with pytest.raises(StartupError, match="INVOICE_TEMPORAL_PORT must be a port from 1 to 65535"):
+        connect_config()
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "cluster:7233")
+    assert connect_config()["target_host"] == "cluster:7233"
+
+
+def test_an_address_with_the_web_uis_port_is_told_the_services(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", "7300")
+    monkeypatch.setenv("INVOICE_WEB_UI_PORT", "8300")
+    told = describe_connection_error("localhost:8300", "connection refused")
+    assert told.endswith("8300 is the Web UI's port; use port 7300.")

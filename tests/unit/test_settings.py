@@ -70,8 +70,8 @@ def test_code_asks_for_the_settings_of_the_table() -> None:
     }
     table = {setting.name for setting in SETTINGS}
     assert asked <= table
-    # The SDK reads the others.
-    assert all(name.startswith("TEMPORAL_") for name in table - asked)
+    # The SDKs read the others.
+    assert all(name.startswith(("TEMPORAL_", "OTEL_")) for name in table - asked)
 
 
 def test_defaults_are_those_without_configuration(unconfigured: None) -> None:
@@ -90,13 +90,14 @@ def test_help_has_every_setting_of_the_program_and_no_other(program: Program) ->
 def test_the_operators_guide_lists_every_setting_once_with_its_readers() -> None:
     text = (ROOT / "docs" / "operating.md").read_text("utf-8")
     [section] = re.findall(r"^## Configuration$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    all_programs, server, worker = re.split(r"^Only the ", section, flags=re.MULTILINE)
+    all_programs, traced, server, worker = re.split(r"^Only the ", section, flags=re.MULTILINE)
     for part, expected in (
         (all_programs, names("worker", "server", "audit")),
+        (traced, names("worker", "server")),
         (server, names("server")),
         (worker, names("worker", "audit") | names("worker")),
     ):
-        assert sorted(re.findall(r"`([A-Z]+_[A-Z_]+\*?)`", part)) == sorted(expected)
+        assert sorted(re.findall(r"`([A-Z]+_[A-Z_]*\*?)`", part)) == sorted(expected)
     for setting in SETTINGS:
         [row] = [line for line in section.splitlines() if f"`{setting.name}`" in line]
         # The guide has the data directory without the folder of this project.

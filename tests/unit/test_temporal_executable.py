@@ -11,7 +11,7 @@ from startup import StartupError
 from support import (
     free_port,
 )
-from temporal_service import connection, dev_server
+from temporal_service import dev_server
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -100,8 +100,8 @@ async def test_an_executable_that_is_not_temporals_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     executable_in(sources / "path", content)
-    monkeypatch.setattr(connection, "PORT", free_port())
-    monkeypatch.setattr(connection, "UI_PORT", free_port())
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", str(free_port()))
+    monkeypatch.setenv("INVOICE_WEB_UI_PORT", str(free_port()))
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     with pytest.raises(StartupError, match=reason):
         async with dev_server.connect_or_start(sources, "InvoiceState"):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from invoices.answers import InvoiceList
+from invoices.status import failure_message
 from invoices.wording import (
     describe_validation_errors,
     format_duration,
@@ -220,3 +221,19 @@ def test_utc_time_has_seconds() -> None:
 def test_an_empty_list_names_the_state() -> None:
     nothing = InvoiceList.of([], not_shown=0, exact=True)
     assert nothing.to_text("timed_out") == "There are no timed out invoices."
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "reason", "message"),
+    [
+        ("PaymentDeclined", "line 2 of 3, “A, “b””, $9.00", "no money", "line 2 of 3: no money"),
+        ("PaymentConflict", "line 2 of 3, “A”, $9.00", "paid as “A”", "line 2 of 3: paid earlier"),
+        ("PaymentConflict", "lines 1, 3", "line 1 was paid as “A”", "lines 1, 3: paid earlier"),
+        ("PaymentFailed", None, "it can't be read", "it can't be read"),
+    ],
+)
+def test_the_message_of_a_failed_run_has_no_item(
+    kind: str, line: str | None, reason: str, message: str
+) -> None:
+    rest = " with different content" if kind == "PaymentConflict" else ""
+    assert failure_message(kind, line, reason) == f"Payment failed: {message}{rest}"
