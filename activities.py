@@ -1,7 +1,7 @@
 """The activities of an invoice's workflow.
 
 They pay a line, find out whether a payment was made, look up what was paid earlier, and find the
-first decision that was in time.
+first decision that was in time and who cancelled the invoice.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from invoices.messages import (
     PaymentRequest,
     Terms,
 )
-from invoices.status import DECISIONS, Decision
+from invoices.status import DECISIONS, Cancellation, Decision
 from invoices.wording import currency_sign, describe_validation_errors, sanitized
 from notices import notify_url
 from payments.gateway import (
@@ -52,6 +52,7 @@ from payments.pay_once import pay_once, settled_entries, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
+from temporal_service.executions import cancel_request
 from temporal_service.payloads import first_data
 from temporal_service.traces import record_outcome
 
@@ -250,14 +251,40 @@ async def decision_in_time(deadline: str) -> dict[str, Any] | None:
     try:
         decisions = await _decisions_received(workflow_id, info.workflow_run_id)
     except RPCError as error:
-        raise ApplicationError(
-            f"the Temporal Service doesn't tell the history: {error.status.name}",
-            type="ServiceUnavailable",
-            category=ApplicationErrorCategory.BENIGN,  # expected: no traceback in the log
-        ) from error
+        raise _history_unavailable(error) from error
     in_time = (decision for _, decision in decisions if decision.at < until)
     first = next(in_time, None)
     return first.model_dump(mode="json") if first else None
+
+
+@activity.defn
+async def cancellation_request() -> dict[str, Any] | None:
+    """Who has asked the Temporal Service to cancel this run, when and why: a `Cancellation`'s JSON.
+
+    A workflow is told only the reason. None if the history doesn't have the request.
+
+    Raises:
+        ApplicationError: of type `ServiceUnavailable`, to be retried, or `NotAnInvoice`.
+    """
+    info = activity.info()
+    workflow_id = _invoice_workflow_id(info)
+    assert info.workflow_run_id, "it has a workflow"
+    try:
+        found = await cancel_request(activity.client(), workflow_id, info.workflow_run_id)
+    except RPCError as error:
+        raise _history_unavailable(error) from error
+    if found is None:
+        return None
+    cancellation = Cancellation.from_request(found.identity, found.reason, found.at)
+    return cancellation.model_dump(mode="json")
+
+
+def _history_unavailable(error: RPCError) -> ApplicationError:
+    return ApplicationError(
+        f"the Temporal Service doesn't tell the history: {error.status.name}",
+        type="ServiceUnavailable",
+        category=ApplicationErrorCategory.BENIGN,  # expected: no traceback in the log
+    )
 
 
 async def _ask(question: Callable[[str], T], invoice_id: str) -> T:

@@ -1,4 +1,4 @@
-"""The books: for each invoice what was asked, who decided, and each payment with its reference.
+"""The books: for each invoice what was asked, who decided or cancelled it, and each payment.
 
     uv run audit.py > books.csv
     uv run audit.py --format jsonl > books.jsonl
@@ -42,7 +42,7 @@ from invoices.invoice import (
 )
 from invoices.messages import LedgerAnswer, PaidLine, PaymentRequest, PricedLine
 from invoices.refusals import InvoiceError
-from invoices.status import DECISIONS, NOT_KNOWN_TEXTS, Decision
+from invoices.status import DECISIONS, NOT_KNOWN_TEXTS, Cancellation, Decision
 from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
 from payments.ledger import Ledger, open_ledger
@@ -62,6 +62,7 @@ from temporal_service.payloads import first_data
 COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
     *["decision", "decided_at", "decided_by", "decided_through", "reason"],
+    *["cancelled_at", "cancelled_by", "cancellation_reason"],
     *["line", "item", "amount", "currency", "customer"],
     *["payment", "attempt", "payment_at", "payment_amount", "payment_currency"],
     *["provider", "reference", "run_id"],
@@ -97,6 +98,8 @@ class Run:
     invoice: Invoice | None = None
     signals: list[tuple[Decision, str]] = field(default_factory=list)
     """Each decision that was sent, with the identity of the Temporal client that sent it."""
+    cancellation: Cancellation | None = None
+    """The request to cancel it, as the history has it."""
     payments: dict[str, PaymentActivity] = field(default_factory=dict)
     under_way: dict[int, PaymentActivity] = field(default_factory=dict)
     """Activities that haven't ended in the history, keyed by the id of their scheduled event."""
@@ -114,14 +117,22 @@ class Run:
 
     @property
     def decision(self) -> tuple[Decision | None, str | None]:
-        """The one that stands, and who sent it; for the tutorial's worker, the first one sent."""
+        """The one that stands, and who sent it; for the tutorial's worker, the first one sent.
+
+        Dated by the history, which has the time at which the Temporal Service received it.
+        """
         standing = self.found.status.decision
         if self.found.status.state == "timed_out":
             return None, None
         for sent, identity in self.signals:
             same = standing and (standing.approved, standing.request)
-            if standing is None or same == (sent.approved, sent.request):
-                return standing or sent, identity
+            if standing is None:
+                return sent, identity
+            if same == (sent.approved, sent.request):
+                # A reset copies signals with its own time.
+                is_reset = self.original_id != self.found.id
+                at = min(standing.at, sent.at) if is_reset else sent.at
+                return standing.model_copy(update={"at": at}), identity
         return standing, None
 
     def add(self, event: HistoryEvent) -> None:
@@ -137,6 +148,8 @@ class Run:
                     approves = DECISIONS[signal.signal_name]
                     decision = Decision.from_signal(approves, first_data(signal.input), at)
                     self.signals.append((decision, signal.identity))
+            case "workflow_execution_cancel_requested", request:
+                self.cancellation = Cancellation.from_request(request.identity, request.cause, at)
             case "activity_task_scheduled", activity:
                 self._take_activity(event.event_id, activity, at)
             case "activity_task_completed", completed:
@@ -325,6 +338,9 @@ def _row(
             row["decision"] = "approved" if decision.approved else "rejected"
             row |= {"decided_at": _iso(decision.at), "decided_by": decision.by}
             row["reason"] = decision.reason
+        if run.found.status.is_cancelled and (cancellation := run.cancellation):
+            row |= {"cancelled_at": _iso(cancellation.at), "cancelled_by": cancellation.by}
+            row["cancellation_reason"] = cancellation.reason
         if run.invoice and line.isdecimal() and int(line) <= len(run.invoice.lines):
             asked = run.invoice.lines[int(line) - 1]
             row |= {"item": asked.item, "amount": asked.amount, "currency": run.invoice.currency}

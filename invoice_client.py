@@ -5,6 +5,8 @@ because a query hangs if no worker runs; for the rest, the caller sets one (`asy
 The methods raise `InvoiceError` and whatever the Temporal client raises.
 """
 
+import asyncio
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -28,17 +30,19 @@ from invoices.invoice import (
     rule_of_new_id,
     workflow_id,
 )
-from invoices.outcomes import with_outcome
+from invoices.outcomes import with_cancellation, with_outcome
 from invoices.refusals import (
     CODE_OF_OTHER_CONTENT,
     NamedTotal,
     already_paid,
     arrived_late,
+    being_closed,
     content_code,
     content_not_allowed,
     content_to_be_shown,
     content_unreadable,
     expect_before_deadline,
+    expect_not_cancelled,
     expect_total,
     failed_at_start,
     id_in_use_by_invoice,
@@ -66,6 +70,8 @@ class Started(NamedTuple):
     call: CallTimes
 
 
+CANCEL_SECONDS = 2
+"""How long `cancel` waits for a busy worker to take the cancellation."""
 EARLIER_RUNS = 50
 """How many earlier submissions are compared with the one to be approved, and are searched for the
 ledger of a new one."""
@@ -204,6 +210,7 @@ class InvoiceClient:
         if approve and run.status.state == "paying":
             return with_outcome(run.status, approve=True)
         if run.status.state == "waiting":
+            expect_not_cancelled(run.status, approve)
             expect_before_deadline(run.status, approve)
         if not run.is_open:
             return with_outcome(run.status, approve=approve)
@@ -281,6 +288,53 @@ class InvoiceClient:
         if problem:
             raise content_to_be_shown(invoice, expected, problem)
 
+    async def cancel(self, invoice_id: str, reason: str | None = None) -> InvoiceStatus:
+        """Has Temporal cancel an open invoice, and finds out what came of it.
+
+        A payment in progress finishes, and no other is started. The outcome is `cancelled`, or
+        `being_cancelled` while a payment is in progress, or `cancellation_kept` if no worker runs
+        and the Temporal Service keeps the cancellation, or `already_cancelled`.
+
+        Raises:
+            InvoiceError: there is no such invoice, or it has ended in another way.
+        """
+        run = await self.runs.get_run(invoice_id)
+        _expect_invoice(run)
+        if not run.status.is_open or not run.is_open:
+            return with_cancellation(run.status, was_sent=False)
+        if run.status.cancellation:
+            answer = await self.runs.ask_worker(invoice_id, run.id)
+            status = await self.runs.status_with_answer(run, answer)
+            return with_cancellation(status, was_sent=False)
+        handle = self.temporal.get_workflow_handle(run.description.id, run_id=run.id)
+        try:
+            await handle.cancel(reason=reason or "")
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+            run = await self.runs.get_run(invoice_id, run.id)  # closed in the meantime
+            return with_cancellation(run.status, was_sent=False)
+        return with_cancellation(await self._status_once_cancelled(run), was_sent=True)
+
+    async def _status_once_cancelled(self, run: InvoiceRun) -> InvoiceStatus:
+        """The status as soon as a worker has taken the cancellation, or if none does."""
+        invoice_id = run.status.invoice_id
+        if processed := await self.runs.processed_run(invoice_id, run.id):
+            return processed.status
+        answer = await self.runs.ask_worker(invoice_id, run.id)
+        run = await self.runs.get_run(invoice_id, run.id)
+        until = time.monotonic() + CANCEL_SECONDS
+        while answer and run.is_open and run.description.has_pending_workflow_task:
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(0.05)
+            run = await self.runs.get_run(invoice_id, run.id)
+        if not run.is_open:
+            return run.status
+        if answer:
+            answer = await self.runs.ask_worker(invoice_id, run.id)
+        return await self.runs.status_with_answer(run, answer)
+
     async def get_status(self, invoice_id: str) -> InvoiceStatus:
         """The status of an invoice's latest run, from the run's memo if no worker answers.
 
@@ -337,10 +391,12 @@ def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
     """The status of an open run, if that run is for exactly this invoice.
 
     Raises:
-        InvoiceError: the run is for something else.
+        InvoiceError: the run is for something else, or has ended.
     """
     if run.progress is None:
         raise id_in_use_by_workflow(invoice.id)
+    if not run.status.is_open:
+        raise being_closed(run.status)
     if run.progress.digest != invoice.digest:
         raise id_in_use_by_invoice(run.status)
     return run.status.model_copy(update={"outcome": "already_in_process"})

@@ -16,9 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
-from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent, WorkflowExecutionStartedEventAttributes
-from temporalio.api.workflowservice.v1 import GetWorkflowExecutionHistoryReverseRequest
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistoryEventFilterType
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -36,6 +35,7 @@ from invoices.refusals import InvoiceError, unknown_invoice
 from invoices.status import (
     CANCELLED,
     COMPLETED,
+    DECISIONS,
     INVALID_INVOICE,
     NOT_KNOWN,
     NOT_KNOWN_TEXTS,
@@ -45,6 +45,8 @@ from invoices.status import (
     TERMINATED,
     TIMED_OUT_IN_TEMPORAL,
     UNKNOWN_RESULT,
+    Cancellation,
+    Decision,
     Progress,
     RunProgress,
     State,
@@ -55,8 +57,10 @@ from reports import INVOICE_STATE
 from temporal_service.clock import ServiceClock
 from temporal_service.executions import (
     Execution,
+    cancel_request,
     describe_execution,
     has_no_poller,
+    last_events,
     list_executions,
     query_execution,
     quoted,
@@ -269,6 +273,7 @@ class InvoiceRuns:
             if description.workflow_type == INVOICE_WORKFLOW:
                 progress, start = await self._read_progress(description, reading)
             status = await self._status_from_memo(description, progress)
+            status = await self._with_cancellation(description, status)
         except RPCError as error:
             if not is_unknown_workflow(error):
                 raise
@@ -351,16 +356,44 @@ class InvoiceRuns:
         self, run: InvoiceRun, answer: WorkerAnswer | None
     ) -> InvoiceStatus:
         """The status of an open run, updated with a worker's answer about it."""
+        kept = None
         if answer is None:  # meanwhile a worker may have failed to process it, or completed it
+            reading = in_background(self._kept_decision(run))
             run = await self.get_run(run.status.invoice_id, run.id)
             if not run.is_open:
                 return run.status
+            kept = await reading
         progress: Progress = run.progress or run.status
         if isinstance(answer, RunProgress):
             progress = answer
         elif answer is not None:
             progress = _in_state(progress, state_of_text(answer), answer)
-        return self._make_status(run.description, progress, worker_answers=answer is not None)
+        status = self._make_status(run.description, progress, worker_answers=answer is not None)
+        # The workflow reports its cancellation only when it ends.
+        cancellation = status.cancellation or run.status.cancellation
+        return status.model_copy(update={"cancellation": cancellation, "kept_decision": kept})
+
+    async def _kept_decision(self, run: InvoiceRun) -> Decision | None:
+        """The decision that a worker will take when it runs: the first that no worker has read."""
+        status = run.status
+        if status.state != "waiting" or status.decision:
+            return None
+        events = await self._last_events(run.description.id, run.id, LAST_EVENTS)
+        return first_unread_decision(events, status.deadline)
+
+    async def _with_cancellation(
+        self, execution: Execution, status: InvoiceStatus
+    ) -> InvoiceStatus:
+        """Adds who has asked to cancel a run that is open, or whose worker hasn't reported it."""
+        raw = execution.raw_description
+        is_requested = raw and raw.workflow_extended_info.cancel_requested
+        if status.cancellation or not is_requested or not (status.is_open or status.is_cancelled):
+            return status
+        found = await cancel_request(self.temporal, execution.id, execution.run_id)
+        if found is None:
+            return status
+        cancellation = Cancellation.from_request(found.identity, found.reason, found.at)
+        return status.model_copy(update={"cancellation": cancellation})
 
     async def list_invoices(self, state: State | None = None) -> InvoiceList:
         """The latest runs of up to `LIST_LIMIT` invoices, all or in one state, from their memos.
@@ -447,14 +480,7 @@ class InvoiceRuns:
 
     async def _last_events(self, id: str, run_id: str, count: int) -> Sequence[HistoryEvent]:
         """About the last `count` events of a run, newest first."""
-        call = GetWorkflowExecutionHistoryReverseRequest(
-            namespace=self.temporal.namespace,
-            execution=WorkflowExecution(workflow_id=id, run_id=run_id),
-            maximum_page_size=count,
-        )
-        service = self.temporal.workflow_service
-        page = await service.get_workflow_execution_history_reverse(call, retry=True)
-        return page.history.events
+        return await last_events(self.temporal, id, run_id, count)
 
     async def digests(self, executions: Sequence[Execution]) -> list[str | None]:
         """The digest of each run's content; None if it isn't an invoice or was deleted."""
@@ -685,6 +711,30 @@ def _read_own_invoice(content: bytes, id: str) -> Invoice | None:
     return invoice if invoice and workflow_id(invoice.id) == id else None
 
 
+def first_unread_decision(
+    latest: Sequence[HistoryEvent], deadline: datetime | None
+) -> Decision | None:
+    """The first decision that was received after the last completed workflow task, in time.
+
+    Args:
+        latest: the last events of the history, newest first.
+
+    Returns:
+        None if there is none, or if the events don't reach back far enough.
+    """
+    first = None
+    for event in latest:
+        signal = event.workflow_execution_signaled_event_attributes
+        if signal.signal_name in DECISIONS:
+            at = event.event_time.ToDatetime(UTC)
+            if deadline is None or at < deadline:
+                approved = DECISIONS[signal.signal_name]
+                first = Decision.from_signal(approved, first_data(signal.input), at)
+        elif event.event_id == 1 or event.event_type == _TASK_COMPLETED:
+            return first
+    return None
+
+
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
     """The fields of the memo that the workflow wrote with this event; None if it wrote none."""
     if not event.HasField("workflow_properties_modified_event_attributes"):
@@ -816,6 +866,7 @@ def _list_query(state: State | None, has_state_attribute: bool) -> str:
     return query
 
 
+_TASK_COMPLETED = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
 _NO_ANSWER = (
     RPCStatusCode.NOT_FOUND,  # the call that describes the run reports this
     RPCStatusCode.CANCELLED,

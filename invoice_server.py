@@ -50,7 +50,7 @@ from invoices.answers import InvoiceList, InvoiceStatus
 from invoices.approval_view import ApprovalView
 from invoices.invoice import Invoice, InvoiceId, rule_of_new_content, unpacked
 from invoices.outcomes import with_outcome
-from invoices.refusals import NamedTotal, expect_before_deadline
+from invoices.refusals import NamedTotal, expect_before_deadline, expect_not_cancelled
 from invoices.status import State
 from invoices.wording import describe_validation_errors
 from startup import StartupError
@@ -261,6 +261,7 @@ async def approve_invoice(
         # Past this point, nothing is sent until the person has answered.
         if run.status.is_decided:
             return _already("approved", with_outcome(run.status, approve=True))
+        expect_not_cancelled(run.status, approve=True)
         expect_before_deadline(run.status, approve=True)
     if not host_asks:
         return _asked_on_card(run.status)
@@ -304,10 +305,35 @@ NOT_A_YES = {
 async def reject_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolResult:
     """Reject an invoice, so that nothing more of it is paid. Only if the person tells you to.
 
-    The first decision stands: a later call reports what was decided, by whom and why. A rejected
-    invoice can be submitted again.
+    The first decision stands: a later call reports what was decided, by whom and why. To stop an
+    invoice that was approved, call cancel_invoice. A rejected invoice can be submitted again.
     """
     return await _decide(invoice_id, approve=False, reason=reason)
+
+
+@_documented(
+    mcp.tool,
+    title="Cancel an invoice",
+    annotations=ToolAnnotations(
+        read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
+    ),
+    output_schema=STATUS_SCHEMA,
+)
+async def cancel_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolResult:
+    """Stop an open invoice before its next line, also one that was approved and is being paid.
+    Only if the person tells you to.
+
+    A payment in progress finishes first, and lines that are already paid stay paid. If it was the
+    last line, the invoice is completed. Repeating the call is safe. A cancelled invoice can be
+    submitted again, and only its unpaid lines are then paid.
+    """
+    async with invoices() as client:
+        status = await client.cancel(invoice_id, reason)
+    text = f"Sent cancellation request for invoice {invoice_id}."
+    if status.outcome == "already_cancelled":
+        since = "Already cancelled" if status.is_cancelled else "Already being cancelled"
+        text = f"{since}; nothing was changed."
+    return _answer(f"{text} {status.to_text()}", status)
 
 
 @_documented(
@@ -443,9 +469,10 @@ async def _decide(
             if status.worker_failures
             else "No worker answers now"
         )
+        unless = "" if status.kept_decision else ", unless an earlier decision is also waiting"
         return _answer(
-            f"{text} {why}: the decision is kept and takes effect when a worker runs, unless an"
-            f" earlier decision is also waiting. {status.clock}".rstrip(),
+            f"{text} {why}: the decision is kept and takes effect when a worker runs{unless}."
+            f" {status.clock}".rstrip(),
             status,
         )
     return _answer(f"{text} {status.to_text()}", status)

@@ -114,7 +114,8 @@ def _text(event: Event, invoice: Invoice, progress: RunProgress) -> str:
         case _:
             paid = format_money(progress.paid_amount, invoice.currency)
             status = sanitized(progress.status, 300)
-            return f"Invoice {invoice.id}: {status}. {amounts}, of that paid: {paid}{decision}."
+            text = f"Invoice {invoice.id}: {status}. {amounts}, of that paid: {paid}{decision}."
+            return f"{text} {progress.cancelled}".rstrip()
 
 
 @activity.defn

@@ -2,17 +2,20 @@
 
 import asyncio
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from temporalio import workflow
-from temporalio.common import SearchAttributeKey
-from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.common import RetryPolicy, SearchAttributeKey
+from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError
 
 with workflow.unsafe.imports_passed_through():
+    from pydantic import ValidationError
+
+    from activities import cancellation_request
     from invoices.invoice import Invoice
     from invoices.paid_earlier import PaidEarlier
-    from invoices.status import INVALID_INVOICE, RunProgress, State
+    from invoices.status import INVALID_INVOICE, Cancellation, RunProgress, State
     from invoices.web_ui import WebUiDetails
     from invoices.wording import format_utc
     from notices import Event, NoticeWorkflow, make_notice
@@ -98,6 +101,8 @@ class RunReport:
                 detail = f", until {format_utc(self._deadline)}"
             case "rejected" | "paying":
                 detail = f", {progress.decision}"
+            case "cancelled":
+                detail = f", {progress.cancellation}"
             case _:
                 detail = ""
         workflow.logger.info("%s %s%s", self._invoice.id, progress.status, detail)
@@ -111,6 +116,29 @@ class RunReport:
             # Upserting None deletes a memo key.
             workflow.upsert_memo({key: memo.get(key) for key in changed})
         self._memo = memo
+
+
+async def find_cancellation() -> Cancellation:
+    """Who cancelled this run, when and why, as the Temporal Service has it.
+
+    The worker asks the service, which alone knows the sender and the time. If it doesn't answer
+    within some seconds, only the reason is known.
+
+    Raises:
+        asyncio.CancelledError: nobody did; the run only leaves the worker's memory.
+    """
+    reason = workflow.cancellation_reason()
+    if reason is None:
+        raise asyncio.CancelledError
+    if workflow.patched("cancellation-by-the-service"):
+        with suppress(FailureError, ValidationError):
+            found = await workflow.execute_local_activity(
+                cancellation_request,
+                schedule_to_close_timeout=timedelta(seconds=5),
+                retry_policy=RetryPolicy(initial_interval=timedelta(seconds=0.5)),
+            )
+            return Cancellation.model_validate(found)
+    return Cancellation.from_request("", reason, workflow.now())
 
 
 def report_invalid(problem: str) -> str:

@@ -156,6 +156,7 @@ def _workers(client: Client) -> list[Worker]:
                 activities.payment_outcome,
                 activities.payments_made,
                 activities.decision_in_time,
+                activities.cancellation_request,
                 post_notice,  # version 1.1 scheduled notices on this task queue
             ],
             workflow_runner=SANDBOX,

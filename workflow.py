@@ -40,7 +40,7 @@ with workflow.unsafe.imports_passed_through():
         failure_message,
     )
     from invoices.wording import describe_payment, describe_validation_errors
-    from reports import RunReport, report_invalid
+    from reports import RunReport, find_cancellation, report_invalid
     from temporal_service.payloads import NO_PAYLOAD
 
 TASK_QUEUE = "invoice-task-queue"
@@ -113,6 +113,8 @@ class InvoiceWorkflow:
             self._set_state("completed")
             return "COMPLETED"
         except asyncio.CancelledError:
+            self.progress.cancellation = await find_cancellation()
+            self.progress.decision = self.decision
             self._set_state("cancelled")
             raise
         finally:
@@ -196,6 +198,9 @@ class InvoiceWorkflow:
                 decision, self.deadline
             ):
                 return
+        sent_at = decision.dated_by_sender(workflow.info().workflow_start_time)
+        if sent_at and workflow.patched("dated-by-the-sender"):
+            decision.at = sent_at
         self.approved, self.decision = approved, decision
 
     async def _wait_for_decision(self) -> None:

@@ -75,6 +75,7 @@ class InvoiceCard(BaseModel):
     deadline: datetime | None
     state: State
     can_be_decided: bool
+    why_undecidable: str | None
     paid_lines: int
     details: str
 
@@ -92,15 +93,25 @@ class InvoiceCard(BaseModel):
             to_pay=view.to_pay,
             deadline=view.deadline,
             state=status.state,
-            can_be_decided=status.state == "waiting" and not status.is_past_deadline,
+            can_be_decided=_why_undecidable(status) is None,
+            why_undecidable=_why_undecidable(status) if status.state == "waiting" else None,
             paid_lines=status.paid_lines,
             details=_details(view, status),
         )
 
 
+def _why_undecidable(status: InvoiceStatus) -> str | None:
+    """What the card says in place of the buttons for a waiting invoice; None if it has buttons."""
+    if status.stopping:
+        return "Being cancelled"
+    if status.is_decided:
+        return "A decision is kept" if status.kept_decision else "Decided"
+    return "The deadline has passed" if status.is_past_deadline else None
+
+
 def _details(view: ApprovalView, status: InvoiceStatus) -> str:
     """What the card says in addition to the lines, amounts and deadline."""
-    if status.state == "waiting" and not status.is_past_deadline:
+    if _why_undecidable(status) is None:
         kept = "No worker answers now: the decision is kept and takes effect when a worker runs."
         parts = (view.caution, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))

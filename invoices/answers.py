@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from invoices.invoice import rule_of_new_id
-from invoices.status import Progress, State
+from invoices.status import Decision, Progress, State
 from invoices.wording import (
     format_duration,
     format_money,
@@ -46,11 +46,19 @@ Outcome = Literal[
     "already_rejected",
     "decision_kept",
     "asked_on_card",
+    "cancelled",
+    "being_cancelled",
+    "cancellation_kept",
+    "already_cancelled",
 ]
 """The result of a call.
 
 `decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs,
 unless an earlier decision is also waiting.
+`being_cancelled`: a payment in progress finishes first.
+`cancellation_kept`: the Temporal Service has the cancellation, and it takes effect when a worker
+runs.
+`already_cancelled`: it was cancelled earlier, or is being cancelled.
 """
 
 
@@ -65,6 +73,13 @@ class InvoiceStatus(Progress):
     deadline: Annotated[
         datetime | None, Field(description="When a waiting invoice is rejected.")
     ] = None
+    kept_decision: Annotated[
+        Decision | None,
+        Field(
+            description="The decision that takes effect when a worker runs. Missing if a worker"
+            " answers."
+        ),
+    ] = None
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
@@ -78,7 +93,7 @@ class InvoiceStatus(Progress):
         Field(description="The last submission with this id, if its content was different."),
     ] = None
     outcome: Annotated[
-        Outcome | None, Field(description="The result of this call, if it submitted or decided.")
+        Outcome | None, Field(description="The result of this call, if it changes something.")
     ] = None
     clock_offset_seconds: Annotated[
         float | None,
@@ -111,14 +126,15 @@ class InvoiceStatus(Progress):
     @property
     def is_decided(self) -> bool:
         """Whether somebody has decided, even if that hasn't taken effect yet."""
-        return self.state != "waiting" or self.decision is not None
+        return self.state != "waiting" or bool(self.decision or self.kept_decision)
 
     def to_structured(self) -> dict[str, Any]:
         """The structured content, without empty fields and without fields for internal use."""
-        inner: dict[str, Any] = {"decision": {"request", "sent_at"}}
+        of_decision = {"request", "sent_at"}
+        inner: dict[str, Any] = {"decision": of_decision, "kept_decision": of_decision}
         if not self._clock_is_wrong:
             inner["clock_offset_seconds"] = True
-        return self.model_dump(mode="json", exclude_none=True, exclude=inner)
+        return _message_first(self.model_dump(mode="json", exclude_none=True, exclude=inner))
 
     def to_text(self) -> str:
         """The answer of `get_invoice_status`: the tutorial's sentence, then `details`."""
@@ -132,20 +148,24 @@ class InvoiceStatus(Progress):
     def _details(self) -> list[str]:
         match self.state:
             case "waiting" if self.decision:  # the decision is about to take effect
-                return [self.paid, self.decided]
+                return [self.paid, self.decided, self.stopping]
+            case "waiting" if self.kept_decision:
+                return [self.caution, self.paid, self.kept, self.stopping]
+            case "waiting" if self.cancellation:
+                return [self.caution, self.paid, self.stopping]
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
                 amounts = f"{self.amounts}." if is_new else self.paid
                 return [self.caution, amounts, self._deadline()]
             case "paying":
                 line = f"Now: {sanitized(self.current_line, 200)}." if self.current_line else ""
-                return [self.paid, line, self._retry(), self.decided]
+                return [self.paid, line, self.stopping, self._retry(), self.decided]
             case "timed_out":
                 return ["Nobody decided before the deadline.", self.paid]
             case "failed" | "cancelled":
                 stopped = self.current_line if self.state == "cancelled" else None
                 where = f"It was stopped at {sanitized(stopped, 200)}." if stopped else ""
-                return [self.paid, where, self.decided, self.advice]
+                return [self.paid, where, self.decided, self.cancelled, self.advice]
             case "terminated":
                 return [
                     f"Last recorded: {self.paid} If a payment was in progress at the end, it may"
@@ -154,6 +174,34 @@ class InvoiceStatus(Progress):
                 ]
             case _:
                 return [self.paid, self.decided]
+
+    @property
+    def kept(self) -> str:
+        """The decision that no worker has read yet, as a sentence; empty if there is none."""
+        if self.kept_decision is None:
+            return ""
+        if self.cancellation:
+            return f"A decision is kept: {self.kept_decision}."
+        passed = (
+            "It was made before the deadline, which has passed." if self.is_past_deadline else ""
+        )
+        return (
+            f"A decision is kept and takes effect when a worker runs: {self.kept_decision}."
+            f" {passed}".rstrip()
+        )
+
+    @property
+    def stopping(self) -> str:
+        """Who has asked to cancel an open invoice, and when it stops; empty if nobody has."""
+        if self.cancellation is None or not self.is_open:
+            return ""
+        if self.worker_answers is False:
+            when = "The cancellation is kept and takes effect when a worker runs."
+        elif self.state == "paying":
+            when = "The line that is being paid is finished first, and no other is started."
+        else:
+            when = ""
+        return f"Cancellation requested {self.cancellation}. {when}".rstrip()
 
     def _deadline(self) -> str:
         if self.deadline is None:
@@ -224,6 +272,8 @@ class InvoiceStatus(Progress):
             parts.append(f"{passed} {format_utc(self.deadline)}")
         if self.decision:
             parts.append(self.decided.rstrip("."))
+        if self.cancelled:
+            parts.append(self.cancelled.rstrip("."))
         if self.caution:
             parts.append(self.caution.rstrip("."))
         return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(parts)
@@ -265,7 +315,8 @@ class InvoiceList(BaseModel):
     def to_structured(self) -> dict[str, Any]:
         """The structured content, without empty fields and without fields for internal use."""
         content = self.model_dump(mode="json", exclude_none=True, exclude={"invoices"})
-        return {"invoices": [invoice.to_structured() for invoice in self.invoices], **content}
+        invoices = [invoice.to_structured() for invoice in self.invoices]
+        return _message_first({"invoices": invoices, **content})
 
     def to_text(self, which: str) -> str:
         """The answer of `list_invoices`; `which` is the state asked for, or `all`."""
@@ -290,6 +341,11 @@ class InvoiceList(BaseModel):
                 else f"Not shown: {older}."
             )
         return "\n".join(lines)
+
+
+def _message_first(content: dict[str, Any]) -> dict[str, Any]:
+    """Programs such as FastMCP's command line show a person the content in this order."""
+    return {"message": content["message"], **content} if "message" in content else content
 
 
 def _sums(amounts: dict[str, Decimal]) -> str:

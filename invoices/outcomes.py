@@ -1,7 +1,7 @@
-"""The outcome of a decision."""
+"""The outcome of a decision and of a cancellation."""
 
 from invoices.answers import InvoiceStatus, Outcome
-from invoices.refusals import decided_otherwise
+from invoices.refusals import cancelled_too_late, decided_otherwise
 
 
 def decision_outcome(
@@ -19,9 +19,12 @@ def decision_outcome(
     is_own = decision.request == request if decision else has_effect
     if request and is_own:
         return "approved" if approve else "rejected"
-    if request and status.state == "waiting" and status.worker_answers is False:
+    kept = status.kept_decision
+    may_be_own = kept is None or kept.request == request
+    if request and status.state == "waiting" and status.worker_answers is False and may_be_own:
         return "decision_kept"
-    # The decision takes effect once the workflow has asked the ledger.
+    decision = decision or kept
+    # The decision takes effect once the workflow has asked the ledger, or once a worker runs.
     if status.state == "waiting" and decision and decision.approved == approve:
         has_effect = True
     if has_effect:
@@ -40,4 +43,26 @@ def with_outcome(
     outcome = decision_outcome(status, approve=approve, request=request)
     if outcome is None:
         raise decided_otherwise(status, approve)
+    return status.model_copy(update={"outcome": outcome})
+
+
+def with_cancellation(status: InvoiceStatus, *, was_sent: bool) -> InvoiceStatus:
+    """The status with the outcome of a cancellation.
+
+    Args:
+        status: the invoice's status after it.
+        was_sent: False if somebody had cancelled the invoice before.
+
+    Raises:
+        InvoiceError: the invoice has ended in another way.
+    """
+    outcome: Outcome
+    if not status.is_open and not status.is_cancelled:
+        raise cancelled_too_late(status)
+    if not was_sent:
+        outcome = "already_cancelled"
+    elif status.is_cancelled:
+        outcome = "cancelled"
+    else:
+        outcome = "cancellation_kept" if status.worker_answers is False else "being_cancelled"
     return status.model_copy(update={"outcome": outcome})

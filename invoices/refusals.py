@@ -48,10 +48,19 @@ def content_not_allowed(rule: str) -> InvoiceError:
 
 def id_in_use_by_invoice(status: InvoiceStatus) -> InvoiceError:
     """An open invoice with different content has the same id."""
+    end = "reject" if status.state == "waiting" else "cancel"
     return InvoiceError(
         f"The id {status.invoice_id} is in use by a different invoice: {status.amounts},"
-        f" {sanitized(status.status, 600)}; nothing was changed. Use another id, or reject that"
+        f" {sanitized(status.status, 600)}; nothing was changed. Use another id, or {end} that"
         " invoice first."
+    )
+
+
+def being_closed(status: InvoiceStatus) -> InvoiceError:
+    """The latest run has told its end, but Temporal hasn't closed it yet."""
+    return InvoiceError(
+        f"The last submission of invoice {status.invoice_id} has ended and is just being closed,"
+        f" status: {sanitized(status.status, 600)}. Nothing was started. Make the same call again."
     )
 
 
@@ -97,6 +106,15 @@ def content_unreadable(invoice_id: str) -> InvoiceError:
         f"The content of invoice {invoice_id} breaks the rules, so it can't be shown to a person."
         " Nothing was approved. Reject it."
     )
+
+
+def expect_not_cancelled(status: InvoiceStatus, approve: bool) -> None:
+    """Raises `InvoiceError` for a decision on a waiting invoice that somebody has cancelled."""
+    if status.stopping:
+        raise InvoiceError(
+            f"Invoice {status.invoice_id} can't be {_decided(approve)} any more. {status.stopping}"
+            " Once it is cancelled, you can submit it again."
+        )
 
 
 def expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
@@ -221,22 +239,41 @@ def _decided(approve: bool) -> str:
 
 def decided_otherwise(status: InvoiceStatus, approve: bool) -> InvoiceError:
     """The decision can't take effect: says what the invoice's status is, and what to do now."""
-    if status.state == "failed" and status.closed_at is None:
-        next_step = (
-            f"The workflow {status.workflow_id} is open but isn't an invoice. Terminate it in the"
-            " Web UI."
-        )
+    if next_step := _open_workflow(status) or status.stopping:
+        pass
+    elif approve and status.is_open:
+        next_step = "Once it has ended, you can submit it again."
     elif approve:
         next_step = status.advice or "You can submit it again."
-    elif status.state == "paying":
+    elif status.is_open:
         next_step = (
-            f"To stop it before the next line, cancel the workflow {status.workflow_id} in the Web"
-            " UI. Lines that are already paid stay paid."
+            "To stop it before the next line, call cancel_invoice. Lines that are already paid stay"
+            " paid."
         )
     else:
         next_step = status.paid
-    decided = f" ({status.decided.rstrip('.')})" if status.decided else ""
+    decision = status.decided or status.kept
+    decided = f" ({decision.rstrip('.')})" if decision else ""
     return InvoiceError(
         f"Invoice {status.invoice_id} can't be {_decided(approve)} now,"
         f" status: {sanitized(status.status, 600)}{decided}. {next_step}"
+    )
+
+
+def cancelled_too_late(status: InvoiceStatus) -> InvoiceError:
+    """The invoice has ended otherwise, or what is open isn't an invoice."""
+    told = _open_workflow(status) or " ".join(filter(None, (status.paid, status.decided)))
+    return InvoiceError(
+        f"Invoice {status.invoice_id} can't be cancelled now, status:"
+        f" {sanitized(status.status, 600)}. {told}"
+    )
+
+
+def _open_workflow(status: InvoiceStatus) -> str:
+    """What to do about an open run with content that isn't an invoice; empty for any other."""
+    if status.state != "failed" or status.closed_at:
+        return ""
+    return (
+        f"The workflow {status.workflow_id} is open but isn't an invoice. Terminate it in the"
+        " Web UI."
     )

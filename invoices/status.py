@@ -130,15 +130,22 @@ LineCount = Annotated[int, AfterValidator(_count)]
 Currency = Annotated[str, AfterValidator(_currency)]
 
 
+MAX_NAME = 200
+MAX_REASON = 1000
+READ_AT_ONCE = timedelta(seconds=2)
+"""A decision that a running worker reads is at most this old, if the clocks agree."""
+
+
 class DecisionDetails(BaseModel):
     """What a signal says about a decision, besides approve or reject. Each field is optional."""
 
-    by: Annotated[str | None, Field(max_length=200)] = None
-    reason: Annotated[str | None, Field(max_length=1000)] = None
+    by: Annotated[str | None, Field(max_length=MAX_NAME)] = None
+    reason: Annotated[str | None, Field(max_length=MAX_REASON)] = None
     request: SkipJsonSchema[Annotated[str | None, Field(max_length=100)]] = None
     """An id that the sender makes up, so that it can recognize its own decision."""
     sent_at: SkipJsonSchema[AwareDatetime | None] = None
-    """By the sender's clock. It counts only for runs that read a decision after the deadline under
+    """By the sender's clock. A decision that was kept until a worker ran is dated by it. Whether a
+    decision was in time is judged by it only for runs that read a decision after the deadline under
     a version before 1.2. For all others, the time at which the service received it counts.
     """
 
@@ -162,14 +169,46 @@ class Decision(DecisionDetails):
             details = DecisionDetails()
         return cls(**details.model_dump(), approved=approved, at=at)
 
+    def dated_by_sender(self, submitted_at: datetime) -> datetime | None:
+        """When its sender made it, if that is clearly earlier than `at`, when it was read.
+
+        Only between the submission and then, since the sender can write anything.
+        """
+        if self.sent_at and submitted_at <= self.sent_at < self.at - READ_AT_ONCE:
+            return self.sent_at.astimezone(UTC)
+        return None
+
     def __str__(self) -> str:
         """`approved by user@host on 2026-11-29 06:02:11 UTC, reason: “as agreed”`."""
         verb = "approved" if self.approved else "rejected"
-        by = sanitized(self.by, 200) if self.by else "another client, name unknown"
-        if self.by and not re.fullmatch(r"[\w.@+-]+", by):  # the sender can write anything
-            by = sanitized_quote(self.by, 200)
-        reason = f", reason: {sanitized_quote(self.reason, 300)}" if self.reason else ""
-        return f"{verb} by {by} on {format_utc(self.at)}{reason}"
+        return f"{verb} {_by_whom(self.by, self.at, self.reason)}"
+
+
+class Cancellation(BaseModel):
+    """A request to Temporal to cancel an invoice's run. The name and the reason are the sender's
+    word.
+    """
+
+    by: Annotated[str | None, Field(max_length=MAX_NAME)] = None
+    reason: Annotated[str | None, Field(max_length=MAX_REASON)] = None
+    at: Moment
+
+    @classmethod
+    def from_request(cls, by: str, reason: str, at: datetime) -> Self:
+        """Cuts the texts, which can be of any length."""
+        return cls(by=by[:MAX_NAME] or None, reason=reason[:MAX_REASON] or None, at=at)
+
+    def __str__(self) -> str:
+        """`by user@host on 2026-11-29 06:02:11 UTC, reason: “ordered twice”`."""
+        return _by_whom(self.by, self.at, self.reason)
+
+
+def _by_whom(name: str | None, at: datetime, reason: str | None) -> str:
+    by = sanitized(name, MAX_NAME) if name else "another client, name unknown"
+    if name and not re.fullmatch(r"[\w.@+-]+", by):  # the sender can write anything
+        by = sanitized_quote(name, MAX_NAME)
+    because = f", reason: {sanitized_quote(reason, 300)}" if reason else ""
+    return f"by {by} on {format_utc(at)}{because}"
 
 
 class Progress(BaseModel):
@@ -189,6 +228,10 @@ class Progress(BaseModel):
     paid_earlier_amount: Amount | None = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     decision: Decision | None = None
+    cancellation: Annotated[
+        Cancellation | None,
+        Field(description="Who asked to stop it, when and why. It may not have stopped yet."),
+    ] = None
     failure: Annotated[
         str | None,
         Field(
@@ -200,6 +243,10 @@ class Progress(BaseModel):
     @property
     def is_open(self) -> bool:
         return self.state in ("waiting", "paying")
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.state == "cancelled"
 
     @property
     def amounts(self) -> str:
@@ -241,6 +288,11 @@ class Progress(BaseModel):
         """Who decided, when and why, as a sentence; empty if nobody did."""
         sentence = f"{self.decision}." if self.decision else ""
         return sentence[:1].upper() + sentence[1:]
+
+    @property
+    def cancelled(self) -> str:
+        """Who cancelled it, when and why, as a sentence; empty unless it is cancelled."""
+        return f"Cancelled {self.cancellation}." if self.is_cancelled and self.cancellation else ""
 
     @property
     def advice(self) -> str:

@@ -28,7 +28,7 @@ class WebUiDetails:
     def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
         """The Markdown. `paid_earlier` has the numbers of the lines that earlier runs paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
-        sentences = [progress.paid, progress.decided]
+        sentences = [progress.paid, progress.decided, progress.cancelled]
         match progress.state:
             case "paying":
                 pending = "A payment that is being retried is listed under Pending Activities."

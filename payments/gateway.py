@@ -122,6 +122,6 @@ def expect_gateway(gateway: PaymentGateway, names: Iterable[str]) -> None:
         raise WrongGateway(
             f"the invoice is paid through {sanitized(min(others), 40)}, and this worker pays"
             f" through {gateway.name}: start a worker with the PAYMENT_GATEWAY and key that the"
-            " invoice began with; if no payment of it was begun, you can also cancel its workflow"
+            " invoice began with; if no payment of it was begun, you can also cancel the invoice"
             " and submit it again"
         )

@@ -118,11 +118,17 @@ async def connect(
                 plugins=client_plugins(),
             )
     except (RuntimeError, TimeoutError) as error:
-        raise StartupError(describe_connection_error(config["target_host"], str(error))) from error
+        # A worker with a configured address starts no service.
+        address, how = config["target_host"], START if address_is_configured() else None
+        raise StartupError(describe_connection_error(address, str(error), how)) from error
 
 
-def describe_connection_error(address: str, detail: str) -> str:
-    """Explains the SDK's connection error `detail` to a person, in a sentence."""
+def describe_connection_error(address: str, detail: str, start: str | None = None) -> str:
+    """Explains the SDK's connection error `detail` to a person, in a sentence.
+
+    Args:
+        start: how to start the service; by default the command, where that uses this address.
+    """
     service = f"The Temporal Service at {address}"
     detail = detail.lower()
     if "unauthenticated" in detail or "permission" in detail:
@@ -143,9 +149,13 @@ def describe_connection_error(address: str, detail: str) -> str:
             f"{service} closes the connection; check the TLS settings: TEMPORAL_TLS,"
             " TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH."
         )
-    return f"{service} can't be reached; start it, or check TEMPORAL_ADDRESS."
+    if start is None:
+        is_default = address == f"localhost:{port}"
+        start = "start it with `uv run worker.py`" if is_default else START
+    return f"{service} can't be reached; {start}, or check TEMPORAL_ADDRESS."
 
 
+START = "start it"
 NO_ANSWER = (
     RPCStatusCode.UNAVAILABLE,
     RPCStatusCode.DEADLINE_EXCEEDED,

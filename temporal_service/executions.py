@@ -7,13 +7,14 @@ functions here don't decode search attributes, and keep undecodable memo fields 
 """
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.query.v1 import WorkflowQuery
 from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflow.v1 import WorkflowExecutionInfo
@@ -21,6 +22,7 @@ from temporalio.api.workflowservice.v1 import (
     DescribeTaskQueueRequest,
     DescribeWorkflowExecutionRequest,
     DescribeWorkflowExecutionResponse,
+    GetWorkflowExecutionHistoryReverseRequest,
     ListWorkflowExecutionsRequest,
     QueryWorkflowRequest,
 )
@@ -28,6 +30,10 @@ from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
 
 from temporal_service.payloads import LenientPayloadConverter
+
+EVENTS_PER_PAGE = 50
+MAX_EVENTS = 1000
+"""How many events are searched for a cancellation, from the end of the history."""
 
 _converter = LenientPayloadConverter()
 _STATUSES = {int(status): status for status in WorkflowExecutionStatus}
@@ -82,6 +88,57 @@ async def describe_execution(client: Client, id: str, run_id: str | None = None)
     )
     description = await client.workflow_service.describe_workflow_execution(request, retry=True)
     return Execution.of(description.workflow_execution_info, description)
+
+
+@dataclass(frozen=True)
+class CancelRequest:
+    """A request to cancel a run. Whoever sent it has written all but the time."""
+
+    identity: str
+    reason: str
+    at: datetime
+
+
+async def last_events(client: Client, id: str, run_id: str, count: int) -> Sequence[HistoryEvent]:
+    """At most the last `count` events of a run, newest first."""
+    async for page in _history_from_its_end(client, id, run_id, count):
+        return page
+    return []
+
+
+async def cancel_request(client: Client, id: str, run_id: str) -> CancelRequest | None:
+    """The request to cancel a run; None if the last `MAX_EVENTS` events of its history have none.
+
+    A run has at most one: the Temporal Service ignores later ones.
+    """
+    count = 0
+    async for page in _history_from_its_end(client, id, run_id, EVENTS_PER_PAGE):
+        for event in page:
+            if event.HasField("workflow_execution_cancel_requested_event_attributes"):
+                request = event.workflow_execution_cancel_requested_event_attributes
+                at = event.event_time.ToDatetime(UTC)
+                return CancelRequest(request.identity, request.cause, at)
+        count += len(page)
+        if count >= MAX_EVENTS:
+            break
+    return None
+
+
+async def _history_from_its_end(
+    client: Client, id: str, run_id: str, page_size: int
+) -> AsyncIterator[Sequence[HistoryEvent]]:
+    request = GetWorkflowExecutionHistoryReverseRequest(
+        namespace=client.namespace,
+        execution=WorkflowExecution(workflow_id=id, run_id=run_id),
+        maximum_page_size=page_size,
+    )
+    service = client.workflow_service
+    while True:
+        page = await service.get_workflow_execution_history_reverse(request, retry=True)
+        yield page.history.events
+        if not page.next_page_token:
+            return
+        request.next_page_token = page.next_page_token
 
 
 async def query_execution(client: Client, id: str, run_id: str | None, query: str) -> Any:

@@ -99,6 +99,11 @@ async def approved_before_a_worker_ran(do: Steps, name: str) -> None:
     await do.decide(name)
 
 
+async def cancelled_before_a_worker_ran(do: Steps, name: str) -> None:
+    await approved_before_a_worker_ran(do, name)
+    await do.handle(name).cancel(reason="Ordered twice")
+
+
 async def approved_after_the_deadline(do: Steps, name: str) -> None:
     await do.submit(name, wait=False, approval_timeout_days=1 / 24 / 3600)
     await do.until(name, lambda status: status.is_past_deadline)
@@ -240,6 +245,7 @@ async def cancelled_without_an_answer(do: Steps, name: str) -> None:
 
 WITHOUT_A_WORKER: dict[str, Course] = {
     "approved-before-a-worker-ran": approved_before_a_worker_ran,
+    "cancelled-before-a-worker-ran": cancelled_before_a_worker_ran,
     "approved-after-the-deadline": approved_after_the_deadline,
     "approved-in-time-but-read-late": approved_in_time_but_read_late,
 }

@@ -83,6 +83,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "process_invoice": {"invoice_data": an_invoice()},
     "approve_invoice": {"invoice_id": "INV-1"},
     "reject_invoice": {"invoice_id": "INV-1"},
+    "cancel_invoice": {"invoice_id": "INV-1"},
     "get_invoice_status": {"invoice_id": "INV-1"},
     "list_invoices": {},
 }
@@ -274,7 +275,11 @@ async def workflows_only(
         client,
         task_queue=TASK_QUEUE,
         workflows=[InvoiceWorkflow],
-        activities=[activities.payments_made, *more_activities],
+        activities=[
+            activities.payments_made,
+            activities.cancellation_request,
+            *more_activities,
+        ],
         no_remote_activities=True,
         workflow_runner=temporalio.worker.UnsandboxedWorkflowRunner(),
     ):

@@ -157,6 +157,7 @@ async def test_a_card_shows_what_is_paid(host: Tools) -> None:
         "deadline": card["deadline"],
         "state": "waiting",
         "can_be_decided": True,
+        "why_undecidable": None,
         "paid_lines": 0,
         "details": "",
     }

@@ -306,7 +306,7 @@ async def test_a_click_without_a_worker_is_kept(
         card = await opened(page, Tools(client))
         await card.sees("Approve and pay")
         await card.click("Approve and pay")
-        assert "Approved" in await card.sees("the decision is kept")
+        assert "Approved" in await card.sees("A decision is kept")
         assert not await card.buttons()
         async with Worker(namespace.address, tmp_path):
             await card.sees("Paid: 2 of 2 lines")

@@ -13,6 +13,7 @@ from playwright.async_api import Page, expect
 
 from node_tools import INSPECTOR, npm_exec, npx
 from support import (
+    CALLS,
     ROOT,
     Tools,
     Worker,
@@ -28,7 +29,7 @@ def test_tools_pass_the_strict_check() -> None:
     arguments = [sys.executable, "invoice_server.py", "--method", "tools/list"]
     checked = npx(INSPECTOR, "--cli", *arguments, "--strict")
     assert checked.returncode == 0, checked.stderr
-    assert len(json.loads(checked.stdout)["tools"]) == 5
+    assert len(json.loads(checked.stdout)["tools"]) == len(CALLS)
 
 
 @pytest.mark.slow

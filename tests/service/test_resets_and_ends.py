@@ -180,7 +180,7 @@ async def test_a_cancelled_run_that_is_evicted_hands_over_its_notice(
         client,
         task_queue=TASK_QUEUE,
         workflows=[InvoiceWorkflow, NoticeWorkflow],
-        activities=[activities.payments_made],
+        activities=[activities.payments_made, activities.cancellation_request],
         workflow_runner=UnsandboxedWorkflowRunner(),
         max_cached_workflows=0,
     ):

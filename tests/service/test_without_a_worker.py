@@ -25,6 +25,7 @@ from support import (
     paid,
     tools_in_memory,
 )
+from temporal_service.connection import whoami
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +66,13 @@ async def test_each_tool_answers_and_waits_for_a_worker_once(
         "process_invoice": ({"invoice_data": invoice}, "continues when a worker runs"),
         "get_invoice_status": ({"invoice_id": name}, "No worker answers now"),
         "approve_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
-        "reject_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
+        "cancel_invoice": ({"invoice_id": name}, "takes effect when a worker runs"),
     }
     for number, (tool, (arguments, words)) in enumerate(calls.items(), start=1):
         assert words in await idle_tools(tool, **arguments)
         assert waits == [workflow_id(name)] * number
+    with pytest.raises(Refused, match="Cancellation requested"):
+        await idle_tools("reject_invoice", invoice_id=name)
 
     async def listed() -> bool:
         return f"{name}: Awaiting approval; 2 lines, $7,000.00" in await idle_tools("list_invoices")
@@ -80,6 +83,70 @@ async def test_each_tool_answers_and_waits_for_a_worker_once(
     status = await idle_tools.status(invoice)
     assert status["worker_answers"] is False
     assert (status["state"], status["total"]) == ("waiting", "7000.00")
+
+
+async def test_a_decision_that_is_kept_is_told_and_stands(idle_tools: Tools) -> None:
+    approved, rejected = await idle_tools.submit(), await idle_tools.submit()
+    name, other = approved["id"], rejected["id"]
+    await idle_tools("approve_invoice", invoice_id=name, reason="as agreed")
+    status = await idle_tools.status(approved)
+    assert (status["state"], status["kept_decision"]["approved"]) == ("waiting", True)
+    assert not {"request", "sent_at"} & set(status["kept_decision"])
+    told = (
+        "A decision is kept and takes effect when a worker runs: approved by"
+        f" {whoami()} on {status['kept_decision']['at'][:10]}"
+    )
+    assert told in status["message"]
+    assert "reason: “as agreed”" in status["message"]
+    assert "Approval deadline" not in status["message"]
+    text = await idle_tools("approve_invoice", invoice_id=name)
+    assert text.startswith("Already approved; nothing was changed.")
+    assert told in text
+    with pytest.raises(Refused, match=r"can't be rejected now.*approved by.*call cancel_invoice"):
+        await idle_tools("reject_invoice", invoice_id=name)
+
+    await idle_tools("reject_invoice", invoice_id=other)
+    with pytest.raises(Refused, match=r"can't be approved now.*rejected by"):
+        await idle_tools("approve_invoice", invoice_id=other)
+
+
+async def test_a_kept_decision_is_dated_when_it_was_made(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    kept, later = await desk.submit(), await desk.submit(payment_interval_seconds=60)
+    await desk.approve(kept)
+    made = (await desk.status(kept)).kept_decision
+    assert made
+    # The second signal says that it was made before; the first that was received stands.
+    reject = DecisionDetails(by="boss", sent_at=made.at - timedelta(seconds=1))
+    await desk.handle(kept).signal("reject_invoice", reject.model_dump(mode="json"))
+    await desk.once(kept, lambda status: status.now - made.at > timedelta(seconds=3))
+    async with Worker(namespace.address, tmp_path):
+        decision = (await desk.until(kept, "completed")).decision
+        assert decision
+        assert decision.by == whoami()
+        assert abs(decision.at - made.at) < timedelta(seconds=1)
+        await desk.once(later, lambda status: status.paid_earlier_lines is not None)
+        await desk.approve(later)
+    patches = [
+        any(b"dated-by-the-sender" in event.SerializeToString() for event in history.events)
+        for history in [await desk.handle(one).fetch_history() for one in (kept, later)]
+    ]
+    assert patches == [True, False]
+
+
+async def test_a_decision_kept_from_before_the_deadline_is_told_after_it(idle: Namespace) -> None:
+    desk = Desk(await idle.connect())
+    invoice = await desk.submit(approval_timeout_days=5 / 86400)
+    assert (await desk.approve(invoice)).outcome == "decision_kept"
+    status = await desk.once(invoice, lambda status: status.is_past_deadline, 30)
+    await desk.handle(invoice).signal("reject_invoice")  # too late
+    status = await desk.status(invoice)
+    assert status.kept_decision
+    assert status.kept_decision.approved
+    assert "It was made before the deadline, which has passed." in status.to_text()
+    assert "can't be approved any more" not in status.to_text()
 
 
 async def test_an_approval_in_two_calls_waits_for_a_worker_once_in_each(

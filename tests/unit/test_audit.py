@@ -67,6 +67,37 @@ def test_a_decision_that_came_too_late_does_not_count() -> None:
     assert recorded("timed_out", APPROVAL).decision == (None, None)
 
 
+def test_a_decision_is_dated_by_the_history() -> None:
+    read_late = APPROVAL.model_copy(update={"at": NOON + timedelta(days=3)})
+
+    def run_with(standing: Decision, signal: Decision) -> audit.Run:
+        run = recorded("completed", signal)
+        status = run.found.status.model_copy(update={"decision": standing})
+        run.found = replace(run.found, status=status)
+        run.original_id = run.found.id
+        return run
+
+    assert run_with(standing=read_late, signal=APPROVAL).decision == (APPROVAL, "a client")
+    # A reset copies signals with its own time.
+    reset = run_with(standing=APPROVAL, signal=read_late)
+    reset.original_id = "another"
+    assert reset.decision == (APPROVAL, "a client")
+
+
+@pytest.mark.parametrize(("state", "is_told"), [("cancelled", True), ("completed", False)])
+def test_a_row_says_who_cancelled_an_invoice(state: State, is_told: bool) -> None:
+    event = HistoryEvent()
+    event.event_time.FromDatetime(NOON)
+    event.workflow_execution_cancel_requested_event_attributes.identity = "temporal-cli:ana@desk"
+    event.workflow_execution_cancel_requested_event_attributes.cause = "ordered twice"
+    run = recorded(state, APPROVAL)
+    run.add(event)
+    row = audit._row("MADE-UP", run, "1", None)
+    told = (row["cancelled_at"], row["cancelled_by"], row["cancellation_reason"])
+    expected = ("2026-11-26T12:00:00Z", "temporal-cli:ana@desk", "ordered twice")
+    assert told == (expected if is_told else (None, None, None))
+
+
 def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
     begun = audit.PaymentActivity(PaymentRequest(), NOON)
     approved = recorded("paying", APPROVAL, begun)

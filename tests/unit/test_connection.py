@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup import StartupError
-from temporal_service.connection import connect_config, describe_connection_error
+from temporal_service.connection import START, connect_config, describe_connection_error
 
 
 def test_profile_that_is_not_in_the_file_is_named(
@@ -27,6 +27,18 @@ def test_missing_tls_file_is_named(
     monkeypatch.setenv("TEMPORAL_TLS_CLIENT_KEY_PATH", missing)
     with pytest.raises(StartupError, match=f"that can't be read: {re.escape(missing)}"):
         connect_config()
+
+
+def test_only_the_default_address_is_named_with_the_command_that_starts_the_service(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = describe_connection_error("localhost:7233", "refused")
+    assert "start it with `uv run worker.py`, or check TEMPORAL_ADDRESS" in local
+    assert "uv run" not in describe_connection_error("temporal.example:7233", "refused")
+    monkeypatch.setenv("INVOICE_TEMPORAL_PORT", "7300")
+    assert "uv run" in describe_connection_error("localhost:7300", "refused")
+    # A worker whose configuration has this address starts no service.
+    assert "uv run" not in describe_connection_error("localhost:7300", "refused", START)
 
 
 def test_without_an_address_the_embedded_services_port_is_used(

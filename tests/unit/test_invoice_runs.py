@@ -9,13 +9,22 @@ from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import Payload
+from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import WorkflowExecutionStatus
 
-from invoice_runs import MAX_CONTENT_BYTES, InvoiceRun, InvoiceRuns, read_invoice
+from invoice_client import _already_in_process
+from invoice_runs import (
+    MAX_CONTENT_BYTES,
+    InvoiceRun,
+    InvoiceRuns,
+    first_unread_decision,
+    read_invoice,
+)
 from invoices.invoice import Invoice
+from invoices.refusals import InvoiceError
 from invoices.status import STATUS_TEXTS, RunProgress, State
 from support import an_invoice
 from temporal_service.executions import Execution
@@ -190,3 +199,58 @@ async def test_what_a_run_was_started_with_is_validated_once(
     # A person who decides on it is shown the content itself.
     start = await runs.read_start("invoice-INV-1")
     assert (start.invoice is None) == (days < 0)
+
+
+APPROVE, REJECT = "approve_invoice", "reject_invoice"
+COMPLETED_TASK = HistoryEvent(event_type=EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
+FAILED_TASK = HistoryEvent(event_type=EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED)
+
+
+def a_signal(name: str, minutes: int, details: bytes = b"") -> HistoryEvent:
+    event = HistoryEvent(event_type=EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED)
+    event.event_time.FromDatetime(NOON + timedelta(minutes=minutes))
+    event.workflow_execution_signaled_event_attributes.signal_name = name
+    event.workflow_execution_signaled_event_attributes.input.payloads.add(data=details)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([], None),
+        ([a_signal(APPROVE, 1)], (True, 1)),
+        ([a_signal(REJECT, 1), a_signal(APPROVE, 2)], (False, 1)),
+        ([a_signal("another", 1), a_signal(APPROVE, 2)], (True, 2)),
+        ([a_signal(REJECT, 1, b"\xff{"), a_signal(APPROVE, 2)], (False, 1)),
+        # What a worker has read is in its answers; a task that failed has read nothing.
+        ([a_signal(REJECT, 1), COMPLETED_TASK, a_signal(APPROVE, 2)], (True, 2)),
+        ([a_signal(REJECT, 1), COMPLETED_TASK], None),
+        ([a_signal(REJECT, 1), FAILED_TASK, a_signal(APPROVE, 2)], (False, 1)),
+        # The deadline is at 12:10.
+        ([a_signal(APPROVE, 9), a_signal(REJECT, 11)], (True, 9)),
+        ([a_signal(APPROVE, 10)], None),
+    ],
+)
+def test_the_first_decision_that_no_worker_has_read_is_kept(
+    events: list[HistoryEvent], expected: tuple[bool, int] | None
+) -> None:
+    latest = [*reversed(events), HistoryEvent(event_id=1)]
+    decision = first_unread_decision(latest, NOON + timedelta(minutes=10))
+    found = decision and (decision.approved, (decision.at - NOON) // timedelta(minutes=1))
+    assert found == expected
+
+
+def test_nothing_is_said_where_an_earlier_decision_may_be_kept() -> None:
+    assert first_unread_decision([a_signal(APPROVE, 1)], None) is None
+
+
+@pytest.mark.parametrize("state", ["cancelled", "completed", "rejected", "timed_out", "failed"])
+async def test_an_invoice_that_has_ended_and_is_still_open_is_not_called_in_process(
+    state: State, runs: InvoiceRuns
+) -> None:
+    closing = await found(runs, an_execution(), progress_in(state))
+    same = Invoice.model_validate(an_invoice(id="INV-1"))
+    other = Invoice.model_validate(an_invoice(id="INV-1", currency="EUR"))
+    for invoice in (same, other):
+        with pytest.raises(InvoiceError, match=r"just being closed.*Make the same call again"):
+            _already_in_process(invoice, closing)
