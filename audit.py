@@ -32,6 +32,7 @@ from temporalio.service import RPCError
 
 from invoice_runs import InvoiceRun, InvoiceRuns, invoice_of
 from invoices.invoice import (
+    BILL_FIELDS,
     INVOICE_WORKFLOW,
     WORKFLOW_ID_PREFIX,
     Invoice,
@@ -63,7 +64,8 @@ COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
     *["decision", "decided_at", "decided_by", "decided_through", "reason"],
     *["cancelled_at", "cancelled_by", "cancellation_reason"],
-    *["line", "item", "amount", "currency", "customer"],
+    *["line", "item", "description", "amount", "currency", "customer"],
+    *["supplier", "supplier_reference", "due_date"],
     *["payment", "attempt", "payment_at", "payment_amount", "payment_currency"],
     *["provider", "reference", "run_id"],
 ]
@@ -343,8 +345,9 @@ def _row(
             row["cancellation_reason"] = cancellation.reason
         if run.invoice and line.isdecimal() and int(line) <= len(run.invoice.lines):
             asked = run.invoice.lines[int(line) - 1]
-            row |= {"item": asked.item, "amount": asked.amount, "currency": run.invoice.currency}
-            row["customer"] = run.invoice.customer
+            row |= {"item": asked.item, "description": asked.description}
+            row |= {"amount": asked.amount, "currency": run.invoice.currency}
+            row |= {name: getattr(run.invoice, name) for name in ("customer", *BILL_FIELDS)}
         begun = run.payments.get(line)
         if begun and begun.paid_at:
             # If it is in the ledger, an earlier run has made it, and this one found it so.

@@ -22,7 +22,9 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from invoice_runs import InvoiceRun, InvoiceRuns, in_background
+from invoice_search import InvoiceSearch, SimilarSearch
 from invoices.answers import InvoiceStatus
+from invoices.content import StatusWithContent
 from invoices.invoice import (
     INVOICE_WORKFLOW,
     Invoice,
@@ -54,8 +56,9 @@ from invoices.refusals import (
     submitted_too_often,
     used_with_other_content,
 )
+from invoices.similar import total_text
 from invoices.status import DecisionDetails, RunProgress
-from reports import INVOICE_STATE
+from reports import INVOICE_STATE, INVOICE_TOTAL
 from temporal_service.clock import CallTimes
 from temporal_service.connection import whoami
 from temporal_service.executions import Execution
@@ -83,6 +86,7 @@ class InvoiceClient:
     def __init__(self, temporal_client: Client) -> None:
         self.temporal = temporal_client
         self.runs = InvoiceRuns(temporal_client)
+        self.search = InvoiceSearch(self.runs)
 
     async def submit(self, invoice: Invoice) -> InvoiceStatus:
         """Starts the workflow for an invoice, unless one is open or the invoice is paid.
@@ -94,6 +98,11 @@ class InvoiceClient:
                 for another id, or a field is nested too deeply, or the invoice is paid, or one of
                 its lines was paid earlier with different content.
         """
+        with SimilarSearch(self.search, invoice.id) as similar:
+            similar.begin((invoice.total, invoice.currency))
+            return await similar.add_to(await self._submit(invoice))
+
+    async def _submit(self, invoice: Invoice) -> InvoiceStatus:
         if rule := rule_of_new_content(invoice.content):
             raise content_not_allowed(rule)
         rule = rule_of_new_id(invoice.id)
@@ -129,24 +138,31 @@ class InvoiceClient:
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
     ) -> Started:
-        waiting = TypedSearchAttributes([SearchAttributePair(INVOICE_STATE, "waiting")])
+        content = invoice.to_json()
+        attributes = [
+            SearchAttributePair(INVOICE_STATE, "waiting"),
+            SearchAttributePair(INVOICE_TOTAL, total_text(invoice.total, invoice.currency)),
+        ]
+        missing = self.runs.missing_attributes
+        attributes = [pair for pair in attributes if pair.key.name not in missing]
         sent = datetime.now(UTC)
         try:
             handle = await self.temporal.start_workflow(
                 InvoiceWorkflow.run,
-                json_payload(invoice.to_json()),
+                json_payload(content),
                 id=workflow_id(invoice.id),
                 task_queue=TASK_QUEUE,
                 id_reuse_policy=policy,
                 memo=progress.to_memo(),
                 static_summary=f"{invoice.id}: {invoice.summary}",
-                search_attributes=waiting if self.runs.has_state_attribute else None,
+                search_attributes=TypedSearchAttributes(attributes),
             )
         except RPCError as error:
-            self.runs.expect_missing_state_attribute(error)
+            self.runs.expect_missing_attribute(error, *(pair.key.name for pair in attributes))
             return await self._start(invoice, progress, policy)
         run_id = handle.result_run_id or ""
         self.runs.trusted_memos.add_own(handle.id, run_id)
+        self.runs.remembered_starts.add(run_id, invoice, len(content))
         return Started(run_id, CallTimes(sent, datetime.now(UTC)))
 
     async def _started(
@@ -335,8 +351,9 @@ class InvoiceClient:
             answer = await self.runs.ask_worker(invoice_id, run.id)
         return await self.runs.status_with_answer(run, answer)
 
-    async def get_status(self, invoice_id: str) -> InvoiceStatus:
-        """The status of an invoice's latest run, from the run's memo if no worker answers.
+    async def get_status(self, invoice_id: str) -> StatusWithContent:
+        """The status of an invoice's latest run, from the run's memo if no worker answers, and its
+        content.
 
         Raises:
             InvoiceError: there is no such invoice.
@@ -347,44 +364,61 @@ class InvoiceClient:
             None if self.runs.has_recent_answer else in_background(self.runs.ask_worker(invoice_id))
         )
         try:
-            run = await self.runs.get_run(invoice_id)
-            _expect_invoice(run)
-            if not run.is_open or (asking is None and run.is_up_to_date):
-                return run.status
-            answer = await (asking or self.runs.ask_worker(invoice_id))
-            return await self.runs.status_with_answer(run, answer)
+            with SimilarSearch(self.search, invoice_id) as similar:
+                similar.begin()
+                run = await self.runs.get_run(
+                    invoice_id, with_content=True, described=similar.begin_with_memo
+                )
+                _expect_invoice(run)
+                invoice = await self.runs.content(run)
+                status = run.status
+                if run.is_open and (asking or not run.is_up_to_date):
+                    answer = await (asking or self.runs.ask_worker(invoice_id))
+                    status = await self.runs.status_with_answer(run, answer)
+                return StatusWithContent.of(await similar.add_to(status), invoice)
         finally:
             if asking:
                 asking.cancel()
 
     async def invoice_for_approval(
-        self, invoice_id: str, total: NamedTotal | None = None, *, ask_worker: bool = True
+        self, invoice_id: str, total: NamedTotal | None = None, *, to_be_shown: bool = True
     ) -> tuple[InvoiceRun, Invoice]:
         """The run and the invoice that a person decides on. It can be read without a worker.
 
         Args:
             total: the total that the invoice must have, if it hasn't been decided on yet.
-            ask_worker: whether to ask a worker if the memo doesn't say yet what was paid earlier.
+            to_be_shown: whether to look for similar invoices and, if the memo doesn't say yet what
+                was paid earlier, to ask a worker.
 
         Raises:
             InvoiceError: there is no such invoice, its content breaks the rules, or it has a
                 different total.
         """
-        run = await self.runs.get_run(invoice_id, with_content=True)
-        _expect_invoice(run)
-        invoice = await self._readable_invoice(run)
-        if total is not None and not run.status.is_decided:
-            expect_total(invoice, total)
-        if ask_worker and run.is_open and run.status.paid_earlier_lines is None:
-            answer = await self.runs.ask_worker(invoice_id, run.id)
-            run = replace(run, status=await self.runs.status_with_answer(run, answer))
-        return run, invoice
+        with SimilarSearch(self.search, invoice_id) as similar:
+            if to_be_shown:
+                similar.begin()
+            run = await self.runs.get_run(
+                invoice_id,
+                with_content=True,
+                described=similar.begin_with_memo if to_be_shown else None,
+            )
+            _expect_invoice(run)
+            invoice = await self._readable_invoice(run)
+            if total is not None and not run.status.is_decided:
+                expect_total(invoice, total)
+            if not to_be_shown or not run.is_open:
+                return run, invoice
+            status = run.status
+            if status.paid_earlier_lines is None:
+                answer = await self.runs.ask_worker(invoice_id, run.id)
+                status = await self.runs.status_with_answer(run, answer)
+            return replace(run, status=await similar.add_to(status)), invoice
 
     async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
-        start = run.start or await self.runs.read_start(run.description.id, run.id)
-        if start.invoice is None:
+        invoice = await self.runs.content(run)
+        if invoice is None:
             raise content_unreadable(run.status.invoice_id)
-        return start.invoice
+        return invoice
 
 
 def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:

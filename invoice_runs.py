@@ -7,7 +7,7 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -21,11 +21,11 @@ from temporalio.api.history.v1 import HistoryEvent, WorkflowExecutionStartedEven
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistoryEventFilterType
 from temporalio.service import RPCError, RPCStatusCode
 
-from invoices.answers import InvoiceList, InvoiceStatus, Retry
+from invoices.answers import InvoiceStatus, Retry
 from invoices.invoice import (
+    AS_STARTED,
     BEFORE_1_1,
     INVOICE_WORKFLOW,
-    WORKFLOW_ID_PREFIX,
     Invoice,
     invoice_id_of,
     line_number,
@@ -38,7 +38,6 @@ from invoices.status import (
     DECISIONS,
     INVALID_INVOICE,
     NOT_KNOWN,
-    NOT_KNOWN_TEXTS,
     PROCESSING,
     REJECTED,
     REJECTED_OR_TIMED_OUT,
@@ -53,7 +52,6 @@ from invoices.status import (
     approval_deadline,
     state_of_text,
 )
-from reports import INVOICE_STATE
 from temporal_service.clock import ServiceClock
 from temporal_service.executions import (
     Execution,
@@ -78,10 +76,6 @@ PROMPT_SECONDS = 0.15
 """An idle worker answers within this time. After it, the client finds out whether there is one."""
 RECENT_SECONDS = 10
 """For this long after a worker's answer, a client assumes that a worker runs."""
-LIST_LIMIT = 50
-"""How many invoices `list_invoices` returns at most."""
-SCAN_LIMIT = 1000
-"""How many runs `list_invoices` reads at most to find those in one state."""
 FIRST_EVENTS = 30
 """The workflow writes its memo within the first dozen events, unless signals arrive earlier."""
 MAX_EVENTS = 1000
@@ -92,6 +86,9 @@ RESET_AFTER = timedelta(milliseconds=10)
 """A run that starts by more than this after its submission is one that a reset has made."""
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
+REMEMBERED_INVOICES = 100
+REMEMBERED_CONTENT_BYTES = 64 * 1024
+"""How large an invoice that is remembered may be. Nested fields take many times that in memory."""
 MAX_CONTENT_BYTES = 2 * 1024 * 1024
 """Of what a run was started with: Temporal's own limit to a payload. More isn't even parsed."""
 
@@ -188,6 +185,10 @@ class TrustedMemos:
         """Trusts every memo of a run that this process started."""
         self.add(id, run_id, _ANY)
 
+    def run_id(self, workflow_id: str) -> str:
+        """The id of that run; empty if there is none."""
+        return self._runs.get(workflow_id, ("", None))[0]
+
     def has_memo_of(self, execution: Execution) -> bool:
         run_id, submitted_at = self._runs.get(execution.id, ("", None))
         if run_id != execution.run_id:
@@ -203,14 +204,26 @@ _ANY = object()
 class RememberedStarts:
     """What runs were started with, which never changes: no list validates the same ones again.
 
-    Only what a list shows is kept, since the invoices themselves may be large.
+    What a list shows is kept for many, and of the small invoices the latest ones themselves.
     """
 
     _runs: dict[str, RunProgress | None] = field(default_factory=dict)
     """By the id of the run."""
+    _invoices: dict[str, Invoice] = field(default_factory=dict)
 
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._runs
+
+    def invoice(self, run_id: str) -> Invoice | None:
+        """The content of a run; None if it isn't remembered."""
+        return self._invoices.get(run_id)
+
+    def add(self, run_id: str, invoice: Invoice, size: int) -> None:
+        """Keeps the content of a run, which has `size` bytes, unless it is large."""
+        if size <= REMEMBERED_CONTENT_BYTES:
+            self._invoices[run_id] = invoice
+            if len(self._invoices) > REMEMBERED_INVOICES:
+                del self._invoices[next(iter(self._invoices))]
 
     def progress(self, run_id: str, content: bytes = b"", id: str = "") -> RunProgress | None:
         """Where a run with this content and workflow id stood at first; None if it isn't an
@@ -219,6 +232,8 @@ class RememberedStarts:
         if run_id not in self._runs:
             invoice = _read_own_invoice(content, id)
             self._runs[run_id] = RunProgress.of(invoice) if invoice else None
+            if invoice:
+                self.add(run_id, invoice, len(content))
             if len(self._runs) > REMEMBERED_RUNS:
                 del self._runs[next(iter(self._runs))]
         return self._runs[run_id]
@@ -232,8 +247,8 @@ class InvoiceRuns:
         self.clock = ServiceClock()
         self.trusted_memos = TrustedMemos()
         self.remembered_starts = RememberedStarts()
-        self.has_state_attribute = True
-        """Whether the namespace has the search attribute `InvoiceState`, as far as is known."""
+        self.missing_attributes: set[str] = set()
+        """The search attributes that the namespace doesn't have, as far as is known."""
         self._last_worker_answer = -inf
         """When a worker last answered, by the monotonic clock."""
 
@@ -242,33 +257,46 @@ class InvoiceRuns:
         """Whether a worker has answered within the last `RECENT_SECONDS`."""
         return time.monotonic() - self._last_worker_answer <= RECENT_SECONDS
 
-    def expect_missing_state_attribute(self, error: RPCError) -> None:
-        """Raises `error` unless it says that the namespace doesn't have `InvoiceState`.
+    def expect_missing_attribute(self, error: RPCError, *used: str) -> None:
+        """Raises `error` unless it says that the namespace doesn't have a search attribute.
 
-        The attribute is optional. Each process finds out once, by trying to use it.
+        These are optional. Each process finds out once, by trying to use them.
+
+        Args:
+            used: the names of those that the failed call used, so that its repetition uses fewer.
         """
-        refused = error.status == RPCStatusCode.INVALID_ARGUMENT
-        if not refused or INVOICE_STATE.name not in error.message:
+        missing = {name for name in used if name in error.message}
+        if error.status != RPCStatusCode.INVALID_ARGUMENT or not missing:
             raise error
-        self.has_state_attribute = False
+        self.missing_attributes |= missing
 
     async def get_run(
-        self, invoice_id: str, run_id: str | None = None, *, with_content: bool = False
+        self,
+        invoice_id: str,
+        run_id: str | None = None,
+        *,
+        with_content: bool = False,
+        described: Callable[[Execution], None] | None = None,
     ) -> InvoiceRun:
         """One run for an invoice, by default the latest.
 
         Args:
-            with_content: also read the content that it was started with.
+            with_content: also read the content that it was started with, for `content`.
+            described: called with the description, before the rest has been read.
 
         Raises:
             InvoiceError: Temporal has no such run.
         """
         id = workflow_id(invoice_id)
         # Read the start at the same time if it will probably be needed.
-        is_needed = with_content or id not in self.trusted_memos
+        latest = run_id or self.trusted_memos.run_id(id)
+        is_remembered = self.remembered_starts.invoice(latest) is not None
+        is_needed = (with_content and not is_remembered) or id not in self.trusted_memos
         reading = in_background(self.read_start(id, run_id)) if is_needed else None
         try:
             description = await describe_execution(self.temporal, id, run_id)
+            if described:
+                described(description)
             progress, start = None, None
             if description.workflow_type == INVOICE_WORKFLOW:
                 progress, start = await self._read_progress(description, reading)
@@ -279,6 +307,14 @@ class InvoiceRuns:
                 raise
             raise unknown_invoice(invoice_id) from error
         return InvoiceRun(description, status, progress, start)
+
+    async def content(self, run: InvoiceRun) -> Invoice | None:
+        """What a run was started with; None if it isn't an invoice."""
+        first_id = run.start.run_id if run.start else run.id
+        if remembered := self.remembered_starts.invoice(first_id):
+            return remembered
+        start = run.start or await self.read_start(run.description.id, run.id, content_only=True)
+        return start.invoice
 
     async def exists(self, invoice_id: str) -> bool:
         """Whether Temporal has a run for an invoice."""
@@ -395,25 +431,22 @@ class InvoiceRuns:
         cancellation = Cancellation.from_request(found.identity, found.reason, found.at)
         return status.model_copy(update={"cancellation": cancellation})
 
-    async def list_invoices(self, state: State | None = None) -> InvoiceList:
-        """The latest runs of up to `LIST_LIMIT` invoices, all or in one state, from their memos.
-
-        These are the ones that Temporal lists first: open runs, newest first, then closed runs,
-        most recently closed first. Up to `SCAN_LIMIT` runs that may be in the state are read, which
-        matters for runs without the search attribute `InvoiceState`.
-        """
-        try:
-            return await self._list(state, _list_query(state, self.has_state_attribute))
-        except RPCError as error:
-            self.expect_missing_state_attribute(error)
-            return await self.list_invoices(state)
-
     async def latest_executions(self, invoice_id: str, limit: int) -> list[Execution]:
         """The latest runs for an invoice, newest first, from Temporal's visibility store."""
         query = f"WorkflowId = {quoted(workflow_id(invoice_id))}"
         async for page in list_executions(self.temporal, query, page_size=limit):
             return page
         return []
+
+    async def read_status(self, execution: Execution) -> InvoiceStatus | None:
+        """The status of a run that a search has found; None if it was deleted in the meantime."""
+        try:
+            progress, _ = await self._read_progress(execution)
+            return await self._status_from_memo(execution, progress)
+        except RPCError as error:
+            if not is_unknown_workflow(error):
+                raise
+        return None
 
     async def ledger_of(self, last: InvoiceRun, limit: int) -> str | None:
         """The id of the payment ledger that an invoice belongs to; None if no run tells it.
@@ -430,7 +463,7 @@ class InvoiceRuns:
         invoice_id = last.status.invoice_id
         executions = await self.latest_executions(invoice_id, limit + 1)
         calls = [self._find_run(invoice_id, one.run_id) for one in executions]
-        runs = [last, *(run for run in await _gather_bounded(calls) if run)]
+        runs = [last, *(run for run in await gather_bounded(calls) if run)]
         known = [run for run in runs if run.ledger]
         paying = [run for run in known if run.has_begun_to_pay]
         return next((run.ledger for run in paying + known), None)
@@ -494,7 +527,7 @@ class InvoiceRuns:
                 return None
             return start.progress.digest if start.progress else None
 
-        return await _gather_bounded([digest(execution) for execution in executions])
+        return await gather_bounded([digest(execution) for execution in executions])
 
     async def signal_arrival(self, run: InvoiceRun, request: str) -> datetime | None:
         """When the Temporal Service received the signal that has just been sent, by its own clock.
@@ -609,8 +642,8 @@ class InvoiceRuns:
         # A run that was reset repeats what the ledger had answered before, and may have paid since.
         was_reset = execution.start_time - submitted_at > RESET_AFTER
         if was_reset and not progress.paid_lines:
-            unknown = {"paid_earlier_lines": None, "paid_earlier_amount": None}
-            progress = progress.model_copy(update=unknown)
+            unknown = "paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers"
+            progress = progress.model_copy(update=dict.fromkeys(unknown))
         return InvoiceStatus(
             **progress.model_dump(include=set(Progress.model_fields)),
             invoice_id=invoice_id_of(execution.id),
@@ -618,66 +651,11 @@ class InvoiceRuns:
             submitted_at=submitted_at,
             deadline=deadline,
             closed_at=execution.close_time,
-            retry=_retry(execution),
+            retry=read_retry(execution),
             worker_answers=worker_answers,
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
             clock_offset_seconds=self.clock.offset_seconds,
         )
-
-    async def _list(self, state: State | None, query: str) -> InvoiceList:
-        found: list[InvoiceStatus] = []
-        seen: set[str] = set()
-        scanned = 0
-        async for page in list_executions(self.temporal, query, page_size=LIST_LIMIT):
-            # Temporal lists an invoice's latest run before its other runs.
-            latest = {one.id: one for one in reversed(page) if one.id not in seen}
-            seen.update(latest)
-            calls = [self._status_in(state, execution) for execution in latest.values()]
-            statuses = dict(zip(latest, await _gather_bounded(calls), strict=True))
-            for execution in page:
-                scanned += 1
-                is_latest = execution is latest.get(execution.id)
-                if is_latest and (status := statuses[execution.id]):
-                    found.append(status)
-                if len(found) == LIST_LIMIT:
-                    break
-            if len(found) == LIST_LIMIT or scanned >= SCAN_LIMIT:
-                break
-        # Visibility lags behind, so the list and the count may not match.
-        not_shown = max(0, (await self.temporal.count_workflows(query)).count - scanned)
-        found.sort(key=lambda invoice: (invoice.is_open, invoice.submitted_at), reverse=True)
-        exact = not_shown == 0 or await self._is_exact(state, query)
-        return InvoiceList.of(found, not_shown, exact=exact)
-
-    async def _status_in(self, state: State | None, execution: Execution) -> InvoiceStatus | None:
-        """The status of a run; None if it is in another state or isn't the invoice's latest run."""
-        try:
-            progress, _ = await self._read_progress(execution)
-            status = await self._status_from_memo(execution, progress)
-            # Where the state isn't known, it may be any in which Temporal's list has the run.
-            is_in_state = status.state == state or status.status in NOT_KNOWN_TEXTS
-            if state is None or (is_in_state and await self._is_latest(execution)):
-                return status
-        except RPCError as error:
-            if not is_unknown_workflow(error):  # a run can be deleted in the meantime
-                raise
-        return None
-
-    async def _is_exact(self, state: State | None, query: str) -> bool:
-        """Whether every run that the query finds is in the state."""
-        if state is None or not _states_with_same_execution_status(state):
-            return True
-        if not self.has_state_attribute:
-            return False
-        name = INVOICE_STATE.name
-        others = f"{query} AND ({name} IS NULL OR {name} != '{state}')"
-        return (await self.temporal.count_workflows(others)).count == 0
-
-    async def _is_latest(self, execution: Execution) -> bool:
-        """Whether it is the invoice's latest run. A list of one state can leave out later ones."""
-        if execution.close_time is None:
-            return True
-        return (await describe_execution(self.temporal, execution.id)).run_id == execution.run_id
 
 
 def invoice_of(started: WorkflowExecutionStartedEventAttributes, id: str) -> Invoice | None:
@@ -694,7 +672,7 @@ def read_invoice(content: bytes) -> Invoice | None:
     if len(content) > MAX_CONTENT_BYTES:
         return None
     try:
-        return Invoice.model_validate_json(content)
+        return Invoice.model_validate_json(content, context=AS_STARTED)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
     # Only these had no rules before 1.1; anything else isn't validated twice.
@@ -755,7 +733,7 @@ def in_background(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
-async def _gather_bounded(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+async def gather_bounded(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of the calls, of which at most `READS_AT_ONCE` run at the same time."""
     limit = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -823,7 +801,7 @@ def _submitted_at(execution: Execution, progress: Progress) -> datetime:
     return known or execution.start_time
 
 
-def _retry(execution: Execution) -> Retry | None:
+def read_retry(execution: Execution) -> Retry | None:
     """The payment that an open run is retrying, if the run was described and has one."""
     raw = execution.raw_description if execution.close_time is None else None
     for pending in raw.pending_activities if raw else []:
@@ -840,32 +818,6 @@ def _retry(execution: Execution) -> Retry | None:
     return None
 
 
-def _states_with_same_execution_status(state: State) -> list[State]:
-    """The other states that have the same execution status in Temporal."""
-    by_temporal = _EXECUTION_STATUS[state]
-    return [
-        other
-        for other, statuses in _EXECUTION_STATUS.items()
-        if other != state and statuses == by_temporal
-    ]
-
-
-def _list_query(state: State | None, has_state_attribute: bool) -> str:
-    # The tools can't reach a run with any other workflow id, and it isn't the invoice of that name.
-    query = (
-        f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH {quoted(WORKFLOW_ID_PREFIX)}"
-    )
-    if state:
-        query += f" AND ExecutionStatus IN ({', '.join(map(repr, _EXECUTION_STATUS[state]))})"
-        # This only excludes states with the same execution status. The attribute can be wrong:
-        # any starter can set it, the tutorial's worker never changes it, and a terminated run
-        # keeps its last value.
-        if has_state_attribute and (others := _states_with_same_execution_status(state)):
-            name = INVOICE_STATE.name
-            query += f" AND ({name} NOT IN ({', '.join(map(repr, others))}) OR {name} IS NULL)"
-    return query
-
-
 _TASK_COMPLETED = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
 _NO_ANSWER = (
     RPCStatusCode.NOT_FOUND,  # the call that describes the run reports this
@@ -874,13 +826,3 @@ _NO_ANSWER = (
 )
 
 _COMPLETED_STATES: set[State] = {"completed", "rejected", "timed_out"}
-_EXECUTION_STATUS: dict[State, list[str]] = {
-    "waiting": ["Running"],
-    "paying": ["Running"],
-    "completed": ["Completed"],
-    "rejected": ["Completed"],
-    "timed_out": ["Completed"],
-    "failed": ["Failed"],
-    "cancelled": ["Canceled"],
-    "terminated": ["Terminated", "TimedOut"],
-}

@@ -23,6 +23,9 @@ with workflow.unsafe.imports_passed_through():
 
 INVOICE_STATE = SearchAttributeKey.for_keyword("InvoiceState")
 """Holds the `State`, so that the Web UI's list can show and filter it. Optional everywhere."""
+INVOICE_TOTAL = SearchAttributeKey.for_keyword("InvoiceTotal")
+"""Holds the total, such as `USD 7000.00`, which the client sets. Optional everywhere."""
+SEARCH_ATTRIBUTES = (INVOICE_STATE.name, INVOICE_TOTAL.name)
 
 
 class RunReport:

@@ -40,7 +40,7 @@ from temporalio.worker.workflow_sandbox import SandboxRestrictions
 
 import activities
 from notices import NOTICE_TASK_QUEUE, NoticeWorkflow, notify_url, post_notice
-from reports import INVOICE_STATE
+from reports import SEARCH_ATTRIBUTES
 from settings import describe_settings, read_setting
 from startup import StartupError, data_directory
 from temporal_service import connection
@@ -118,7 +118,7 @@ async def run() -> None:
     gateway, ledger = activities.open_payments()
     notify_url()
     metrics_address = read_setting("INVOICE_METRICS_ADDRESS") or None
-    async with connect_or_start(directory, INVOICE_STATE.name, metrics_address) as client:
+    async with connect_or_start(directory, SEARCH_ATTRIBUTES, metrics_address) as client:
         address = client.service_client.config.target_host
         log.info("Temporal Service  %s, namespace %s", address, client.namespace)
         ui_port = connection.web_ui_port()

@@ -26,7 +26,14 @@ with workflow.unsafe.imports_passed_through():
         payments_made,
         process_payment,
     )
-    from invoices.invoice import BEFORE_1_1, Invoice, LineItem, line_id, workflow_id
+    from invoices.invoice import (
+        AS_STARTED,
+        BEFORE_1_1,
+        Invoice,
+        LineItem,
+        line_id,
+        workflow_id,
+    )
     from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
     from invoices.paid_earlier import PaidEarlier
     from invoices.status import (
@@ -73,7 +80,7 @@ class InvoiceWorkflow:
         self.expected_ledger: str | None = None
         self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
-        content = _read_invoice(invoice, None if self.asks_ledger else BEFORE_1_1)
+        content = _read_invoice(invoice, AS_STARTED if self.asks_ledger else BEFORE_1_1)
         self.invoice_problem = content if isinstance(content, str) else None
         if isinstance(content, Invoice):
             self._begin(content)
@@ -262,6 +269,7 @@ class InvoiceWorkflow:
         if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
             self.progress.paid_amount = self.progress.paid_earlier_amount = amount
+            self.progress.paid_earlier_numbers = self.paid_earlier.ranges
         if changes := self.paid_earlier.changes(self.invoice):
             lines = self.paid_earlier.changed_lines(self.invoice)
             raise self._fail_with("PaymentConflict", changes, lines)
@@ -329,7 +337,7 @@ class InvoiceWorkflow:
         return ApplicationError(message, self.status, type=kind, non_retryable=True)
 
 
-def _read_invoice(payload: RawValue, context: str | None) -> Invoice | str:
+def _read_invoice(payload: RawValue, context: str) -> Invoice | str:
     """The invoice that a run was started with, or what is wrong with it."""
     try:
         invoice = Invoice.model_validate_json(payload.payload.data, context=context)

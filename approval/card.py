@@ -35,15 +35,18 @@ from pydantic import BaseModel
 from approval.elicitation import can_ask
 from invoices.answers import InvoiceStatus
 from invoices.approval_view import ApprovalView
+from invoices.content import fit
 from invoices.invoice import Invoice
 from invoices.status import State
-from invoices.wording import sanitized
+from invoices.wording import cut, sanitized
 from settings import read_setting
 
 CARD_URI = "ui://invoice-processor/approval-card.html"
 APPROVE_TOOL = "approve_invoice"
 APP_TOOLS = frozenset({"invoice_card", "decide_on_card"})
 """Tools only for the card. Hosts don't offer them to the model."""
+CARD_LINES_BYTES = 75_000
+"""How long the JSON of the lines may be: all lines are on a card, with shorter texts if need be."""
 LOADING_SECONDS = 10
 """How long after the first answer with a card a card must have asked for its data."""
 
@@ -61,12 +64,14 @@ class CardLine(BaseModel):
     item: str
     description: str | None
     amount: str
+    paid_earlier: bool = False
 
 
 class InvoiceCard(BaseModel):
     """What the card shows: sentences and amounts, with other people's text sanitized."""
 
     invoice_id: str
+    bill: str | None
     charged: str | None
     lines: list[CardLine]
     total: str
@@ -81,13 +86,12 @@ class InvoiceCard(BaseModel):
 
     @classmethod
     def of(cls, view: ApprovalView, status: InvoiceStatus) -> Self:
+        lines, _ = fit(lambda limit: _card_lines(view, limit), CARD_LINES_BYTES)
         return cls(
             invoice_id=view.invoice.id,
+            bill=view.invoice.bill,
             charged=view.invoice.charged,
-            lines=[
-                CardLine(item=line.item, description=line.description, amount=line.price)
-                for line in view.invoice.lines
-            ],
+            lines=lines,
             total=view.invoice.total,
             paid_earlier=view.paid_earlier,
             to_pay=view.to_pay,
@@ -109,11 +113,23 @@ def _why_undecidable(status: InvoiceStatus) -> str | None:
     return "The deadline has passed" if status.is_past_deadline else None
 
 
+def _card_lines(view: ApprovalView, limit: int) -> list[CardLine]:
+    return [
+        CardLine(
+            item=cut(line.item, limit),
+            description=cut(line.description, limit) or None,
+            amount=line.price,
+            paid_earlier=line.is_paid_earlier,
+        )
+        for line in view.invoice.lines
+    ]
+
+
 def _details(view: ApprovalView, status: InvoiceStatus) -> str:
     """What the card says in addition to the lines, amounts and deadline."""
     if _why_undecidable(status) is None:
         kept = "No worker answers now: the decision is kept and takes effect when a worker runs."
-        parts = (view.caution, kept if status.worker_answers is False else "")
+        parts = (view.caution, view.similarity, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":
         return f"{sanitized(status.status, 600)}. {status.details}"

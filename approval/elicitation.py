@@ -97,8 +97,12 @@ def render_question(view: ApprovalView) -> str:
     lines = [f"Pay invoice {view.invoice.id}: {view.invoice.summary}?"]
     if view.caution:
         lines.append(view.caution)
+    if view.similarity:
+        lines.append(view.similarity)
     if view.paid_earlier:
         lines.append(f"Paid earlier: {view.paid_earlier}. To pay: {view.to_pay}.")
+    if view.invoice.bill:
+        lines.append(view.invoice.bill)
     if view.invoice.charged:
         lines.append(view.invoice.charged)
     if view.reason:

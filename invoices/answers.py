@@ -4,16 +4,16 @@ Text that other people wrote (items, reasons, names, errors) is sanitized in the
 The structured content has it unchanged.
 """
 
-from collections import defaultdict
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from invoices.invoice import rule_of_new_id
-from invoices.status import Decision, Progress, State
+from invoices.similar import SimilarInvoice
+from invoices.status import Decision, Progress
 from invoices.wording import (
+    describe_bill,
     format_duration,
     format_money,
     format_utc,
@@ -35,6 +35,11 @@ class Retry(BaseModel):
     attempt: Annotated[int, Field(description="The number of the current or next attempt.")]
     next_attempt_at: datetime | None = None
     last_error: str
+
+    @property
+    def what(self) -> str:
+        """`line 2`, or `the payment ledger`."""
+        return f"line {self.line}" if self.line else "the payment ledger"
 
 
 Outcome = Literal[
@@ -92,6 +97,13 @@ class InvoiceStatus(Progress):
         str | None,
         Field(description="The last submission with this id, if its content was different."),
     ] = None
+    similar: Annotated[
+        list[SimilarInvoice] | None,
+        Field(
+            description="Other invoices that may be the same bill, since they have the same total."
+            " Only of a waiting invoice."
+        ),
+    ] = None
     outcome: Annotated[
         Outcome | None, Field(description="The result of this call, if it changes something.")
     ] = None
@@ -114,6 +126,11 @@ class InvoiceStatus(Progress):
         return f"Take care with its id: an id {rule}." if rule else ""
 
     @property
+    def similarity(self) -> str:
+        """Which invoices may be the same bill, in sentences; empty if none is known."""
+        return " ".join(f"{other}." for other in self.similar or [])
+
+    @property
     def now(self) -> datetime:
         """The Temporal Service's time if that is known, otherwise this computer's."""
         return datetime.now(UTC) + timedelta(seconds=self.clock_offset_seconds or 0)
@@ -134,7 +151,7 @@ class InvoiceStatus(Progress):
         inner: dict[str, Any] = {"decision": of_decision, "kept_decision": of_decision}
         if not self._clock_is_wrong:
             inner["clock_offset_seconds"] = True
-        return _message_first(self.model_dump(mode="json", exclude_none=True, exclude=inner))
+        return message_first(self.model_dump(mode="json", exclude_none=True, exclude=inner))
 
     def to_text(self) -> str:
         """The answer of `get_invoice_status`: the tutorial's sentence, then `details`."""
@@ -143,7 +160,7 @@ class InvoiceStatus(Progress):
     @property
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
-        return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
+        return " ".join(filter(None, [self.bill, *self._details(), self._worker(), self.clock]))
 
     def _details(self) -> list[str]:
         match self.state:
@@ -156,7 +173,7 @@ class InvoiceStatus(Progress):
             case "waiting":
                 is_new = self.outcome == "started" and self.paid_earlier_lines is None
                 amounts = f"{self.amounts}." if is_new else self.paid
-                return [self.caution, amounts, self._deadline()]
+                return [self.caution, amounts, self.similarity, self._deadline()]
             case "paying":
                 line = f"Now: {sanitized(self.current_line, 200)}." if self.current_line else ""
                 return [self.paid, line, self.stopping, self._retry(), self.decided]
@@ -222,9 +239,9 @@ class InvoiceStatus(Progress):
             return ""
         next_attempt_at = self.retry.next_attempt_at
         at = f" at {format_utc(next_attempt_at)}" if next_attempt_at else ""
-        what = f"Line {self.retry.line}" if self.retry.line else "The payment ledger"
+        what = self.retry.what
         return (
-            f"{what} is being retried, attempt {self.retry.attempt}{at};"
+            f"{what[0].upper()}{what[1:]} is being retried, attempt {self.retry.attempt}{at};"
             f" last error: {sanitized(self.retry.last_error, 300)}."
         )
 
@@ -261,12 +278,15 @@ class InvoiceStatus(Progress):
     def to_line(self) -> str:
         """The invoice's line in the text of `list_invoices`."""
         parts = [sanitized(self.status, 200), self.amounts]
+        parts.append(describe_bill(self.supplier, self.supplier_reference, self.due_date, limit=60))
         parts.append(f"submitted {format_duration(self.now - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
             paid = f"{format_money(self.paid_amount, self.currency)} paid"
             if self.is_open and self.total is not None:
                 paid += f", {format_money(self.total - self.paid_amount, self.currency)} to pay"
             parts.append(paid)
+        if self.retry:
+            parts.append(f"{self.retry.what} is being retried, attempt {self.retry.attempt}")
         if self.state == "waiting" and self.deadline:
             passed = "deadline passed" if self.is_past_deadline else "deadline"
             parts.append(f"{passed} {format_utc(self.deadline)}")
@@ -276,77 +296,9 @@ class InvoiceStatus(Progress):
             parts.append(self.cancelled.rstrip("."))
         if self.caution:
             parts.append(self.caution.rstrip("."))
-        return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(parts)
+        return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(filter(None, parts))
 
 
-class InvoiceList(BaseModel):
-    """The latest submission of each invoice: open ones first, then closed ones, newest first."""
-
-    invoices: list[InvoiceStatus]
-    not_shown: Annotated[int, Field(description="How many older submissions were left out.")]
-    not_shown_may_differ: Annotated[
-        bool, Field(description="Whether some of those may be in a different state.")
-    ]
-    total: Annotated[
-        dict[str, Decimal], Field(description="Sum of the listed invoices, by currency.")
-    ]
-    totals_by_state: Annotated[
-        dict[State, dict[str, Decimal]],
-        Field(description="The same sum by state, then by currency."),
-    ]
-    message: Annotated[str | None, Field(description="All of this as text.")] = None
-
-    @classmethod
-    def of(cls, invoices: list[InvoiceStatus], not_shown: int, *, exact: bool) -> Self:
-        total: dict[str, Decimal] = defaultdict(Decimal)
-        by_state: dict[State, dict[str, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
-        for invoice in invoices:
-            if invoice.currency and invoice.total is not None:
-                total[invoice.currency] += invoice.total
-                by_state[invoice.state][invoice.currency] += invoice.total
-        return cls(
-            invoices=invoices,
-            not_shown=not_shown,
-            not_shown_may_differ=not_shown > 0 and not exact,
-            total=total,
-            totals_by_state=by_state,
-        )
-
-    def to_structured(self) -> dict[str, Any]:
-        """The structured content, without empty fields and without fields for internal use."""
-        content = self.model_dump(mode="json", exclude_none=True, exclude={"invoices"})
-        invoices = [invoice.to_structured() for invoice in self.invoices]
-        return _message_first({"invoices": invoices, **content})
-
-    def to_text(self, which: str) -> str:
-        """The answer of `list_invoices`; `which` is the state asked for, or `all`."""
-        kind = "invoice" if which == "all" else f"{which.replace('_', ' ')} invoice"
-        if not self.invoices and not self.not_shown:
-            return f"There are no {kind}s."
-        order = "open ones first, newest first" if which == "all" else "newest first"
-        head = f"{pluralize(len(self.invoices), kind)}, {order}"
-        lines = [f"{head}, {_sums(self.total)} in all:" if self.total else f"{head}:"]
-        lines += [f"- {invoice.to_line()}" for invoice in self.invoices]
-        if len(self.totals_by_state) > 1:
-            sums = [
-                f"{state.replace('_', ' ')} {_sums(amounts)}"
-                for state, amounts in self.totals_by_state.items()
-            ]
-            lines.append(f"By state: {'; '.join(sums)}.")
-        if self.not_shown:
-            older = pluralize(self.not_shown, "older one")
-            lines.append(
-                f"Not checked: {older} that may also match."
-                if self.not_shown_may_differ
-                else f"Not shown: {older}."
-            )
-        return "\n".join(lines)
-
-
-def _message_first(content: dict[str, Any]) -> dict[str, Any]:
+def message_first(content: dict[str, Any]) -> dict[str, Any]:
     """Programs such as FastMCP's command line show a person the content in this order."""
     return {"message": content["message"], **content} if "message" in content else content
-
-
-def _sums(amounts: dict[str, Decimal]) -> str:
-    return " and ".join(format_money(amount, currency) for currency, amount in amounts.items())

@@ -4,14 +4,19 @@ Text that other people wrote is sanitized here. Where it shares a line with our 
 quotation marks, which it can't close itself.
 """
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import cached_property
 from typing import Self
 
 from invoices.answers import InvoiceStatus
-from invoices.invoice import Invoice
+from invoices.invoice import Invoice, LineItem
 from invoices.wording import (
+    DESCRIPTION_LIMIT,
+    capitalized,
+    describe_bill,
     format_lines_and_total,
     format_money,
     pluralize,
@@ -26,15 +31,31 @@ class LineView:
 
     number: int
     """From 1."""
-    item: str
-    description: str | None
-    amount: Decimal
-    price: str
-    """The amount with its currency, `$5,000.00`."""
+    line: LineItem
+    currency: str
+    is_paid_earlier: bool = False
+    """Whether an earlier submission has paid it. False if that isn't known."""
+
+    @property
+    def price(self) -> str:
+        """The amount with its currency, `$5,000.00`."""
+        return format_money(self.line.amount, self.currency)
+
+    @cached_property
+    def item(self) -> str:
+        return sanitized(self.line.item, 200)
+
+    @cached_property
+    def description(self) -> str:
+        """Empty if there is none."""
+        return sanitized(self.line.description or "", DESCRIPTION_LIMIT)
 
     def __str__(self) -> str:
-        """`1. $5,000.00 for “Web Development”`."""
-        return f"{self.number}. {self.price} for {sanitized_quote(self.item)}"
+        """`1. $5,000.00 for “Web Development”: “Frontend work”`."""
+        text = f"{self.number}. {self.price} for {sanitized_quote(self.item)}"
+        if self.description:
+            text += f": {sanitized_quote(self.description, DESCRIPTION_LIMIT)}"
+        return f"{text} (paid earlier)" if self.is_paid_earlier else text
 
 
 @dataclass(frozen=True)
@@ -44,6 +65,8 @@ class InvoiceView:
     id: str
     summary: str
     """`2 lines, $7,000.00`."""
+    bill: str | None
+    """`From “Northwind Web Ltd”, their reference “4711”, due 2026-12-31`."""
     charged: str | None
     """`Charged: customer “cus_1”, payment method “pm_1”`."""
     lines: list[LineView]
@@ -51,35 +74,39 @@ class InvoiceView:
     currency: str
 
     @classmethod
-    def of(cls, invoice: Invoice) -> Self:
+    def of(cls, invoice: Invoice, paid_earlier: Container[int] = ()) -> Self:
+        """`paid_earlier` has the numbers of the lines that earlier submissions have paid."""
         parts = (("customer", invoice.customer), ("payment method", invoice.payment_method))
         named = [f"{name} {sanitized_quote(str(value), 255)}" for name, value in parts if value]
+        bill = describe_bill(invoice.supplier, invoice.supplier_reference, invoice.due_date)
         return cls(
             id=invoice.id,
             summary=invoice.summary,
+            bill=capitalized(bill) or None,
             charged=f"Charged: {', '.join(named)}" if named else None,
             lines=[
-                LineView(
-                    number=number,
-                    item=sanitized(line.item, 200),
-                    description=sanitized(line.description, 300) if line.description else None,
-                    amount=line.amount,
-                    price=format_money(line.amount, invoice.currency),
-                )
+                LineView(number, line, invoice.currency, number in paid_earlier)
                 for number, line in enumerate(invoice.lines, start=1)
             ],
             total=format_money(invoice.total, invoice.currency),
             currency=invoice.currency,
         )
 
-    def largest_lines(self, limit: int) -> list[str]:
-        """The largest lines, in the invoice's order, and the number and sum of the others."""
-        by_amount = sorted(self.lines, key=lambda line: line.amount, reverse=True)
+    def largest_lines(self, limit: int, states: Sequence[str] = ()) -> list[str]:
+        """The largest lines, in the invoice's order, and the number and sum of the others.
+
+        Args:
+            states: what to say of each line of the invoice, if anything.
+        """
+        by_amount = sorted(self.lines, key=lambda line: line.line.amount, reverse=True)
         largest, others = by_amount[:limit], by_amount[limit:]
-        texts = [str(line) for line in sorted(largest, key=lambda line: line.number)]
+        texts = [
+            f"{line} ({states[line.number - 1]})" if states else str(line)
+            for line in sorted(largest, key=lambda line: line.number)
+        ]
         if others:
             more = pluralize(len(others), "more line")
-            rest = sum((line.amount for line in others), Decimal(0))
+            rest = sum((line.line.amount for line in others), Decimal(0))
             together = format_money(rest, self.currency)
             texts.append(f"and {more} of {largest[-1].price} at most, together {together}")
         return texts
@@ -92,6 +119,8 @@ class ApprovalView:
     invoice: InvoiceView
     caution: str
     """A warning about an unusual id; empty if it isn't unusual."""
+    similarity: str
+    """Which invoices may be the same bill; empty if none is known."""
     paid_earlier: str | None
     """`1 line, $10.00` or `not known`; None if nothing was paid earlier."""
     to_pay: str
@@ -108,9 +137,12 @@ class ApprovalView:
             paid_earlier = format_lines_and_total(
                 status.paid_lines, status.paid_amount, invoice.currency
             )
+        states = enumerate(status.line_states(len(invoice.lines)), start=1)
+        numbers = {number for number, state in states if state == "paid_earlier"}
         return cls(
-            invoice=InvoiceView.of(invoice),
+            invoice=InvoiceView.of(invoice, numbers),
             caution=status.caution,
+            similarity=status.similarity,
             paid_earlier=paid_earlier,
             to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
             deadline=status.deadline,

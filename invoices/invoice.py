@@ -4,6 +4,9 @@ import hashlib
 import json
 import re
 import unicodedata
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
@@ -13,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -138,14 +142,50 @@ def _capitals(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
+AS_STARTED = "as started"
+"""Validation context for what a run was started with, by any version or any other client.
+
+Without a context, an invoice is a new one.
+"""
 BEFORE_1_1 = "before 1.1"
-"""Validation context for runs that began before `customer` and `payment_method` had rules."""
+"""The same for runs that began before `customer` and `payment_method` had rules."""
 
 
 def _unless_before_1_1(
     value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
 ) -> Any:
     return value if info.context == BEFORE_1_1 else validate(value)
+
+
+BILL_FIELDS = ("supplier", "supplier_reference", "due_date")
+"""Whose bill an invoice is. Before 1.2 these were other fields, of any type and size."""
+
+
+@dataclass(frozen=True)
+class _BreaksRule:
+    value: Any
+
+
+def _lenient_as_started(
+    value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+) -> Any:
+    if info.context is None:
+        return validate(value)
+    # Runs from before 1.1 have them in no memo and must replay so.
+    if info.context != BEFORE_1_1 and value is not None:
+        with suppress(ValidationError):
+            if validate(value) == value and value.strip():
+                return value
+    return _BreaksRule(value)
+
+
+def iso_date(text: str) -> str:
+    """The same text, if it is a date such as 2026-12-31."""
+    with suppress(ValueError):
+        # Python also reads 20261231 and 2026-W53-4.
+        if date.fromisoformat(text).isoformat() == text:
+            return text
+    raise PydanticCustomError("date", "must be a date such as 2026-12-31")
 
 
 _OPTIONAL_FIELDS = {
@@ -258,6 +298,35 @@ class Invoice(BaseModel):
         Field(max_length=255, description="How they are charged, by the payment provider's id."),
         WrapValidator(_unless_before_1_1),
     ] = None
+    supplier: Annotated[
+        str | None,
+        Field(
+            max_length=255,
+            description="Whom the bill is from, by the name on it. Always pass it if it is known.",
+            examples=["Northwind Web Ltd"],
+        ),
+        WrapValidator(_lenient_as_started),
+    ] = None
+    supplier_reference: Annotated[
+        str | None,
+        Field(
+            max_length=255,
+            description="The supplier's own number for the bill, as printed on it. Always pass it"
+            " if it is known.",
+            examples=["2026-4711"],
+        ),
+        BeforeValidator(_digits),
+        WrapValidator(_lenient_as_started),
+    ] = None
+    due_date: Annotated[
+        Annotated[str, AfterValidator(iso_date)] | None,
+        Field(
+            description="The day by which the bill is to be paid, as an ISO date. It is shown; it"
+            " doesn't set when an approved invoice is paid.",
+            examples=["2026-12-31"],
+        ),
+        WrapValidator(_lenient_as_started),
+    ] = None
     approval_timeout_days: Annotated[
         float,
         Field(
@@ -286,6 +355,13 @@ class Invoice(BaseModel):
                 for name, field in value.items()
                 if field is not None or name not in _OPTIONAL_FIELDS
             }
+        if isinstance(value, dict) and info.context is None:
+            value = {
+                name: field
+                for name, field in value.items()
+                if name not in BILL_FIELDS
+                or not (field is None or (isinstance(field, str) and not field.strip()))
+            }
         try:
             text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=str).encode()
             if not is_parsed:
@@ -294,6 +370,16 @@ class Invoice(BaseModel):
         except (ValueError, RecursionError):  # NaN, a lone surrogate, endless nesting
             raise PydanticCustomError("json", "must be plain JSON") from None
         return value
+
+    @model_validator(mode="after")
+    def _keep_what_breaks_a_rule(self) -> Self:
+        """As one of the other fields: it isn't given, and the content stays what it was."""
+        values = {name: getattr(self, name) for name in BILL_FIELDS}
+        odd = {name: one.value for name, one in values.items() if isinstance(one, _BreaksRule)}
+        for name in odd:
+            setattr(self, name, None)
+        self.__pydantic_extra__ = {**(self.model_extra or {}), **odd}
+        return self
 
     @model_validator(mode="after")
     def _bounded_size(self) -> Self:
@@ -331,7 +417,8 @@ class Invoice(BaseModel):
         # that was submitted before must stay what it was.
         for name in {"customer", "payment_method"} & self.model_fields_set:
             content[name] = getattr(self, name)
-        return content
+        given = {name: getattr(self, name) for name in BILL_FIELDS}
+        return content | {name: value for name, value in given.items() if value is not None}
 
     def to_json(self) -> bytes:
         """The wire format: the same invoice always gives the same bytes; amounts are strings."""

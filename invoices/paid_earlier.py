@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 
-from invoices.invoice import Invoice
+from invoices.invoice import MAX_LINES, Invoice
 from invoices.messages import LedgerAnswer, PaidLine
-from invoices.wording import format_money, sanitized_quote
+from invoices.wording import format_money, format_ranges, sanitized_quote
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class PaidEarlier:
     @cached_property
     def numbers(self) -> frozenset[int]:
         return frozenset(line.line for line in self.lines)
+
+    @property
+    def ranges(self) -> str | None:
+        """The numbers as text, or None if they are those of the first lines."""
+        if self.numbers == frozenset(range(1, len(self.lines) + 1)):
+            return None
+        return format_ranges(self.numbers & frozenset(range(1, MAX_LINES + 1))) or None
 
     def __contains__(self, number: object) -> bool:
         return number in self.numbers

@@ -227,10 +227,10 @@ def _total_argument(invoice: Invoice) -> str:
 
 
 def _lines_in_words(invoice: Invoice) -> str:
-    """Who is charged and for what, so that a person can recognize the invoice."""
+    """Whose bill it is, who is charged and for what, so that a person can recognize it."""
     view = InvoiceView.of(invoice)
-    charged = f"{view.charged}. " if view.charged else ""
-    return f"{charged}Lines: {'; '.join(view.largest_lines(SHOWN_LINES))}."
+    whose = "".join(f"{text}. " for text in (view.bill, view.charged) if text)
+    return f"{whose}Lines: {'; '.join(view.largest_lines(SHOWN_LINES))}."
 
 
 def _decided(approve: bool) -> str:

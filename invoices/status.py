@@ -15,11 +15,14 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from invoices.invoice import Invoice
+from invoices.invoice import Invoice, iso_date
 from invoices.wording import (
+    capitalized,
+    describe_bill,
     format_lines_and_total,
     format_money,
     format_utc,
+    parse_ranges,
     pluralize,
     sanitized,
     sanitized_quote,
@@ -29,6 +32,9 @@ State = Literal[
     "waiting", "paying", "completed", "rejected", "timed_out", "failed", "cancelled", "terminated"
 ]
 """Every state of an invoice. `waiting` and `paying` are open, the others are final."""
+
+LineState = Literal["unpaid", "being_paid", "paid_earlier", "paid", "not_known"]
+"""Every state of a line. `not_known`: whether it is paid."""
 
 # The status texts, which the query `get_status` returns. The first six are the tutorial's.
 PROCESSING = "Processing"
@@ -124,10 +130,22 @@ def _currency(value: str) -> str:
     return value
 
 
+def _bill_text(value: str) -> str:
+    if len(value) > 255:
+        raise ValueError("must have at most 255 characters")
+    return value
+
+
+def _ranges(value: str) -> str:
+    parse_ranges(value)
+    return value
+
+
 Moment = Annotated[AwareDatetime, AfterValidator(_known_century)]
 Amount = Annotated[Decimal, AfterValidator(_amount)]
 LineCount = Annotated[int, AfterValidator(_count)]
 Currency = Annotated[str, AfterValidator(_currency)]
+BillText = Annotated[str, AfterValidator(_bill_text)]
 
 
 MAX_NAME = 200
@@ -219,6 +237,14 @@ class Progress(BaseModel):
     line_count: LineCount | None = None
     total: Amount | None = None
     currency: Currency | None = None
+    supplier: Annotated[BillText | None, Field(description="Whom the bill is from.")] = None
+    supplier_reference: Annotated[
+        BillText | None, Field(description="The supplier's number for the bill.")
+    ] = None
+    due_date: Annotated[
+        Annotated[str, AfterValidator(iso_date)] | None,
+        Field(description="The day by which the bill is to be paid, as an ISO date."),
+    ] = None
     paid_lines: Annotated[LineCount, Field(description="Lines paid so far, by any submission.")] = 0
     paid_amount: Amount = Decimal("0.00")
     paid_earlier_lines: Annotated[
@@ -226,6 +252,10 @@ class Progress(BaseModel):
         Field(description="Lines paid by earlier submissions. Missing if that isn't known."),
     ] = None
     paid_earlier_amount: Amount | None = None
+    paid_earlier_numbers: Annotated[
+        Annotated[str, AfterValidator(_ranges)] | None,
+        Field(description="Which lines those are, such as 2, 5-7. Missing for the first lines."),
+    ] = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     decision: Decision | None = None
     cancellation: Annotated[
@@ -286,8 +316,44 @@ class Progress(BaseModel):
     @property
     def decided(self) -> str:
         """Who decided, when and why, as a sentence; empty if nobody did."""
-        sentence = f"{self.decision}." if self.decision else ""
-        return sentence[:1].upper() + sentence[1:]
+        return capitalized(f"{self.decision}.") if self.decision else ""
+
+    @property
+    def bill(self) -> str:
+        """Whom the bill is from, its number and when it is due, as a sentence; may be empty."""
+        described = describe_bill(self.supplier, self.supplier_reference, self.due_date)
+        return capitalized(f"{described}.") if described else ""
+
+    def line_states(self, count: int) -> list[LineState]:
+        """The state of each of its lines, of which there are `count`."""
+        earlier = self.paid_earlier_lines or 0
+        # Lines are paid in their order, so these are almost always the first ones.
+        paid_earlier = frozenset(range(1, earlier + 1))
+        if self.paid_earlier_numbers:
+            paid_earlier = parse_ranges(self.paid_earlier_numbers)
+        # From a run that doesn't know what was paid earlier, the first lines are known at most.
+        is_known = self.paid_earlier_lines is not None or self.paid_lines > 0
+        rest: LineState = "unpaid" if is_known else "not_known"
+        paid_now, current = self.paid_lines - earlier, self._state_of_current_line(rest)
+        states: list[LineState] = []
+        for number in range(1, count + 1):
+            if number in paid_earlier:
+                states.append("paid_earlier")
+            elif paid_now > 0:
+                states.append("paid")
+                paid_now -= 1
+            else:
+                states.append(current)
+                current = rest
+        return states
+
+    def _state_of_current_line(self, otherwise: LineState) -> LineState:
+        """The state of the line that was reached, the first that isn't paid."""
+        if self.current_line and self.state == "paying":
+            return "being_paid"
+        # A run that ended without its workflow may have made the payment.
+        ended_outside = self.state == "terminated" or (self.state == "failed" and not self.failure)
+        return "not_known" if self.current_line and ended_outside else otherwise
 
     @property
     def cancelled(self) -> str:
@@ -329,6 +395,9 @@ class RunProgress(Progress):
             line_count=len(invoice.lines),
             total=invoice.total,
             currency=invoice.currency,
+            supplier=invoice.supplier,
+            supplier_reference=invoice.supplier_reference,
+            due_date=invoice.due_date,
             digest=invoice.digest,
             approval_timeout_days=invoice.approval_timeout_days,
         )

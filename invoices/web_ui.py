@@ -4,12 +4,26 @@ from collections.abc import Container, Iterator
 from datetime import datetime
 from itertools import chain, repeat
 
-from invoices.invoice import Invoice
+from invoices.invoice import Invoice, LineItem
 from invoices.status import Progress
-from invoices.wording import format_money, format_utc, sanitized
+from invoices.wording import (
+    DESCRIPTION_LIMIT,
+    capitalized,
+    describe_bill,
+    format_money,
+    format_utc,
+    sanitized,
+    sanitized_quote,
+)
 
 _GAP = "\N{NO-BREAK SPACE}" * 2
 """Separates the columns, because the Web UI leaves no space between them."""
+
+FEW_LINES = 100
+"""Up to so many lines, descriptions have `DESCRIPTION_LIMIT` characters, else fewer: the Web UI
+loads all lines each time.
+"""
+SHORT_DESCRIPTION = 40
 
 
 class WebUiDetails:
@@ -17,10 +31,13 @@ class WebUiDetails:
 
     def __init__(self, invoice: Invoice, deadline: datetime) -> None:
         self._deadline = deadline
+        bill = describe_bill(invoice.supplier, invoice.supplier_reference, invoice.due_date)
+        self._bill = capitalized(f"{bill}.") if bill else ""
+        limit = DESCRIPTION_LIMIT if len(invoice.lines) <= FEW_LINES else SHORT_DESCRIPTION
         self._cells = [
             (
                 f"| {number} |{_GAP}{format_money(line.amount, invoice.currency)} |",
-                f"| {sanitized(line.item, 40)} |",
+                f"| {_described(line, limit)} |",
             )
             for number, line in enumerate(invoice.lines, start=1)
         ]
@@ -28,7 +45,7 @@ class WebUiDetails:
     def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
         """The Markdown. `paid_earlier` has the numbers of the lines that earlier runs paid."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
-        sentences = [progress.paid, progress.decided, progress.cancelled]
+        sentences = [self._bill, progress.paid, progress.decided, progress.cancelled]
         match progress.state:
             case "paying":
                 pending = "A payment that is being retried is listed under Pending Activities."
@@ -59,3 +76,10 @@ class WebUiDetails:
             yield (
                 "paid\N{NO-BREAK SPACE}earlier" if number in paid_earlier else next(words, "unpaid")
             )
+
+
+def _described(line: LineItem, limit: int) -> str:
+    """`Web Development: “Frontend work”`. One more column would leave no room for texts."""
+    item = sanitized(line.item, 40)
+    has_description = line.description and line.description.strip()
+    return f"{item}: {sanitized_quote(line.description or '', limit)}" if has_description else item

@@ -2,10 +2,14 @@
 
 import re
 import unicodedata
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from pydantic import ValidationError
+
+DESCRIPTION_LIMIT = 100
+"""How many characters of a line's description people are shown at most."""
 
 
 def currency_sign(currency: str) -> str:
@@ -103,6 +107,11 @@ def sanitized(text: str, limit: int = 60) -> str:
     return clean
 
 
+def cut(text: str, limit: int) -> str:
+    """The text, or as much of it as has `limit` characters with the mark that it is cut."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def describe_payment(item: str, amount: Decimal, currency: str) -> str:
     """`Web Development: $5,000.00`."""
     return f"{sanitized(item)}: {format_money(amount, currency)}"
@@ -129,6 +138,46 @@ _QUOTATION_MARKS = re.compile(
 def sanitized_quote(text: str, limit: int = 60) -> str:
     """The sanitized text in quotation marks. It can't close them: its own become `'`."""
     return "“" + _QUOTATION_MARKS.sub("'", sanitized(text, limit)) + "”"
+
+
+def describe_bill(
+    supplier: str | None, supplier_reference: str | None, due_date: str | None, limit: int = 255
+) -> str:
+    """`from “Northwind Web Ltd”, their reference “4711”, due 2026-12-31`; empty if none is given.
+
+    Args:
+        due_date: an ISO date.
+        limit: of each text, in characters.
+    """
+    named = {"from": supplier, "their reference": supplier_reference}
+    parts = [f"{name} {sanitized_quote(text, limit)}" for name, text in named.items() if text]
+    return ", ".join([*parts, f"due {due_date}"] if due_date else parts)
+
+
+def capitalized(text: str) -> str:
+    """The text with a capital letter at its start."""
+    return text[:1].upper() + text[1:]
+
+
+def format_ranges(numbers: Collection[int]) -> str:
+    """`2, 5-7` for the numbers 2, 5, 6 and 7."""
+    starts = sorted(number for number in numbers if number - 1 not in numbers)
+    ends = sorted(number for number in numbers if number + 1 not in numbers)
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"{start}-{end}" if end > start else str(start) for start, end in pairs)
+
+
+def parse_ranges(text: str) -> frozenset[int]:
+    """The numbers, up to 999, in a text by `format_ranges`.
+
+    Raises:
+        ValueError: it is any other text, or longer than 2,000 characters.
+    """
+    part = "[0-9]{1,3}(?:-[0-9]{1,3})?"
+    if len(text) > 2000 or not re.fullmatch(f"{part}(?:, {part})*", text):
+        raise ValueError("must be numbers and ranges such as 2, 5-7")
+    pairs = (one.partition("-") for one in text.split(", "))
+    return frozenset(n for start, _, end in pairs for n in range(int(start), int(end or start) + 1))
 
 
 def describe_validation_errors(error: ValidationError) -> str:

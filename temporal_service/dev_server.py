@@ -65,7 +65,7 @@ _started: list[asyncio.subprocess.Process] = []
 
 @asynccontextmanager
 async def connect_or_start(
-    directory: Path, search_attribute: str, metrics_address: str | None = None
+    directory: Path, search_attributes: tuple[str, ...], metrics_address: str | None = None
 ) -> AsyncIterator[Client]:
     """Yields a client of the configured service, or of an embedded one.
 
@@ -77,7 +77,7 @@ async def connect_or_start(
     Args:
         directory: where the embedded server's `temporal.db`, `temporal.log` and `temporal.port`
             are.
-        search_attribute: of type Keyword. It is added to the embedded server if it is missing.
+        search_attributes: of type Keyword. The embedded server gets those that are missing.
         metrics_address: see `quiet_runtime`.
 
     Raises:
@@ -106,9 +106,9 @@ async def connect_or_start(
             ) from error
         with _rpc_errors_in_words(client):
             await server.check(client)
-        await _prepare(client, search_attribute)
+        await _prepare(client, search_attributes)
         async with asyncio.TaskGroup() as tasks:
-            keeper = tasks.create_task(server.keep_running(client, search_attribute))
+            keeper = tasks.create_task(server.keep_running(client, search_attributes))
             yield client
             keeper.cancel()
     finally:
@@ -223,7 +223,7 @@ class _DevServer:
         """Finds out whether the server is this directory's. Raises the errors of `belongs_to`."""
         self._belongs_here = await belongs_to(client, self._directory)
 
-    async def keep_running(self, client: Client, search_attribute: str) -> None:
+    async def keep_running(self, client: Client, search_attributes: tuple[str, ...]) -> None:
         """Starts this directory's server again whenever it has ended. Never returns.
 
         If another service was there, this waits until that is back. A server with this directory's
@@ -254,7 +254,7 @@ class _DevServer:
                 while not await self._answers(client):
                     await asyncio.sleep(1)
                 log.info("The Temporal Service on port %s is back.", self._port)
-            await _prepare(client, search_attribute)  # its database may be a new one
+            await _prepare(client, search_attributes)  # its database may be a new one
 
     async def _answers(self, client: Client) -> bool:
         try:
@@ -352,10 +352,10 @@ def _rpc_errors_in_words(client: Client) -> Iterator[None]:
         raise StartupError(describe_rpc_error(client, error, read_only=True)) from error
 
 
-async def _prepare(client: Client, search_attribute: str) -> None:
+async def _prepare(client: Client, search_attributes: tuple[str, ...]) -> None:
     with suppress(RPCError):  # a service that was found may not allow it
         await _extend_retention(client)
-        await _register(client, search_attribute)
+        await _register(client, search_attributes)
 
 
 async def _extend_retention(client: Client) -> None:
@@ -377,12 +377,13 @@ async def _update_namespace(client: Client, **changes: Any) -> None:
     )
 
 
-async def _register(client: Client, search_attribute: str) -> None:
-    """Adds the search attribute; does nothing if the namespace already has it."""
+async def _register(client: Client, search_attributes: tuple[str, ...]) -> None:
+    """Adds the search attributes that the namespace doesn't have yet."""
     keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
     await client.operator_service.add_search_attributes(
         AddSearchAttributesRequest(
-            namespace=client.namespace, search_attributes={search_attribute: keyword}
+            namespace=client.namespace,
+            search_attributes=dict.fromkeys(search_attributes, keyword),
         ),
         timeout=timedelta(seconds=5),
     )

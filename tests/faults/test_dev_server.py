@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from temporalio.api.namespace.v1 import UpdateNamespaceInfo
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
@@ -21,6 +22,7 @@ from temporalio.service import RPCError
 import audit
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
+from reports import SEARCH_ATTRIBUTES
 from startup import StartupError
 from support import (
     PROCESSES,
@@ -203,8 +205,22 @@ async def test_a_service_found_running_remembers_them_for_a_year_too(
     client = await service.start()
     assert await retention_days(client) == 1
     here(embedded)
-    async with dev_server.connect_or_start(embedded.data, "InvoiceState"):
+    async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
         assert await retention_days(client) == 365
+
+
+async def test_a_service_found_running_gets_the_search_attributes_that_it_lacks(
+    embedded: Embedded, service: Service, here: Callable[[Embedded], None]
+) -> None:
+    service.port, service.address = embedded.port, embedded.address
+    client = await service.start()
+    await dev_server._register(client, SEARCH_ATTRIBUTES[:1])  # as an earlier version did
+    here(embedded)
+    async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
+        listed = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace)
+        )
+        assert set(SEARCH_ATTRIBUTES) <= set(listed.custom_attributes)
 
 
 @pytest.mark.parametrize("mark", [None, ""])
@@ -242,7 +258,7 @@ async def test_a_worker_of_another_directory_is_told_both_and_the_way_out(
 ) -> None:
     here(running)
     with pytest.raises(StartupError) as refusal:
-        async with dev_server.connect_or_start(tmp_path, "InvoiceState"):
+        async with dev_server.connect_or_start(tmp_path, SEARCH_ATTRIBUTES):
             pytest.fail("it joined")
     said = str(refusal.value)
     assert f"was started for the data directory {running.data}," in said
@@ -296,7 +312,7 @@ async def test_a_worker_of_another_directory_joins_the_service_that_is_configure
     running: Embedded, unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TEMPORAL_ADDRESS", running.address)
-    async with dev_server.connect_or_start(tmp_path, "InvoiceState") as client:
+    async with dev_server.connect_or_start(tmp_path, SEARCH_ATTRIBUTES) as client:
         assert await retention_days(client) == 365
 
 
@@ -322,7 +338,7 @@ async def test_a_directory_is_known_by_any_of_its_names(
     here(running)
     other_name = tmp_path / "link"
     other_name.symlink_to(running.data)
-    async with dev_server.connect_or_start(other_name, "InvoiceState") as client:
+    async with dev_server.connect_or_start(other_name, SEARCH_ATTRIBUTES) as client:
         assert await dev_server.belongs_to(client, other_name)
 
 
@@ -332,10 +348,10 @@ async def test_a_copied_directory_is_a_directory_of_its_own(
     first, copy = Embedded(tmp_path / "first"), Embedded(tmp_path / "copy")
     first.data.mkdir()
     here(first)
-    async with dev_server.connect_or_start(first.data, "InvoiceState") as client:
+    async with dev_server.connect_or_start(first.data, SEARCH_ATTRIBUTES) as client:
         await set_data(client, {"another": "key"})
     shutil.copytree(first.data, copy.data)
-    async with dev_server.connect_or_start(copy.data, "InvoiceState") as client:
+    async with dev_server.connect_or_start(copy.data, SEARCH_ATTRIBUTES) as client:
         assert await dev_server.belongs_to(client, copy.data)
         description = await dev_server._describe_namespace(client)
         assert description.namespace_info.data["another"] == "key"
@@ -445,7 +461,7 @@ async def test_a_service_left_behind_by_a_killed_worker_is_used(
     (await embedded.worker().start()).kill()
     [server] = embedded.servers()
     here(embedded)
-    async with dev_server.connect_or_start(embedded.data, "InvoiceState"):
+    async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
         assert embedded.servers() == [server]
     assert embedded.servers() == [server]
 

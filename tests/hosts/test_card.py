@@ -132,12 +132,14 @@ async def test_approving_shows_a_card_and_pays_nothing(host: Tools, worker: Work
 
 
 async def test_a_card_shows_what_is_paid(host: Tools) -> None:
-    invoice = await host.submit(customer="Acme", payment_method="4242", currency="EUR")
+    bill = {"supplier": "Northwind Web Ltd", "due_date": "2026-12-31"}
+    invoice = await host.submit(customer="Acme", payment_method="4242", currency="EUR", **bill)
     card, seal = await load_card(host, invoice)
     assert seal
     assert card["deadline"]
     assert card == {
         "invoice_id": invoice["id"],
+        "bill": "From “Northwind Web Ltd”, due 2026-12-31",
         "charged": "Charged: customer “Acme”, payment method “4242”",
         "lines": [
             {

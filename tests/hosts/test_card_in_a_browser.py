@@ -121,9 +121,16 @@ def amounts(worker: Worker, invoice: dict[str, Any]) -> list[str]:
 async def test_the_persons_click_pays_what_the_card_shows(
     page: Page, host: Tools, worker: Worker
 ) -> None:
-    card = await opened(page, host, customer="Acme Corporation")
+    card = await opened(page, host, customer="Acme Corporation", supplier="Northwind Web Ltd")
     text = await card.sees("Approve and pay $7,000.00")
-    for shown in (card.invoice["id"], "Acme Corporation", "$5,000.00", "$2,000.00", "Decide by"):
+    for shown in (
+        card.invoice["id"],
+        "Northwind Web",
+        "Acme Corporation",
+        "$5,000.00",
+        "$2,000.00",
+        "Decide by",
+    ):
         assert shown in text
     assert not paid(worker.data, card.invoice)
     await card.click("Approve and pay $7,000.00")

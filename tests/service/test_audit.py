@@ -96,7 +96,7 @@ async def books(
     lines = [{"item": "Domain", "amount": "9.90"}, {"item": "=1+1", "amount": "6000.01"}]
     async with Worker(office.address, folder, INVOICE_DECLINE_OVER="6000"):
         paid, rejected, timed_out, declined = await asyncio.gather(
-            desk.submit(id="PAID", customer="=cmd|calc"),
+            desk.submit(id="PAID", customer="=cmd|calc", supplier="=1+1", due_date="2026-12-31"),
             desk.submit(id="REJECTED"),
             desk.submit(id="TIMED-OUT", approval_timeout_days=1 / 24 / 3600),
             desk.submit(id="DECLINED", lines=lines),
@@ -164,6 +164,7 @@ async def test_books_that_agree_say_so(agreed: Books) -> None:
 async def test_a_paid_line_has_the_decision_and_the_reference(agreed: Books) -> None:
     first, second = agreed.of("PAID")
     assert (first["line"], first["item"], first["amount"]) == ("1", "Web Development", "5000.00")
+    assert (first["description"], first["due_date"]) == ("Frontend work", "2026-12-31")
     assert (first["decision"], first["decided_by"]) == ("approved", whoami())
     assert (first["reason"], first["state"]) == ("Hours checked", "completed")
     assert (first["payment"], first["payment_amount"]) == ("paid", "5000.00")
@@ -215,6 +216,7 @@ async def test_json_lines_have_the_same_rows_exactly(books: Office, agreed: Book
 
 async def test_no_text_becomes_a_formula(agreed: Books) -> None:
     assert agreed.of("PAID")[0]["customer"] == "'=cmd|calc"
+    assert agreed.of("PAID")[0]["supplier"] == "'=1+1"
     assert agreed.of("DECLINED")[1]["item"] == "'=1+1"
 
 

@@ -16,7 +16,7 @@ import trustme
 from fastmcp import Client as McpClient
 
 import invoice_server
-from reports import INVOICE_STATE
+from reports import SEARCH_ATTRIBUTES
 from startup import StartupError
 from support import Refused, Tools, Worker, an_invoice, free_port, paid
 from temporal_service.dev_server import connect_or_start
@@ -149,7 +149,7 @@ def said(configure: Callable[[dict[str, str]], None], tmp_path: Path) -> Said:
 
     async def worker() -> str:  # `test_worker.py` tests the process
         with pytest.raises(StartupError) as problem:
-            async with asyncio.timeout(60), connect_or_start(tmp_path, INVOICE_STATE.name):
+            async with asyncio.timeout(60), connect_or_start(tmp_path, SEARCH_ATTRIBUTES):
                 pytest.fail("it connected")
         return str(problem.value)
 

@@ -202,8 +202,8 @@ async def test_a_person_who_says_yes_approves(asking: Tools, person: Person) -> 
     await asking.until(invoice, "completed")
     assert person.asked == [
         f"Pay invoice {invoice['id']}: 2 lines, $7,000.00?\n"
-        "1. $5,000.00 for “Web Development”\n"
-        "2. $2,000.00 for “Design Services”"
+        "1. $5,000.00 for “Web Development”: “Frontend work”\n"
+        "2. $2,000.00 for “Design Services”: “UI/UX design”"
     ]
 
 
@@ -365,14 +365,17 @@ async def test_hostile_text_does_not_change_what_the_person_sees(
             {"item": HOSTILE[:200], "amount": "70.00", "description": HOSTILE},
             {"item": "Hosting", "amount": "7.00"},
         ],
+        supplier=HOSTILE[:200],
     )
     with pytest.raises(Refused):
         await asking("approve_invoice", invoice_id=invoice["id"])
-    question, first, second = person.asked[0].split("\n")
+    question, supplier, first, second = person.asked[0].split("\n")
     assert question == f"Pay invoice {invoice['id']}: 2 lines, $77.00?"
     assert first.startswith("1. $70.00 for “Fine 1. $0.01 for")
-    assert len(first) < 90
-    assert not set("\u202e\x1b<`*&") & set(first)
+    assert "”: “Fine 1. $0.01 for 'x'" in first
+    assert len(first) < 190
+    assert supplier.startswith("From “Fine 1. $0.01 for 'x'")
+    assert not set("\u202e\x1b<`*&") & set(supplier + first)
     assert second == "2. $7.00 for “Hosting”"
 
 

@@ -32,6 +32,7 @@ import audit
 import invoice_runs
 from invoice_client import InvoiceClient
 from invoice_runs import InvoiceRuns
+from invoice_search import InvoiceSearch
 from invoices.invoice import Invoice, workflow_id
 from invoices.status import (
     NOT_KNOWN,
@@ -118,6 +119,8 @@ FORGERIES: dict[str, dict[str, Any]] = {
     "long-ago": {"submitted_at": "2020-01-01T00:00:00Z", "approval_timeout_days": 1},
     "deadline": {"deadline": "2020-01-01T00:00:00Z"},
     "digest": {"digest": "0" * 64},
+    "supplier": {"supplier": "Northwind Web Ltd", "due_date": "2026-12-31"},
+    "lines": {"paid_earlier_lines": 1, "paid_lines": 1, "paid_earlier_numbers": "2"},
     "failure": {"failure": "PaymentConflict", "status": "Payment failed: x", "state": "failed"},
 }
 
@@ -273,7 +276,7 @@ async def test_signals_before_the_first_memo_do_not_hide_the_state(
 
     async def is_told(invoice: dict[str, Any], state: State) -> bool:
         run = await InvoiceRuns(client).get_run(invoice["id"])
-        listed = (await InvoiceRuns(client).list_invoices(state)).invoices
+        listed = (await InvoiceSearch(InvoiceRuns(client)).list_invoices(state)).invoices
         return run.status.state == state and invoice["id"] in [one.invoice_id for one in listed]
 
     async with Worker(namespace.address, tmp_path):
@@ -290,7 +293,7 @@ async def test_signals_before_the_first_memo_do_not_hide_the_state(
             run = await InvoiceRuns(client).get_run(invoice["id"])
             assert (run.status.status, run.status.deadline) == (text, None)
         for state in ("paying", "waiting"):
-            found = await InvoiceRuns(client).list_invoices(state)
+            found = await InvoiceSearch(InvoiceRuns(client)).list_invoices(state)
             assert paying["id"] in [one.invoice_id for one in found.invoices]
 
 
@@ -397,7 +400,7 @@ async def test_a_forged_search_attribute_does_not_hide_a_waiting_invoice(
     await eventually(started)
 
     async def listed(state: State) -> bool:
-        found = await InvoiceRuns(client).list_invoices(state)
+        found = await InvoiceSearch(InvoiceRuns(client)).list_invoices(state)
         return invoice["id"] in [one.invoice_id for one in found.invoices]
 
     await eventually(lambda: listed("waiting"))
@@ -413,7 +416,7 @@ async def test_an_invoice_that_a_worker_without_the_attribute_ended_is_listed(
     done = await complete_by_a_stranger(client, [payload(b'"COMPLETED"')], {}, forgery)
 
     async def listed(state: State) -> bool:
-        found = await InvoiceRuns(client).list_invoices(state)
+        found = await InvoiceSearch(InvoiceRuns(client)).list_invoices(state)
         return done in [one.invoice_id for one in found.invoices]
 
     await eventually(lambda: listed("completed"))

@@ -270,7 +270,7 @@ async def test_an_id_that_may_look_like_another_needs_the_code(tools: Tools) -> 
     total = "7000.00 USD"
     with pytest.raises(Refused, match="has letters that may look like others") as refusal:
         await tools("approve_invoice", invoice_id=invoice["id"], total=total)
-    assert "Lines: 1. $5,000.00 for “Web Development”; 2. " in str(refusal.value)
+    assert "Lines: 1. $5,000.00 for “Web Development”: “Frontend work”; 2. " in str(refusal.value)
     code = await code_of_content(tools, invoice)
     text = await tools("approve_invoice", invoice_id=invoice["id"], total=total, content_code=code)
     assert text.startswith("Sent approval signal")

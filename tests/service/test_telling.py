@@ -1,6 +1,5 @@
 """What a person is told about invoices, in the chat and in the Web UI."""
 
-import asyncio
 import random
 import string
 from datetime import datetime, timedelta
@@ -11,7 +10,7 @@ import pytest
 import temporalio.api.sdk.v1
 from temporalio.client import Client
 
-from support import Desk, Refused, Tools, Worker, an_invoice, eventually
+from support import Refused, Tools, Worker, an_invoice, eventually
 
 
 @pytest.fixture
@@ -66,49 +65,6 @@ async def test_other_currencies_are_shown_by_code(tools: Tools) -> None:
     assert "2 lines, EUR 7,000.00" in await tools("get_invoice_status", invoice_id=invoice["id"])
 
 
-async def test_the_list_shows_which_invoices_wait(tools: Tools, client: Client) -> None:
-    older, newer = await tools.submit(), await tools.submit()
-    rejected = await tools.submit()
-    await tools("reject_invoice", invoice_id=rejected["id"])
-
-    async def both_listed() -> list[str] | None:
-        lines = (await tools("list_invoices", status="waiting")).splitlines()
-        ids = [line.split(":")[0].removeprefix("- ") for line in lines[1:]]
-        return ids if newer["id"] in ids and rejected["id"] not in ids else None
-
-    ids = await eventually(both_listed)
-    assert ids.index(newer["id"]) < ids.index(older["id"])
-
-
-async def test_the_list_is_typed_and_adds_up(tools: Tools) -> None:
-    invoice = await tools.submit(currency="XTS")
-
-    async def listed() -> dict[str, Any] | None:
-        result = await tools.client.call_tool("list_invoices", {"status": "waiting"})
-        content: dict[str, Any] = result.structured_content  # type: ignore[assignment]
-        return content if "XTS" in content["total"] else None
-
-    content = await eventually(listed)
-    assert invoice["id"] in [one["invoice_id"] for one in content["invoices"]]
-    shown = [one for one in content["invoices"] if one["currency"] == "XTS"]
-    assert content["total"]["XTS"] == f"{7000 * len(shown)}.00"
-
-
-async def test_a_list_that_leaves_something_out_says_so(tools: Tools, client: Client) -> None:
-    desk = Desk(client)
-    await asyncio.gather(*(desk.submit() for _ in range(51)))
-
-    async def all_visible() -> bool:
-        query = "WorkflowType='InvoiceWorkflow' AND ExecutionStatus='Running'"
-        return (await client.count_workflows(query)).count > 50
-
-    await eventually(all_visible)
-    text = await tools("list_invoices", status="waiting")
-    assert text.startswith("50 waiting invoices, newest first, ")
-    assert len(text.splitlines()) == 52
-    assert "Not checked: " in text.splitlines()[-1]
-
-
 async def test_an_unknown_state_is_refused(tools: Tools) -> None:
     with pytest.raises(Refused, match="status: must be 'all', 'waiting'"):
         await tools("list_invoices", status="open")
@@ -141,7 +97,7 @@ async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -
     assert "2 lines, \\$7,000.00; nothing has been paid." in text
     # No-break spaces keep the columns apart; the Web UI leaves no room between them.
     gap = "\N{NO-BREAK SPACE}" * 2
-    assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development |" in text
+    assert f"| 1 |{gap}\\$5,000.00 |{gap}unpaid{gap}| Web Development: “Frontend work” |" in text
 
 
 async def test_the_web_ui_asks_for_nothing_about_a_paid_invoice(
@@ -209,7 +165,6 @@ async def test_an_invoice_is_listed_once_with_its_latest_submission(tools: Tools
     assert await eventually(waits)
     states, content = await listed("all")
     assert states == ["waiting"]
-    assert content["total"][currency] == "7000.00"
     assert content["totals_by_state"]["waiting"][currency] == "7000.00"
     assert (await listed("rejected"))[0] == []
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from postgres import PASSWORD
+from reports import SEARCH_ATTRIBUTES
 from startup import StartupError
 from support import (
     PROCESSES,
@@ -40,7 +41,7 @@ def refused_here(
 
     async def refused_here(metrics_address: str | None = None) -> str:
         with pytest.raises(StartupError) as refusal:
-            async with dev_server.connect_or_start(tmp_path, "InvoiceState", metrics_address):
+            async with dev_server.connect_or_start(tmp_path, SEARCH_ATTRIBUTES, metrics_address):
                 pytest.fail("it started")
         return str(refusal.value)
 

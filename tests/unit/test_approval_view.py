@@ -35,7 +35,14 @@ def waiting(invoice: Invoice, **fields: Any) -> InvoiceStatus:
 
 def test_the_question_and_the_card_say_the_same() -> None:
     invoice = Invoice.model_validate(
-        an_invoice(customer="Acme", payment_method="4242", currency="EUR")
+        an_invoice(
+            customer="Acme",
+            payment_method="4242",
+            currency="EUR",
+            supplier="Northwind “Web” Ltd",
+            supplier_reference="4711",
+            due_date="2026-12-31",
+        )
     )
     paid = {"paid_lines": 1, "paid_amount": Decimal("5000.00"), "paid_earlier_lines": 1}
     status = waiting(invoice, **paid)
@@ -45,20 +52,26 @@ def test_the_question_and_the_card_say_the_same() -> None:
     assert render_question(view).splitlines() == [
         f"Pay invoice {invoice.id}: 2 lines, {card.total}?",
         f"Paid earlier: {card.paid_earlier}. To pay: {card.to_pay}.",
+        card.bill,
         card.charged,
         "Reason that will be kept: “as 'agreed'”",
-        f"1. {card.lines[0].amount} for “{card.lines[0].item}”",
-        f"2. {card.lines[1].amount} for “{card.lines[1].item}”",
+        f"1. {card.lines[0].amount} for “{card.lines[0].item}”: “{card.lines[0].description}”"
+        " (paid earlier)",
+        f"2. {card.lines[1].amount} for “{card.lines[1].item}”: “{card.lines[1].description}”",
     ]
+    assert [line.paid_earlier for line in card.lines] == [True, False]
+    assert card.bill == "From “Northwind 'Web' Ltd”, their reference “4711”, due 2026-12-31"
 
 
 def test_a_refusal_names_lines_and_who_is_charged_as_the_question_does() -> None:
-    invoice = Invoice.model_validate(an_invoice(customer="Acme"))
+    invoice = Invoice.model_validate(an_invoice(customer="Acme", supplier="Northwind"))
     view = InvoiceView.of(invoice)
     with pytest.raises(Exception, match="is for") as refusal:
         expect_total(invoice, NamedTotal(Decimal(1), "USD"))
     for text in (str(refusal.value), str(content_to_be_shown(invoice, "code", "Why."))):
-        assert text.endswith(f"{view.charged}. Lines: {'; '.join(map(str, view.lines))}.")
+        assert text.endswith(
+            f"{view.bill}. {view.charged}. Lines: {'; '.join(map(str, view.lines))}."
+        )
 
 
 @pytest.mark.parametrize(

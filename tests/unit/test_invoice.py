@@ -1,5 +1,6 @@
 """The rules of an invoice, its exact amounts, and the texts made from it."""
 
+import hashlib
 import json
 import re
 from datetime import datetime
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from invoices.invoice import (
+    AS_STARTED,
+    BEFORE_1_1,
+    BILL_FIELDS,
     MAX_JSON_BYTES,
     MAX_NESTING,
     Invoice,
@@ -241,6 +245,83 @@ def test_who_is_charged_and_how_is_text_of_255_characters_at_most(field: str) ->
     assert refusal(**{field: 5}).startswith(f"{field}: must be a valid string")
 
 
+BILL = {
+    "supplier": "Northwind Web Ltd",
+    "supplier_reference": "2026-4711",
+    "due_date": "2026-12-31",
+}
+
+
+def as_started(context: str = AS_STARTED, **fields: Any) -> Invoice:
+    content = {"id": "INV-1", "lines": [line()], **fields}
+    return Invoice.model_validate_json(json.dumps(content), context=context)
+
+
+def digest_of_1_1(**fields: Any) -> str:
+    """Of an invoice that has all fields of before, in the spelling of the wire format."""
+    content = {"id": "INV-1", "lines": [line()], "currency": "USD", **fields}
+    content |= {"approval_timeout_days": 5.0, "payment_interval_seconds": 2.0}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_whose_bill_it_is_is_kept_as_it_was_given() -> None:
+    new = invoice(**BILL)
+    assert {name: getattr(new, name) for name in BILL_FIELDS} == BILL
+    assert new.digest == as_started(**BILL).digest == digest_of_1_1(**BILL)
+    assert invoice(supplier_reference=4711).supplier_reference == "4711"
+
+
+@pytest.mark.parametrize("nothing", [None, "", " \t"])
+def test_whose_bill_it_is_may_be_left_empty(nothing: str | None) -> None:
+    assert invoice(**dict.fromkeys(BILL_FIELDS, nothing)).digest == invoice().digest
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("supplier", "x" * 256, "must have at most 255 characters"),
+        ("supplier", 5, "must be a valid string"),
+        ("supplier_reference", "x" * 256, "must have at most 255 characters"),
+        ("supplier_reference", {"no": 1}, "must be a valid string"),
+        ("due_date", 20261231, "must be a valid string"),
+        *(
+            ("due_date", value, "must be a date such as 2026-12-31")
+            for value in (
+                "soon",
+                "20261231",
+                "2026-W53-4",
+                "2026-02-30",
+                "31.12.2026",
+                "٢٠٢٦-12-31",
+            )
+        ),
+    ],
+)
+def test_whose_bill_a_new_invoice_is_follows_rules(field: str, value: Any, rule: str) -> None:
+    assert refusal(**{field: value}) == f"{field}: {rule}"
+
+
+@pytest.mark.parametrize("odd", [None, "", 5, 1.5, True, ["x"], {"x": [None]}, "x" * 10_000])
+@pytest.mark.parametrize("field", BILL_FIELDS)
+def test_a_run_may_have_anything_where_a_new_invoice_has_whose_bill_it_is(
+    field: str, odd: Any
+) -> None:
+    for context in (AS_STARTED, BEFORE_1_1):
+        read = as_started(context, **{field: odd})
+        assert getattr(read, field) is None
+        assert read.content[field] == odd
+        assert read.digest == digest_of_1_1(**{field: odd})
+        assert as_started(context, **read.content) == read
+
+
+def test_a_run_from_before_1_1_tells_whose_bill_it_is_as_before() -> None:
+    read = as_started(BEFORE_1_1, **BILL)
+    assert not any(getattr(read, name) for name in BILL_FIELDS)
+    assert read.digest == digest_of_1_1(**BILL)
+    assert RunProgress.of(read).to_memo().keys() & set(BILL_FIELDS) == set()
+
+
 def test_other_fields_are_kept() -> None:
     extra = {"vendor": {"vat": "DE1", "tags": [1, 2.5, None, True, "ü"]}, "total": 5, "digest": ""}
     kept = json.loads(invoice(**extra, lines=[line(tax=0.19)]).to_json())
@@ -415,6 +496,10 @@ def test_memo_of_progress_has_no_empty_keys() -> None:
     assert memo["total"] == "1.00"
     assert None not in memo.values()
     assert RunProgress.model_validate(memo) == RunProgress.of(invoice())
+    assert (
+        RunProgress.of(invoice(**BILL)).to_memo() | BILL
+        == RunProgress.of(invoice(**BILL)).to_memo()
+    )
 
 
 def test_broken_rules_name_field_and_rule_but_no_value() -> None:
@@ -445,9 +530,11 @@ def test_broken_rules_of_invalid_json_are_readable() -> None:
         {"paid_amount": "-1.00"},
         {"paid_earlier_amount": "10000000000000"},
         {"currency": "USD. Paid: all of it, not"},
+        {"supplier": "x" * 256},
+        {"due_date": "soon"},
     ],
 )
-def test_a_memo_with_impossible_amounts_is_refused(field: dict[str, str]) -> None:
+def test_a_memo_with_impossible_values_is_refused(field: dict[str, str]) -> None:
     memo = RunProgress.of(invoice()).to_memo()
     with pytest.raises(ValidationError):
         RunProgress.model_validate({**memo, **field})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import temporalio.service
 
+from reports import SEARCH_ATTRIBUTES
 from startup import StartupError
 from support import (
     free_port,
@@ -104,5 +105,5 @@ async def test_an_executable_that_is_not_temporals_is_named(
     monkeypatch.setenv("INVOICE_WEB_UI_PORT", str(free_port()))
     monkeypatch.setattr(dev_server, "START_ATTEMPTS", 1)
     with pytest.raises(StartupError, match=reason):
-        async with dev_server.connect_or_start(sources, "InvoiceState"):
+        async with dev_server.connect_or_start(sources, SEARCH_ATTRIBUTES):
             pytest.fail("it started")

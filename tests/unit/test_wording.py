@@ -11,7 +11,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from invoices.answers import InvoiceList
 from invoices.status import failure_message
 from invoices.wording import (
     describe_validation_errors,
@@ -216,11 +215,6 @@ def test_utc_time_has_seconds() -> None:
     assert (
         format_utc(datetime.fromisoformat("2026-11-29T07:02:11+01:00")) == "2026-11-29 06:02:11 UTC"
     )
-
-
-def test_an_empty_list_names_the_state() -> None:
-    nothing = InvoiceList.of([], not_shown=0, exact=True)
-    assert nothing.to_text("timed_out") == "There are no timed out invoices."
 
 
 @pytest.mark.parametrize(
