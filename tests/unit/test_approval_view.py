@@ -77,7 +77,7 @@ def test_a_refusal_names_lines_and_who_is_charged_as_the_question_does() -> None
 @pytest.mark.parametrize(
     ("paid", "paid_earlier", "to_pay"),
     [
-        ({"paid_earlier_lines": None}, "not known", "$7,000.00"),
+        ({"paid_earlier_lines": None}, "not known", "at most $7,000.00"),
         ({"paid_earlier_lines": 0}, None, "$7,000.00"),
         (
             {"paid_earlier_lines": 1, "paid_lines": 1, "paid_amount": Decimal("5000.00")},
