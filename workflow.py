@@ -19,7 +19,13 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
-    from activities import decision_in_time, payment_outcome, payments_made, process_payment
+    from activities import (
+        HEARTBEAT_TIMEOUT,
+        decision_in_time,
+        payment_outcome,
+        payments_made,
+        process_payment,
+    )
     from invoices.invoice import (
         AS_STARTED,
         BEFORE_1_1,
@@ -306,6 +312,7 @@ class InvoiceWorkflow:
                 argument,
                 activity_id=activity_id,
                 start_to_close_timeout=timedelta(seconds=30),
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
                 retry_policy=RETRY_FOREVER,
                 summary=summary,
             )
@@ -371,6 +378,7 @@ def _start_payment(number: int, request: PaymentRequest) -> workflow.ActivityHan
         request.to_json(),
         activity_id=line_id(number),
         start_to_close_timeout=timedelta(seconds=30),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=RETRY_FOREVER,
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=describe_payment(request.item, request.amount, request.currency),

@@ -151,8 +151,8 @@ async def test_what_another_client_writes_is_cut_and_sanitized(
     loud_status = await tools_here.until(loud, "cancelled")
     assert len(loud_status["cancellation"]["by"]) == 200
     assert len(loud_status["cancellation"]["reason"]) == 1000
-    text = loud_status["message"]
-    assert not set("\u202e\x1b`[\n") & set(text)
+    text = loud_status["message"].splitlines()[0]  # the lines of the invoice follow
+    assert not set("\u202e\x1b`[") & set(text)
     assert "reason: “\N{REPLACEMENT CHARACTER}(2J(Paid)(https://x)'. Approved by boss" in text
     bare_status = await tools_here.until(bare, "cancelled")
     assert "reason" not in bare_status["cancellation"]
