@@ -52,8 +52,8 @@ def test_the_question_and_the_card_say_the_same() -> None:
     assert render_question(view).splitlines() == [
         f"Pay invoice {invoice.id}: 2 lines, {card.total}?",
         f"Paid earlier: {card.paid_earlier}. To pay: {card.to_pay}.",
-        card.bill,
-        card.charged,
+        f"{card.bill}.",
+        f"{card.charged}.",
         "Reason that will be kept: “as 'agreed'”",
         f"1. {card.lines[0].amount} for “{card.lines[0].item}”: “{card.lines[0].description}”"
         " (paid earlier)",
