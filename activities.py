@@ -5,10 +5,10 @@ first decision that was in time and who cancelled the invoice.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from typing import Any, TypeVar
@@ -62,6 +62,10 @@ T = TypeVar("T")
 
 PAYMENT_SECONDS = 25
 """The limit for an attempt. Temporal's is 30 s, so the workflow still learns why it failed."""
+HEARTBEAT_SECONDS: float = 3
+"""An activity that takes longer than this sends Temporal a heartbeat this often."""
+HEARTBEAT_TIMEOUT = timedelta(seconds=10)
+"""How long Temporal waits for a heartbeat before it tries an activity again."""
 QUESTION_SECONDS = 12
 """The limit for each of the two questions to the ledger that one answer needs."""
 FIRST_ANSWER_SECONDS = 2
@@ -204,9 +208,8 @@ async def process_payment(line_item: dict[str, Any]) -> str:
     with _payment_of(line_item, ledger, "Processing payment") as (payment, request):
         expect_gateway(gateway, _gateway_of(request))
         # In a thread: a gateway may block, and the event loop carries every other invoice.
-        await _within(
-            PAYMENT_SECONDS, _PAYING, pay_once, gateway, ledger, payment, request.ledger_attempt
-        )
+        paying = (pay_once, gateway, ledger, payment, request.ledger_attempt)
+        await _to_its_end(_within(PAYMENT_SECONDS, _PAYING, *paying))
     record_outcome("paid")
     sign = currency_sign(payment.currency)
     return f"Processed payment for {payment.item}: {sign}{payment.amount}"
@@ -320,17 +323,44 @@ async def _ask(question: Callable[[str], T], invoice_id: str) -> T:
 async def _within(
     seconds: float, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any
 ) -> T:
-    """Runs a function in a thread of the pool.
+    """Runs a function in a thread of the pool, and sends heartbeats meanwhile.
 
     Raises:
         GatewayUnavailable: it took longer than `seconds`. The thread continues nevertheless.
     """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + seconds
+    call = loop.run_in_executor(pool, function, *arguments)
     try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
-    except TimeoutError:
-        what = "payment ledger" if pool is _ASKING else "payment provider or the ledger"
-        raise GatewayUnavailable(f"the {what} gave no answer within {seconds:g} s") from None
+        while (left := until - loop.time()) > 0:
+            # Nearly every answer comes before the first heartbeat, which would be a further call to
+            # the Temporal Service.
+            done, _ = await asyncio.wait([call], timeout=min(left, HEARTBEAT_SECONDS))
+            if done:
+                return call.result()
+            activity.heartbeat()
+    finally:
+        call.cancel()  # if the thread hasn't begun with it, it never will
+    what = "payment ledger" if pool is _ASKING else "payment provider or the ledger"
+    raise GatewayUnavailable(f"the {what} gave no answer within {seconds:g} s")
+
+
+async def _to_its_end(payment: Coroutine[Any, Any, T]) -> T:
+    """Waits for a payment in progress even if its run is cancelled, which a heartbeat finds out.
+
+    Raises:
+        asyncio.CancelledError: the worker ends, or Temporal has given this attempt up.
+    """
+    paying = asyncio.create_task(payment)
+    try:
+        return await asyncio.shield(paying)
+    except asyncio.CancelledError:
+        details = activity.cancellation_details()
+        if not (details and (details.cancel_requested or details.paused or details.reset)):
+            paying.cancel()
+            raise
+    activity.logger.info("Asked to stop: the payment under way is finished first")
+    return await paying
 
 
 async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, Decision]]:

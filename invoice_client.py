@@ -51,6 +51,7 @@ from invoices.refusals import (
     id_in_use_by_invoice,
     id_in_use_by_workflow,
     id_not_allowed,
+    id_of_paid_invoice,
     looks_like_others,
     not_an_invoice,
     submitted_again,
@@ -131,18 +132,37 @@ class InvoiceClient:
     async def _submit_again(self, invoice: Invoice, progress: RunProgress) -> InvoiceStatus:
         last = await self.runs.get_run(invoice.id)
         if last.is_open:
-            return _already_in_process(invoice, last)
+            return await self._already_in_process(invoice, last)
         if last.status.state == "completed" and last.description.workflow_type == INVOICE_WORKFLOW:
-            raise already_paid(last.status)
+            is_same = last.progress is not None and last.progress.digest == invoice.digest
+            raise already_paid(last.status) if is_same else id_of_paid_invoice(last.status)
         progress.ledger = await self.runs.ledger_of(last, EARLIER_RUNS)  # one invoice, one ledger
         try:
             started = await self._start(invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
         except WorkflowAlreadyStartedError:  # another client started it first
-            return _already_in_process(invoice, await self.runs.get_run(invoice.id))
+            return await self._already_in_process(invoice, await self.runs.get_run(invoice.id))
         status = await self._started(invoice, progress, started, ask=True)
         if last.progress and last.progress.digest == invoice.digest:
             return status
         return status.model_copy(update={"replaces": last.status.amounts})
+
+    async def _already_in_process(self, invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
+        """The status of an open run, if that run is for exactly this invoice.
+
+        Raises:
+            InvoiceError: the run is for something else, or has ended.
+        """
+        if run.progress is None:
+            raise id_in_use_by_workflow(invoice.id)
+        status = run.status
+        if status.is_open and not run.is_up_to_date:
+            answer = await self.runs.ask_worker(invoice.id, run.id)
+            status = await self.runs.status_with_answer(run, answer)
+        if not status.is_open:
+            raise being_closed(status)
+        if run.progress.digest != invoice.digest:
+            raise id_in_use_by_invoice(status)
+        return status.model_copy(update={"outcome": "already_in_process"})
 
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
@@ -270,9 +290,12 @@ class InvoiceClient:
                 raise
             return (await self.runs.get_run(invoice_id)).status  # closed in the meantime
         call = CallTimes(sent, datetime.now(UTC))
-        arrival = in_background(self.runs.signal_arrival(run, request))
         processed = await self.runs.processed_run(invoice_id, run.id)
-        if processed and (processed.status.is_decided or _is_first(processed.status, request)):
+        is_decided = processed is not None and _is_taken(processed.status, request)
+        if processed and is_decided and self.runs.clock.is_compared_lately:
+            return processed.status
+        arrival = in_background(self.runs.signal_arrival(run, request))
+        if processed and is_decided:
             status = processed.status
         else:
             answer = await self.runs.ask_worker(invoice_id, run.id)
@@ -282,7 +305,7 @@ class InvoiceClient:
             offset = self.runs.clock.offset_seconds
             status = status.model_copy(update={"clock_offset_seconds": offset})
             is_late = status.deadline is not None and arrived_at >= status.deadline
-            if is_late and not status.is_decided and not _is_first(status, request):
+            if is_late and not _is_taken(status, request):
                 raise arrived_late(status, approve, arrived_at)
         return status
 
@@ -401,8 +424,8 @@ class InvoiceClient:
 
         Args:
             total: the total that the invoice must have, if it hasn't been decided on yet.
-            to_be_shown: whether to look for similar invoices and, if the memo doesn't say yet what
-                was paid earlier, to ask a worker.
+            to_be_shown: whether to look for similar invoices and, if the memo may not be up to
+                date, to ask a worker.
 
         Raises:
             InvoiceError: there is no such invoice, its content breaks the rules, or it has a
@@ -423,7 +446,8 @@ class InvoiceClient:
             if not to_be_shown or not run.is_open:
                 return run, invoice
             status = run.status
-            if status.paid_earlier_lines is None:
+            # A worker may have yet to read a decision. Without a worker, the history shows it.
+            if status.paid_earlier_lines is None or not run.is_up_to_date:
                 answer = await self.runs.ask_worker(invoice_id, run.id)
                 status = await self.runs.status_with_answer(run, answer)
             return replace(run, status=await similar.add_to(status)), invoice
@@ -435,24 +459,10 @@ class InvoiceClient:
         return invoice
 
 
-def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
-    """The status of an open run, if that run is for exactly this invoice.
-
-    Raises:
-        InvoiceError: the run is for something else, or has ended.
-    """
-    if run.progress is None:
-        raise id_in_use_by_workflow(invoice.id)
-    if not run.status.is_open:
-        raise being_closed(run.status)
-    if run.progress.digest != invoice.digest:
-        raise id_in_use_by_invoice(run.status)
-    return run.status.model_copy(update={"outcome": "already_in_process"})
-
-
-def _is_first(status: InvoiceStatus, request: str) -> bool:
-    """Whether this decision is the first of two people's approvals."""
-    return status.first_approval is not None and status.first_approval.request == request
+def _is_taken(status: InvoiceStatus, request: str) -> bool:
+    """Whether somebody has decided, or this decision is the first of two people's approvals."""
+    first = status.first_approval
+    return status.is_decided or (first is not None and first.request == request)
 
 
 def _expect_invoice(run: InvoiceRun) -> None:

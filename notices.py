@@ -21,7 +21,6 @@ from temporalio.exceptions import ActivityError, ApplicationError, ApplicationEr
 from temporalio.service import RPCError, RPCStatusCode
 
 with workflow.unsafe.imports_passed_through():
-    import httpx2
     from pydantic import BaseModel, ValidationError
 
     from invoices.invoice import Invoice, workflow_id
@@ -135,6 +134,8 @@ async def post_notice(notice: RawValue = NO_PAYLOAD) -> None:
             error. The message doesn't contain the address. Not retried if the hook says that the
             request itself is wrong. Of type `InvalidNotice`, not retried: it isn't such a notice.
     """
+    import httpx2  # not for the workers without a hook, which start without it
+
     content = _read(notice)
     await _expect_sender(content)
     url = notify_url()
@@ -201,6 +202,8 @@ async def _post(url: str, body: str) -> int:
     Raises:
         TimeoutError: it took longer than `POST_SECONDS` in all.
     """
+    import httpx2
+
     async with (
         asyncio.timeout(POST_SECONDS),
         httpx2.AsyncClient(timeout=None) as client,

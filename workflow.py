@@ -19,7 +19,13 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 with workflow.unsafe.imports_passed_through():
     from pydantic import ValidationError
 
-    from activities import decision_in_time, payment_outcome, payments_made, process_payment
+    from activities import (
+        HEARTBEAT_TIMEOUT,
+        decision_in_time,
+        payment_outcome,
+        payments_made,
+        process_payment,
+    )
     from invoices.approvals import Decisions
     from invoices.invoice import (
         AS_STARTED,
@@ -165,7 +171,7 @@ class InvoiceWorkflow:
         texts = {**STATUS_TEXTS, "waiting": self.decisions.judgement.waiting_status}
         self.status = status or texts[state]
         self.progress.state, self.progress.status = state, self.status
-        self.report.make_known(self.progress, self.paid_earlier)
+        self.report.make_known(self.progress)
 
     async def _look_up_earlier_payments(self) -> None:
         """Asks the ledger for a few seconds. Without an answer, step 4 asks again."""
@@ -297,7 +303,7 @@ class InvoiceWorkflow:
         if answer.lines is None:  # the ledger is away
             return
         self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)
-        self.paid_earlier.note_in(self.progress)
+        self.paid_earlier.note_in(self.progress, self.invoice)
         if changes := self.paid_earlier.changes(self.invoice):
             lines = self.paid_earlier.changed_lines(self.invoice)
             raise self._fail_with("PaymentConflict", changes, lines)
@@ -340,6 +346,7 @@ class InvoiceWorkflow:
                 argument,
                 activity_id=activity_id,
                 start_to_close_timeout=timedelta(seconds=30),
+                heartbeat_timeout=HEARTBEAT_TIMEOUT,
                 retry_policy=RETRY_FOREVER,
                 summary=summary,
             )
@@ -410,6 +417,7 @@ def _start_payment(number: int, request: PaymentRequest) -> workflow.ActivityHan
         request.to_json(),
         activity_id=line_id(number),
         start_to_close_timeout=timedelta(seconds=30),
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
         retry_policy=RETRY_FOREVER,
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=describe_payment(request.item, request.amount, request.currency),

@@ -93,6 +93,9 @@ class InvoiceCard(BaseModel):
     @classmethod
     def of(cls, view: ApprovalView, status: InvoiceStatus, name: str = "") -> Self:
         """`name` is that of the person, `user@host`."""
+        why_undecidable = _why_undecidable(status, name)
+        # The details say these too, where they have more than a person needs to decide.
+        is_asked = why_undecidable is None
         lines, _ = fit(lambda limit: _card_lines(view, limit), CARD_LINES_BYTES)
         return cls(
             invoice_id=view.invoice.id,
@@ -103,14 +106,14 @@ class InvoiceCard(BaseModel):
             total=view.invoice.total,
             paid_earlier=view.paid_earlier,
             to_pay=view.to_pay,
-            payment_date=view.payment_date if status.state == "waiting" else None,
-            approvals=view.approvals,
+            payment_date=view.payment_date if is_asked else None,
+            approvals=view.approvals if is_asked else None,
             is_first_of_two=view.is_first_of_two,
             waits_for_second=status.is_first_approval_by(name),
             deadline=view.deadline,
             state=status.state,
-            can_be_decided=_why_undecidable(status, name) is None,
-            why_undecidable=_why_undecidable(status, name) if status.state == "waiting" else None,
+            can_be_decided=is_asked,
+            why_undecidable=why_undecidable if status.state == "waiting" else None,
             paid_lines=status.paid_lines,
             details=_details(view, status, name),
         )
@@ -146,8 +149,8 @@ def _details(view: ApprovalView, status: InvoiceStatus, name: str) -> str:
         parts = (view.caution, view.similarity, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":
-        return f"{sanitized(status.status, 600)}. {status.details}"
-    return status.details
+        return f"{sanitized(status.status, 600)}. {status.details_without_bill}"
+    return status.details_without_bill
 
 
 def can_show_cards(capabilities: ClientCapabilities | None) -> bool:

@@ -122,9 +122,9 @@ def render_question(view: ApprovalView) -> str:
     if view.payment_date:
         lines.append(view.payment_date)
     if view.invoice.bill:
-        lines.append(view.invoice.bill)
+        lines.append(f"{view.invoice.bill}.")
     if view.invoice.charged:
-        lines.append(view.invoice.charged)
+        lines.append(f"{view.invoice.charged}.")
     if view.reason:
         lines.append(f"Reason that will be kept: {view.reason}")
     return "\n".join([*lines, *view.invoice.largest_lines(SHOWN_LINES)])

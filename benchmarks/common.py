@@ -24,6 +24,7 @@ OUR_WORKER = ROOT / "worker.py"
 BARE_WORKER = HERE / "bare_worker.py"
 OUR_SERVER = ROOT / "invoice_server.py"
 EMPTY_SERVER = HERE / "empty_server.py"
+TUTORIAL_WORKER = support.PROCESSES / "tutorial_worker.py"
 TUTORIAL_SERVER = support.PROCESSES / "tutorial_server.py"
 
 

@@ -180,8 +180,12 @@ class InvoiceStatus(Progress):
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
         submitted = "" if self.outcome == "started" else self.submitted
-        parts = [self.bill, submitted, *self._details(), self._worker(), self.clock]
-        return " ".join(filter(None, parts))
+        return " ".join(filter(None, [self.bill, submitted, self.details_without_bill]))
+
+    @property
+    def details_without_bill(self) -> str:
+        """The same without whose bill it is and who submitted it."""
+        return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
 
     def _details(self) -> list[str]:
         match self.state:
@@ -335,9 +339,10 @@ class InvoiceStatus(Progress):
         if self.state == "waiting" and self.pay_on:
             parts.append(f"payment date {format_day(self.pay_on)}")
         if self.decision:
-            parts.append(self.decided.rstrip("."))
+            parts += [f"first {self.first_approval}"] if self.first_approval else []
+            parts.append(str(self.decision))
         if self.cancelled:
-            parts.append(self.cancelled.rstrip("."))
+            parts.append(f"cancelled {self.cancellation}")
         if self.caution:
             parts.append(self.caution.rstrip("."))
         return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(filter(None, parts))

@@ -145,6 +145,7 @@ class ApprovalView:
             paid_earlier = format_lines_and_total(
                 status.paid_lines, status.paid_amount, invoice.currency
             )
+        to_pay = format_money(invoice.total - status.paid_amount, invoice.currency)
         states = enumerate(status.line_states(len(invoice.lines)), start=1)
         numbers = {number for number, state in states if state == "paid_earlier"}
         return cls(
@@ -152,7 +153,7 @@ class ApprovalView:
             caution=status.caution,
             similarity=status.similarity,
             paid_earlier=paid_earlier,
-            to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
+            to_pay=f"at most {to_pay}" if status.paid_earlier_lines is None else to_pay,
             submitted=status.submitted or None,
             approvals=status.approvals or None,
             is_first_of_two=bool(status.approval_rule) and not status.first_approval,

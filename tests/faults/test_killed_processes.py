@@ -5,9 +5,13 @@ from itertools import product
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
 from temporalio.client import Client
 
+import activities
+from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway
 from raw_client import RawClient
 from stripe_stand_in import TERMS, Fault, FaultKind, Step, StripeStandIn
 from support import (
@@ -20,11 +24,13 @@ from support import (
     connect,
     eventually,
     paid,
+    payments_only,
+    states,
     tools_in_memory,
 )
 
 
-async def test_kill_between_commit_and_completion_pays_once(
+async def test_kill_between_commit_and_completion_pays_once_and_goes_on_soon(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
@@ -37,9 +43,38 @@ async def test_kill_between_commit_and_completion_pays_once(
         async with Worker(namespace.address, tmp_path):
             await desk.until(invoice, "completed", bound=60)
             assert len(paid(tmp_path, invoice)) == 2
+    events = (await desk.handle(invoice).fetch_history()).events
+    first = next(e for e in events if e.HasField("activity_task_scheduled_event_attributes"))
+    [again] = [e for e in events if e.activity_task_started_event_attributes.attempt == 2]
+    seconds = (again.event_time.ToDatetime() - first.event_time.ToDatetime()).total_seconds()
+    assert seconds < 15  # after 10 s without a heartbeat and the pause of 1 s: not after 30 s
 
 
-@pytest.mark.slow  # the killed payment times out only after 30 s
+async def test_a_payment_of_a_frozen_worker_is_made_by_another_and_once(
+    namespace: Namespace, tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payments = (SimulatedGateway(tmp_path), ledger)
+    monkeypatch.setattr(activities, "open_payments", lambda: payments)
+    desk = Desk(await namespace.connect())
+    script = PROCESSES / "slow_worker.py"
+    async with Worker(namespace.address, tmp_path, script, HEARTBEAT_TIMEOUT="3") as worker:
+        assert worker.process
+        process = psutil.Process(worker.process.pid)
+        invoice = await desk.submit_and_approve(lines=[{"item": "Hosting", "amount": "19.99"}])
+        await eventually((tmp_path / "paying").exists)
+        assert states(ledger) == ["begun"]
+        process.suspend()
+        try:
+            async with payments_only(desk.temporal):
+                await eventually(lambda: states(ledger) == ["paid"])
+        finally:
+            (tmp_path / "go-on").touch()
+            process.resume()
+        await desk.until(invoice, "completed")
+        assert states(ledger) == ["paid"]
+        assert "Traceback" not in worker.log.read_text()
+
+
 async def test_a_cancelled_run_reports_the_payment_of_a_killed_worker(
     namespace: Namespace, tmp_path: Path
 ) -> None:

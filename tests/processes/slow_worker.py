@@ -1,9 +1,18 @@
-"""A worker whose gateway doesn't answer until there is a file `go-on` in the data directory."""
+"""A worker whose gateway doesn't answer until there is a file `go-on` in the data directory.
+
+It pays one line at a time. `HEARTBEAT_TIMEOUT` in its environment replaces the limit in seconds.
+"""
 
 import os
 import time
+from datetime import timedelta
 
 import activities
+
+if seconds := os.environ.get("HEARTBEAT_TIMEOUT"):  # before the workflow's code takes it over
+    activities.HEARTBEAT_TIMEOUT = timedelta(seconds=float(seconds))
+    activities.HEARTBEAT_SECONDS = float(seconds) / 10
+
 import worker
 from payments.gateway import Payment
 from payments.ledger import open_ledger
@@ -21,6 +30,8 @@ class SlowGateway(SimulatedGateway):
 
 
 if __name__ == "__main__":
+    # Without a free one it waits for no other payment, which would be lost while it is frozen.
+    worker.PAYMENTS_AT_ONCE = 1
     directory = data_directory()
     payments = (SlowGateway(directory), open_ledger(directory))
     activities.open_payments = lambda: payments  # type: ignore[assignment]

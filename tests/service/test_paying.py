@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -79,11 +80,14 @@ async def test_cancellation_waits_for_the_payment_under_way_and_begins_no_other(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path, PROCESSES / "slow_worker.py"):
+    script = PROCESSES / "slow_worker.py"
+    async with Worker(namespace.address, tmp_path, script, HEARTBEAT_TIMEOUT="5") as worker:
         invoice = await desk.submit_and_approve(payment_interval_seconds=1)
         await eventually((tmp_path / "paying").exists)
         handle = desk.handle(invoice)
         await handle.cancel()
+        # The answer to a heartbeat tells the activity of it.
+        await eventually(lambda: "Asked to stop: the payment" in worker.log.read_text())
         assert (await desk.status(invoice)).state == "paying"
         (tmp_path / "go-on").touch()
         text = (await desk.until(invoice, "cancelled")).to_text()
@@ -180,11 +184,20 @@ async def test_the_end_of_the_worker_waits_for_the_payment_under_way(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path, PROCESSES / "slow_worker.py") as worker:
+    script = PROCESSES / "slow_worker.py"
+    async with Worker(namespace.address, tmp_path, script, HEARTBEAT_TIMEOUT="3") as worker:
         invoice = await desk.submit_and_approve(lines=[{"item": "Hosting", "amount": "19.99"}])
         await eventually((tmp_path / "paying").exists)
         end = asyncio.create_task(worker.end())
         await eventually(lambda: "a payment under way is finished first" in worker.log.read_text())
+
+        async def outlasts_the_limit_for_heartbeats() -> bool:
+            run = (await desk.handle(invoice).describe()).raw_description
+            [payment] = run.pending_activities
+            beat, started = payment.last_heartbeat_time, payment.last_started_time
+            return beat.ToDatetime() - started.ToDatetime() > timedelta(seconds=4)
+
+        await eventually(outlasts_the_limit_for_heartbeats)
         (tmp_path / "go-on").touch()
         assert await end == 0
         assert "Traceback" not in worker.log.read_text()

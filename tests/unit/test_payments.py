@@ -1,14 +1,17 @@
 """Paying a line once: `pay_once` with a gateway that counts, and the activities."""
 
+import asyncio
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
@@ -697,6 +700,93 @@ async def test_a_worker_that_was_frozen_while_asking_does_not_stop_its_runs_own_
     )
     assert error.type == "GatewayUnavailable"
     assert (provider.stopped, states(opened)) == ([], ["begun"])
+
+
+class SlowProvider(Provider):
+    """It answers once `may_answer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.may_answer = threading.Event()
+
+    def pay(self, reference: str, payment: Payment) -> None:
+        self.asked.set()
+        assert self.may_answer.wait(20)
+        super().pay(reference, payment)
+
+
+@pytest.fixture
+def slow(opened: SQLiteLedger, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowProvider]:
+    slow = SlowProvider()
+    monkeypatch.setattr(activities, "open_payments", lambda: (slow, opened))
+    yield slow
+    slow.fail_before = GatewayUnavailable("too late")  # the ledger is closed next
+    slow.may_answer.set()
+
+
+LINE = {"item": "Hosting", "amount": "19.99"}
+
+
+async def test_a_payment_under_way_sends_heartbeats_from_the_start_to_the_end(
+    slow: SlowProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert timedelta(seconds=3 * activities.HEARTBEAT_SECONDS) < activities.HEARTBEAT_TIMEOUT
+    monkeypatch.setattr(activities, "HEARTBEAT_SECONDS", 0.01)
+    beats: list[bool] = []
+
+    def beat(*_: object) -> None:
+        beats.append(slow.asked.is_set())
+        if len(beats) == 5:
+            slow.may_answer.set()
+
+    environment = an_activity(activity_id="line-1")
+    environment.on_heartbeat = beat
+    assert "Hosting" in await environment.run(activities.process_payment, LINE)
+    assert len(beats) >= 5
+
+
+async def test_a_quick_payment_sends_no_heartbeat(opened: SQLiteLedger) -> None:
+    environment = an_activity(activity_id="line-1")
+    environment.on_heartbeat = lambda *_: pytest.fail("a call to the service for nothing")
+    await environment.run(activities.process_payment, LINE)
+
+
+@pytest.mark.parametrize("wish", ["cancel_requested", "paused", "reset"])
+async def test_a_payment_under_way_is_finished_though_it_is_asked_to_stop(
+    wish: str, slow: SlowProvider, opened: SQLiteLedger
+) -> None:
+    environment = an_activity(activity_id="line-1")
+    paying = asyncio.create_task(environment.run(activities.process_payment, LINE))
+    await asyncio.to_thread(slow.asked.wait, 20)
+    environment.cancel(ActivityCancellationDetails(**{wish: True}))
+    await asyncio.sleep(0)
+    assert not paying.done()
+    slow.may_answer.set()
+    assert "Hosting" in await paying
+    assert states(opened) == ["paid"]
+
+
+@pytest.mark.parametrize("end", ["worker_shutdown", "not_found", "timed_out"])
+async def test_a_payment_that_nobody_waits_for_holds_no_slot_of_the_worker(
+    end: str, slow: SlowProvider
+) -> None:
+    environment = an_activity(activity_id="line-1")
+    paying = asyncio.create_task(environment.run(activities.process_payment, LINE))
+    await asyncio.to_thread(slow.asked.wait, 20)
+    environment.cancel(ActivityCancellationDetails(**{end: True}))
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(paying, 5)
+
+
+async def test_a_payment_without_an_answer_ends_before_temporal_gives_it_up(
+    slow: SlowProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert activities.PAYMENT_SECONDS == 25
+    monkeypatch.setattr(activities, "PAYMENT_SECONDS", 0.05)
+    error = await refused(activities.process_payment, LINE, activity_id="line-1")
+    assert (error.type, error.non_retryable) == ("GatewayUnavailable", False)
+    assert error.message == "the payment provider or the ledger gave no answer within 0.05 s"
 
 
 async def test_the_outcome_is_asked_for_under_the_id_of_the_payment(

@@ -35,6 +35,7 @@ different commands from those in the history, the run can't continue. To change 
 import gzip
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,11 @@ from temporalio import workflow
 from temporalio.client import WorkflowHistory
 from temporalio.common import RawValue
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
-from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner, SandboxRestrictions
 from temporalio.workflow import NondeterminismError
 
 from record_histories import COURSES, HISTORIES
 from temporal_service.payloads import NO_PAYLOAD
+from worker import SANDBOX
 from workflow import InvoiceWorkflow
 
 FILES = sorted(HISTORIES.rglob("*.json*"))
@@ -65,8 +66,8 @@ def recorded(file: Path) -> WorkflowHistory:
 
 async def replay(workflow_class: type, file: Path) -> None:
     # FastMCP, which the tests import, has an import hook that every sandbox would load again.
-    restrictions = SandboxRestrictions.default.with_passthrough_modules("beartype")
-    runner: WorkflowRunner = SandboxedWorkflowRunner(restrictions=restrictions)
+    restrictions = SANDBOX.restrictions.with_passthrough_modules("beartype")
+    runner: WorkflowRunner = replace(SANDBOX, restrictions=restrictions)
     if file.suffix == ".gz":  # without the sandbox, it takes half the time
         runner = UnsandboxedWorkflowRunner()
     replayer = Replayer(workflows=[workflow_class], workflow_runner=runner)

@@ -1,7 +1,8 @@
-"""A worker's arguments, and its address for metrics."""
+"""A worker's imports, its arguments, and its address for metrics."""
 
 import asyncio
 import socket
+import subprocess
 import sys
 import urllib.request
 
@@ -15,6 +16,21 @@ from support import (
     free_port,
 )
 from temporal_service import connection
+
+
+@pytest.mark.parametrize(
+    ("program", "not_needed"),
+    [
+        ("worker", {"httpx2", "fastmcp", "stripe", "psycopg"}),
+        ("invoice_server", {"griffe", "temporalio", "stripe", "psycopg"}),
+    ],
+)
+def test_what_only_some_calls_need_is_not_imported_at_the_start(
+    program: str, not_needed: set[str]
+) -> None:
+    code = f"import sys, {program}; print(*sys.modules)"
+    imported = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, encoding="utf-8")
+    assert not_needed.isdisjoint(imported.split())
 
 
 @pytest.mark.parametrize(
