@@ -271,8 +271,36 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(mark)
 
 
+LONGEST = [
+    "faults/test_campaign_with_stripe.py",
+    "faults/test_campaign.py",
+    "hosts/test_card_in_a_browser.py",
+    "faults/test_killed_processes.py",
+    "faults/test_dev_server.py",
+    "hosts/test_inspector.py",
+    "service/test_other_clients.py",
+    "service/test_without_a_worker.py",
+    "service/test_secrets.py",
+    "faults/test_shared_ledger.py",
+    "faults/test_largest_invoices.py",
+    "faults/test_misbehaving_hooks.py",
+    "service/test_late_decisions.py",
+]
+"""The files that take longer than 20 s, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs tests first that mostly wait, and of those the largest files first."""
+    """Runs the longest files first, so that none still runs when all others have ended.
+
+    Then come those that mostly wait, and of those the ones with the most tests.
+    """
+    longest = {HERE / name: place for place, name in enumerate(LONGEST)}
     order = {"faults": 0, "hosts": 1, "service": 2, "unit": 3}
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (order.get(item.path.parent.name, 0), -tests[item.path]))
+
+    def place(item: pytest.Item) -> tuple[int, int, int]:
+        path = item.path
+        folder = order.get(path.parent.name, 0)
+        return longest.get(path, len(LONGEST)), folder, -tests[path]
+
+    items.sort(key=place)
