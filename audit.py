@@ -2,11 +2,13 @@
 
     uv run audit.py > books.csv
     uv run audit.py --format jsonl > books.jsonl
+    uv run audit.py --since 2026-11-01 --until 2026-11-30 > november.csv
 
 Reads Temporal and the payment ledger with the worker's settings, and changes neither. Each point on
-which the two disagree is a line on standard error.
+which the two disagree is a line on standard error, followed by sums by state and currency.
 
-Exit code: 0 if they agree, 1 if they disagree, 2 if one of them can't be read.
+Exit code: 0 if they agree, 1 if they disagree, 2 if one of them can't be read or the books can't be
+written.
 """
 
 import argparse
@@ -16,13 +18,14 @@ import json
 import os
 import sqlite3
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from itertools import groupby
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -46,7 +49,7 @@ from invoices.refusals import InvoiceError
 from invoices.status import DECISIONS, NOT_KNOWN_TEXTS, Cancellation, Decision
 from invoices.wording import format_money, pluralize, sanitized, sanitized_quote
 from payments.gateway import GatewayUnavailable, LedgerEntry
-from payments.ledger import Ledger, open_ledger
+from payments.ledger import Ledger, SQLiteLedger, open_ledger
 from settings import describe_settings
 from startup import StartupError, data_directory
 from temporal_service.connection import (
@@ -64,11 +67,14 @@ COLUMNS = [
     *["invoice_id", "submitted_at", "state"],
     *["decision", "decided_at", "decided_by", "decided_through", "reason"],
     *["cancelled_at", "cancelled_by", "cancellation_reason"],
+    *["ended_at"],
     *["line", "item", "description", "amount", "currency", "customer"],
     *["supplier", "supplier_reference", "due_date"],
     *["payment", "attempt", "payment_at", "payment_amount", "payment_currency"],
     *["provider", "reference", "run_id"],
 ]
+DATED_BY = ("payment_at", "decided_at", "ended_at", "submitted_at")
+"""The first of these that a row has is the day to which it belongs."""
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What makes a spreadsheet program take a text for a formula, by OWASP's "CSV Injection"."""
 
@@ -78,6 +84,113 @@ INVOICE_SECONDS = 60
 Row = dict[str, str | int | Decimal | None]
 Write = Callable[[Row], object]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Period:
+    """Days in UTC, the first and the last included."""
+
+    since: date = date.min
+    until: date = date.max
+
+    @classmethod
+    def of(cls, since: str | None, until: str | None) -> "Period":
+        """The period between two ISO dates.
+
+        Raises:
+            StartupError: one of them isn't a date, or the last day is before the first.
+        """
+        period = cls(_day("--since", since, date.min), _day("--until", until, date.max))
+        if period.since > period.until:
+            raise StartupError(f"--since {since} is after --until {until}.")
+        return period
+
+    def __contains__(self, row: Row) -> bool:
+        at = next(str(row[name]) for name in DATED_BY if row[name])
+        return self.since.isoformat() <= at[: len("2026-11-30")] <= self.until.isoformat()
+
+    def __str__(self) -> str:
+        since = f" from {self.since}" if self.since > date.min else ""
+        until = f" until {self.until}" if self.until < date.max else ""
+        return f"{since}{until}"
+
+
+def _day(option: str, text: str | None, default: date) -> date:
+    if text is None:
+        return default
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise StartupError(
+            f"{option} must be a date such as 2026-11-30, not {sanitized_quote(text)}."
+        ) from None
+
+
+@dataclass
+class Sums:
+    """What the rows of the books add up to, by state and currency."""
+
+    lines: Counter[tuple[str, str]] = field(default_factory=Counter)
+    asked: defaultdict[tuple[str, str], Decimal] = field(
+        default_factory=lambda: defaultdict(Decimal)
+    )
+    paid: defaultdict[tuple[str, str], Decimal] = field(
+        default_factory=lambda: defaultdict(Decimal)
+    )
+    _last: tuple[object, ...] = ()
+
+    def add(self, row: Row) -> None:
+        """Adds a row. The attempts to pay a line follow each other, and it counts once."""
+        state = str(row["state"])
+        amount = row["payment_amount"] if row["amount"] is None else row["amount"]
+        line = (row["invoice_id"], row["run_id"], row["line"])
+        if line != self._last:
+            key = (state, str(row["currency"] or row["payment_currency"] or ""))
+            self.lines[key] += 1
+            self.asked[key] += Decimal(amount or 0)
+            self._last = line
+        if row["payment"] == "paid":
+            self.paid[state, str(row["payment_currency"])] += Decimal(row["payment_amount"] or 0)
+
+    def __str__(self) -> str:
+        texts = []
+        for key in sorted({*self.lines, *self.paid}):
+            state, currency = key
+            text = f"{state}: {pluralize(self.lines[key], 'line')}"
+            if currency:
+                text += f", {format_money(self.asked[key], currency)}"
+                text += f"; {format_money(self.paid[key], currency)} paid"
+            texts.append(text)
+        return "\n".join(texts) or "none"
+
+
+class Ledgers:
+    """The worker's ledger and earlier ones, read as one."""
+
+    def __init__(self, *ledgers: Ledger) -> None:
+        self._ledgers = ledgers
+        self.ids = {ledger.id for ledger in ledgers}
+
+    def invoice_ids(self) -> Iterator[str]:
+        """Those of each ledger, so that an invoice may come more than once."""
+        for ledger in self._ledgers:
+            yield from ledger.invoice_ids()
+
+    def entries(self, invoice_id: str) -> list[LedgerEntry]:
+        """Every attempt to pay a line of an invoice, earlier attempts of a ledger first.
+
+        Raises:
+            GatewayUnavailable: a ledger can't be read.
+        """
+        found: dict[tuple[str, str, int, str], LedgerEntry] = {}
+        for ledger in self._ledgers:
+            for entry in ledger.entries(invoice_id):
+                # What a ledger and its copy both have is one attempt, which one of them may not
+                # have the end of.
+                key = (ledger.id, entry.payment.idempotency_key, entry.attempt, entry.reference)
+                if key not in found or found[key].state == "begun":
+                    found[key] = entry
+        return list(found.values())
 
 
 @dataclass
@@ -216,13 +329,33 @@ async def read_run(
     return run
 
 
-async def audit(temporal_runs: InvoiceRuns, ledger: Ledger, write: Write) -> int:
+async def audit(
+    temporal_runs: InvoiceRuns,
+    ledger: Ledger,
+    write: Write,
+    period: Period | None = None,
+    earlier_ledgers: Sequence[Ledger] = (),
+) -> int:
     """Writes the rows of every invoice, in order of their ids; returns how many disagree.
 
+    Args:
+        period: write only its rows. Whether Temporal and the ledgers agree is found out for every
+            invoice all the same.
+        earlier_ledgers: what is read besides the worker's ledger.
+
     Raises:
-        GatewayUnavailable: the ledger can't be read any more.
+        GatewayUnavailable: a ledger can't be read any more.
         temporalio.service.RPCError, TimeoutError: Temporal can't.
     """
+    period = period or Period()
+    ledgers = Ledgers(*earlier_ledgers, ledger)
+    sums = Sums()
+
+    def write_if_in_period(row: Row) -> None:
+        if row in period:
+            write(row)
+            sums.add(row)
+
     with closing(sqlite3.connect("")) as index:  # a temporary file, so that memory doesn't grow
         index.execute(
             "CREATE TABLE runs (invoice_id, run_id, type, PRIMARY KEY (invoice_id, run_id))"
@@ -234,7 +367,7 @@ async def audit(temporal_runs: InvoiceRuns, ledger: Ledger, write: Write) -> int
             for execution in page:
                 name, kind = invoice_id_of(execution.id), execution.workflow_type
                 index.execute(insert, (name, execution.run_id, kind))
-        index.executemany(insert, ((name, "", "") for name in ledger.invoice_ids()))
+        index.executemany(insert, ((name, "", "") for name in ledgers.invoice_ids()))
         found = index.execute(
             "SELECT invoice_id, run_id FROM runs WHERE invoice_id IN"
             " (SELECT invoice_id FROM runs WHERE type IN (?, '')) ORDER BY invoice_id",
@@ -245,7 +378,9 @@ async def audit(temporal_runs: InvoiceRuns, ledger: Ledger, write: Write) -> int
             run_ids = {row[1] for row in group if row[1]}
             try:
                 async with asyncio.timeout(INVOICE_SECONDS) as limit:
-                    texts = await _audit_invoice(temporal_runs, ledger, write, invoice_id, run_ids)
+                    texts = await _audit_invoice(
+                        temporal_runs, ledgers, write_if_in_period, invoice_id, run_ids
+                    )
             except TimeoutError:
                 if not limit.expired():
                     raise
@@ -256,57 +391,78 @@ async def audit(temporal_runs: InvoiceRuns, ledger: Ledger, write: Write) -> int
                 print(f"{sanitized(invoice_id, 100)}: {text}", file=sys.stderr)
             invoices += 1
             disagreeing += bool(texts)
+    print(f"Lines in the books{period}:", sums, sep="\n", file=sys.stderr)
     print(f"{pluralize(invoices, 'invoice')}, {disagreeing:,} with disagreements", file=sys.stderr)
     return disagreeing
 
 
 async def _audit_invoice(
-    temporal_runs: InvoiceRuns, ledger: Ledger, write: Write, invoice_id: str, run_ids: set[str]
+    temporal_runs: InvoiceRuns, ledgers: Ledgers, write: Write, invoice_id: str, run_ids: set[str]
 ) -> list[str]:
     # Payments go on meanwhile. What the ledger has before the histories are read must be in them,
     # and what they have must be in the ledger after that.
-    before = ledger.entries(invoice_id)
+    before = ledgers.entries(invoice_id)
     latest = await read_run(temporal_runs, invoice_id)  # which Temporal's list may not have yet
     earlier = run_ids - {latest.found.id if latest else ""}
     read = [latest, *[await read_run(temporal_runs, invoice_id, run_id) for run_id in earlier]]
     # A reset run begins later than it was submitted, perhaps after another submission.
     found = sorted((run for run in read if run), key=lambda run: run.found.description.start_time)
     runs = [run for run in found if run.is_of_an_invoice]
-    entries = ledger.entries(invoice_id)
-    for row in _rows(invoice_id, runs, entries):
+    entries = ledgers.entries(invoice_id)
+    for row in _rows(invoice_id, runs, entries, ledgers.ids):
         write(row)
     others = [run for run in found if not run.is_of_an_invoice]
     return [
-        *_disagreements(ledger, runs, before, entries),
+        *_disagreements(ledgers.ids, runs, before, entries),
         *_paid_for_others(invoice_id, runs, others, entries),
     ]
 
 
-def _rows(invoice_id: str, runs: list[Run], entries: list[LedgerEntry]) -> list[Row]:
+def _rows(
+    invoice_id: str, runs: list[Run], entries: list[LedgerEntry], ledger_ids: set[str]
+) -> list[Row]:
     """Of each run its lines, each with the attempts to pay it; then what no run accounts for."""
     rows: list[Row] = []
-    left: dict[str, list[LedgerEntry]] = defaultdict(list)
+    of_line: dict[str, list[LedgerEntry]] = defaultdict(list)
     for entry in entries:
-        left[_line(entry)].append(entry)
-    paid = {_line(entry) for entry in entries if entry.state == "paid"}
+        of_line[_line(entry)].append(entry)
+    left = of_line.copy()
     for number, run in enumerate(runs, start=1):
         numbers = map(str, range(1, len(run.invoice.lines) + 1)) if run.invoice else ()
         for line in dict.fromkeys([*numbers, *run.payments]) or [""]:
             own: list[LedgerEntry] = []
+            was_paid = False
             if begun := run.payments.get(line):
-                is_last = not any(line in later.payments for later in runs[number:])
-                own, left[line] = _attempts(begun, left[line], is_last=is_last)
+                of_ledger = [entry for entry in left[line] if _may_be_of(begun, entry, ledger_ids)]
+                later = [run.payments[line] for run in runs[number:] if line in run.payments]
+                is_last = not any(_may_share_ledger(begun, other, ledger_ids) for other in later)
+                own = _attempts(begun, of_ledger, is_last=is_last)
+                was_paid = any(
+                    entry.state == "paid" and _may_be_of(begun, entry, ledger_ids)
+                    for entry in of_line[line]
+                )
+                left[line] = [entry for entry in left[line] if not any(entry is one for one in own)]
             rows += [_row(invoice_id, run, line, entry) for entry in own]
-            rows += [] if own else [_row(invoice_id, run, line, None, was_paid=line in paid)]
-    for line, of_line in left.items():
-        rows += [_row(invoice_id, None, line, entry) for entry in of_line]
+            rows += [] if own else [_row(invoice_id, run, line, None, was_paid=was_paid)]
+    for line, others in left.items():
+        rows += [_row(invoice_id, None, line, entry) for entry in others]
     return rows
+
+
+def _may_be_of(payment: PaymentActivity, entry: LedgerEntry, ledger_ids: set[str]) -> bool:
+    """Whether an entry is in the ledger of a payment's run, as far as that is one of those read."""
+    return payment.asked.ledger not in ledger_ids or payment.asked.ledger == entry.ledger
+
+
+def _may_share_ledger(one: PaymentActivity, other: PaymentActivity, ledger_ids: set[str]) -> bool:
+    ids = {one.asked.ledger, other.asked.ledger}
+    return len(ids) == 1 or not ids <= ledger_ids
 
 
 def _attempts(
     begun: PaymentActivity, entries: list[LedgerEntry], *, is_last: bool
-) -> tuple[list[LedgerEntry], list[LedgerEntry]]:
-    """Which entries of a line are of a run that had begun it, and those left for later runs.
+) -> list[LedgerEntry]:
+    """Which entries of a line are of a run that had begun it; the others are of later runs.
 
     By their order and by how the payment ended, since the ledger has the time by the worker's
     clock and Temporal by its own. A later run takes up an attempt of which no end is known.
@@ -319,7 +475,7 @@ def _attempts(
         count = int(states[:1] == ["declined"])
     elif begun.paid_at and "paid" in states:
         count = states.index("paid") + 1  # one that was declined before may not have been told
-    return entries[:count], entries[count:]
+    return entries[:count]
 
 
 def _row(
@@ -343,6 +499,8 @@ def _row(
         if run.found.status.is_cancelled and (cancellation := run.cancellation):
             row |= {"cancelled_at": _iso(cancellation.at), "cancelled_by": cancellation.by}
             row["cancellation_reason"] = cancellation.reason
+        if ended_at := run.found.status.closed_at:
+            row["ended_at"] = _iso(ended_at)
         if run.invoice and line.isdecimal() and int(line) <= len(run.invoice.lines):
             asked = run.invoice.lines[int(line) - 1]
             row |= {"item": asked.item, "description": asked.description}
@@ -366,12 +524,15 @@ def _row(
 
 
 def _disagreements(
-    ledger: Ledger, runs: list[Run], before: list[LedgerEntry], entries: list[LedgerEntry]
+    ledger_ids: set[str], runs: list[Run], before: list[LedgerEntry], entries: list[LedgerEntry]
 ) -> Iterator[str]:
-    """A sentence for each point on which Temporal and the ledger disagree about one invoice."""
-    if others := set[str]().union(*(run.ledgers for run in runs)) - {ledger.id}:
-        names = ", ".join(sorted(sanitized(other[:8]) for other in others))
-        yield f"more than one ledger: {names} in the history, this one is {ledger.id[:8]}"
+    """A sentence for each point on which Temporal and the ledgers disagree about one invoice."""
+    if others := set[str]().union(*(run.ledgers for run in runs)) - ledger_ids:
+        names, given = (
+            ", ".join(sorted(sanitized(id[:8]) for id in ids)) for ids in (others, ledger_ids)
+        )
+        here = "this one is" if len(ledger_ids) == 1 else "these are"
+        yield f"more than one ledger: {names} in the history, {here} {given}; see --ledger"
     providers = {entry.provider for entry in entries if entry.state != "declined"}
     if len(providers) > 1:
         yield f"paid through more than one gateway: {', '.join(sorted(providers))}"
@@ -383,7 +544,7 @@ def _disagreements(
     for line in sorted(lines | set(map(_line, entries)), key=lambda line: (len(line), line)):
         of_line = [entry for entry in entries if _line(entry) == line]
         of_line_before = [entry for entry in before if _line(entry) == line]
-        for text in _line_disagreements(line, runs, of_line_before, of_line):
+        for text in _line_disagreements(ledger_ids, line, runs, of_line_before, of_line):
             yield f"line {sanitized(line)}: {text}"
 
 
@@ -430,7 +591,11 @@ def _paid_for_others(
 
 
 def _line_disagreements(
-    line: str, runs: list[Run], before: list[LedgerEntry], entries: list[LedgerEntry]
+    ledger_ids: set[str],
+    line: str,
+    runs: list[Run],
+    before: list[LedgerEntry],
+    entries: list[LedgerEntry],
 ) -> Iterator[str]:
     begun = [(run, run.payments[line]) for run in runs if line in run.payments]
     done = [(run, payment) for run, payment in begun if payment.paid_at]
@@ -438,7 +603,9 @@ def _line_disagreements(
     told += [(run, run.paid_earlier[line]) for run in runs if line in run.paid_earlier]
     paid = [entry for entry in entries if entry.state == "paid"]
     if len(paid) > 1:
-        yield f"paid twice in the ledger: {', '.join(map(_described, paid))}"
+        is_one = len({entry.ledger for entry in paid}) == 1
+        where = "twice in the ledger" if is_one else "in more than one ledger"
+        yield f"paid {where}: {', '.join(map(_described, paid))}"
     # A run that an operator has reset repeats its payments: where it asks the same ledger, that
     # tells it that they are made.
     if len({(run.original_id, payment.asked.ledger) for run, payment in done}) > 1:
@@ -447,6 +614,16 @@ def _line_disagreements(
         run, known = told[0]
         state = f"{entries[-1].state} in the ledger" if entries else "not in the ledger"
         yield f"paid as {known} in the history of {run}, {state}"
+    elif missing := [
+        (run, payment)
+        for run, payment in done
+        if not any(_may_be_of(payment, entry, ledger_ids) for entry in paid)
+    ]:
+        run, payment = missing[0]
+        yield (
+            f"paid as {payment.asked} in the history of {run}, not in its ledger"
+            f" {(payment.asked.ledger or '')[:8]} but in {paid[0].ledger[:8]}"
+        )
     for entry in paid:
         yield from _content_disagreements(entry, told)
     if any(run.found.is_open and payment in run.under_way.values() for run, payment in begun):
@@ -513,19 +690,32 @@ def _jsonl_writer() -> Write:
     return lambda row: print(json.dumps(row, default=str))
 
 
-async def run(make_writer: Callable[[], Write]) -> int:
+async def run(
+    make_writer: Callable[[], Write],
+    earlier_ledgers: Sequence[str] = (),
+    period: Period | None = None,
+) -> int:
     """Returns how many invoices disagree.
 
+    Args:
+        earlier_ledgers: paths of SQLite files to read besides the worker's ledger.
+        period: the days of the rows to write.
+
     Raises:
-        StartupError: Temporal or the ledger can't be read.
+        StartupError: Temporal or a ledger can't be read.
     """
     directory = data_directory(make=False)
-    with closing(open_ledger(directory, read_only=True)) as ledger:
+    with ExitStack() as opened:
+        ledger = opened.enter_context(closing(open_ledger(directory, read_only=True)))
+        earlier = [
+            opened.enter_context(closing(SQLiteLedger(Path(path), read_only=True)))
+            for path in earlier_ledgers
+        ]
         client = await connect(connect_config(), identity=whoami())
         try:
             if not address_is_configured():
                 await belongs_to(client, directory)  # else every payment would disagree
-            return await audit(InvoiceRuns(client), ledger, make_writer())
+            return await audit(InvoiceRuns(client), ledger, make_writer(), period, earlier)
         except GatewayUnavailable as error:
             raise StartupError(str(error)) from error
         except (RPCError, TimeoutError) as error:
@@ -540,17 +730,33 @@ def main() -> int:
     )
     writers = {"csv": _csv_writer, "jsonl": _jsonl_writer}
     parser.add_argument("--format", choices=writers, default="csv")
+    parser.add_argument("--since", metavar="DATE", help="first day of the rows, in UTC")
+    parser.add_argument("--until", metavar="DATE", help="last day of the rows, in UTC")
+    parser.add_argument(
+        "--ledger",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="payments.db of an earlier data directory, to read as well; may be repeated",
+    )
     arguments = parser.parse_args()
+    if sys.stderr is None:  # it was closed, and `print` would write to standard output instead
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     # The csv module ends lines itself, and Windows has other encodings.
     sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
-    try:
-        code = 1 if asyncio.run(run(writers[arguments.format])) else 0
-        sys.stdout.flush()
-        return code
-    except StartupError as error:
-        print(error, file=sys.stderr)
-    except BrokenPipeError:  # as by `| head`
-        pass
+    with suppress(OSError):  # the reader of standard error has gone
+        try:
+            period = Period.of(arguments.since, arguments.until)
+            books = run(writers[arguments.format], arguments.ledger, period)
+            code = 1 if asyncio.run(books) else 0
+            sys.stdout.flush()
+            return code
+        except StartupError as error:
+            print(error, file=sys.stderr)
+        except BrokenPipeError:  # as by `| head`
+            pass
+        except OSError as error:
+            print(f"The books can't be written: {error}.", file=sys.stderr)
     return 2
 
 

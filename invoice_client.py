@@ -50,6 +50,7 @@ from invoices.refusals import (
     id_in_use_by_invoice,
     id_in_use_by_workflow,
     id_not_allowed,
+    id_of_paid_invoice,
     looks_like_others,
     not_an_invoice,
     submitted_again,
@@ -122,18 +123,37 @@ class InvoiceClient:
     async def _submit_again(self, invoice: Invoice, progress: RunProgress) -> InvoiceStatus:
         last = await self.runs.get_run(invoice.id)
         if last.is_open:
-            return _already_in_process(invoice, last)
+            return await self._already_in_process(invoice, last)
         if last.status.state == "completed" and last.description.workflow_type == INVOICE_WORKFLOW:
-            raise already_paid(last.status)
+            is_same = last.progress is not None and last.progress.digest == invoice.digest
+            raise already_paid(last.status) if is_same else id_of_paid_invoice(last.status)
         progress.ledger = await self.runs.ledger_of(last, EARLIER_RUNS)  # one invoice, one ledger
         try:
             started = await self._start(invoice, progress, WorkflowIDReusePolicy.ALLOW_DUPLICATE)
         except WorkflowAlreadyStartedError:  # another client started it first
-            return _already_in_process(invoice, await self.runs.get_run(invoice.id))
+            return await self._already_in_process(invoice, await self.runs.get_run(invoice.id))
         status = await self._started(invoice, progress, started, ask=True)
         if last.progress and last.progress.digest == invoice.digest:
             return status
         return status.model_copy(update={"replaces": last.status.amounts})
+
+    async def _already_in_process(self, invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
+        """The status of an open run, if that run is for exactly this invoice.
+
+        Raises:
+            InvoiceError: the run is for something else, or has ended.
+        """
+        if run.progress is None:
+            raise id_in_use_by_workflow(invoice.id)
+        status = run.status
+        if status.is_open and not run.is_up_to_date:
+            answer = await self.runs.ask_worker(invoice.id, run.id)
+            status = await self.runs.status_with_answer(run, answer)
+        if not status.is_open:
+            raise being_closed(status)
+        if run.progress.digest != invoice.digest:
+            raise id_in_use_by_invoice(status)
+        return status.model_copy(update={"outcome": "already_in_process"})
 
     async def _start(
         self, invoice: Invoice, progress: RunProgress, policy: WorkflowIDReusePolicy
@@ -390,8 +410,8 @@ class InvoiceClient:
 
         Args:
             total: the total that the invoice must have, if it hasn't been decided on yet.
-            to_be_shown: whether to look for similar invoices and, if the memo doesn't say yet what
-                was paid earlier, to ask a worker.
+            to_be_shown: whether to look for similar invoices and, if the memo may not be up to
+                date, to ask a worker.
 
         Raises:
             InvoiceError: there is no such invoice, its content breaks the rules, or it has a
@@ -412,7 +432,8 @@ class InvoiceClient:
             if not to_be_shown or not run.is_open:
                 return run, invoice
             status = run.status
-            if status.paid_earlier_lines is None:
+            # A worker may have yet to read a decision. Without a worker, the history shows it.
+            if status.paid_earlier_lines is None or not run.is_up_to_date:
                 answer = await self.runs.ask_worker(invoice_id, run.id)
                 status = await self.runs.status_with_answer(run, answer)
             return replace(run, status=await similar.add_to(status)), invoice
@@ -422,21 +443,6 @@ class InvoiceClient:
         if invoice is None:
             raise content_unreadable(run.status.invoice_id)
         return invoice
-
-
-def _already_in_process(invoice: Invoice, run: InvoiceRun) -> InvoiceStatus:
-    """The status of an open run, if that run is for exactly this invoice.
-
-    Raises:
-        InvoiceError: the run is for something else, or has ended.
-    """
-    if run.progress is None:
-        raise id_in_use_by_workflow(invoice.id)
-    if not run.status.is_open:
-        raise being_closed(run.status)
-    if run.progress.digest != invoice.digest:
-        raise id_in_use_by_invoice(run.status)
-    return run.status.model_copy(update={"outcome": "already_in_process"})
 
 
 def _expect_invoice(run: InvoiceRun) -> None:

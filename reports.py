@@ -14,7 +14,6 @@ with workflow.unsafe.imports_passed_through():
 
     from activities import cancellation_request
     from invoices.invoice import Invoice
-    from invoices.paid_earlier import PaidEarlier
     from invoices.status import INVALID_INVOICE, Cancellation, RunProgress, State
     from invoices.web_ui import WebUiDetails
     from invoices.wording import format_utc
@@ -43,14 +42,14 @@ class RunReport:
         """Whether the worker that answered the run's first question has a web hook."""
         self._notices: list[asyncio.Task[Any]] = []
 
-    def make_known(self, progress: RunProgress, paid_earlier: PaidEarlier) -> None:
+    def make_known(self, progress: RunProgress) -> None:
         """Publishes the current state of the run."""
         if progress.status != self._last_status:
             self._log(progress)
             self._last_status = progress.status
         self._upsert_memo(progress.to_memo())
         upsert_state(progress.state)
-        workflow.set_current_details(self._web_ui.render(progress, paid_earlier))
+        workflow.set_current_details(self._web_ui.render(progress))
         if progress.state != "paying":
             self.notify(progress.state, progress)
         if not progress.is_open:

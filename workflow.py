@@ -164,7 +164,7 @@ class InvoiceWorkflow:
         """Sets the state and its status, by default the state's own text, and makes them known."""
         self.status = status or STATUS_TEXTS[state]
         self.progress.state, self.progress.status = state, self.status
-        self.report.make_known(self.progress, self.paid_earlier)
+        self.report.make_known(self.progress)
 
     async def _look_up_earlier_payments(self) -> None:
         """Asks the ledger for a few seconds. Without an answer, step 4 asks again."""
@@ -269,7 +269,7 @@ class InvoiceWorkflow:
         if (amount := self.paid_earlier.total(self.invoice.currency)) is not None:
             self.progress.paid_lines = self.progress.paid_earlier_lines = len(answer.lines)
             self.progress.paid_amount = self.progress.paid_earlier_amount = amount
-            self.progress.paid_earlier_numbers = self.paid_earlier.ranges
+            self.progress.paid_earlier_numbers = self.paid_earlier.ranges(self.invoice)
         if changes := self.paid_earlier.changes(self.invoice):
             lines = self.paid_earlier.changed_lines(self.invoice)
             raise self._fail_with("PaymentConflict", changes, lines)

@@ -132,8 +132,8 @@ def _details(view: ApprovalView, status: InvoiceStatus) -> str:
         parts = (view.caution, view.similarity, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":
-        return f"{sanitized(status.status, 600)}. {status.details}"
-    return status.details
+        return f"{sanitized(status.status, 600)}. {status.details_without_bill}"
+    return status.details_without_bill
 
 
 def can_show_cards(capabilities: ClientCapabilities | None) -> bool:

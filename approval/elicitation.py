@@ -102,9 +102,9 @@ def render_question(view: ApprovalView) -> str:
     if view.paid_earlier:
         lines.append(f"Paid earlier: {view.paid_earlier}. To pay: {view.to_pay}.")
     if view.invoice.bill:
-        lines.append(view.invoice.bill)
+        lines.append(f"{view.invoice.bill}.")
     if view.invoice.charged:
-        lines.append(view.invoice.charged)
+        lines.append(f"{view.invoice.charged}.")
     if view.reason:
         lines.append(f"Reason that will be kept: {view.reason}")
     return "\n".join([*lines, *view.invoice.largest_lines(SHOWN_LINES)])

@@ -160,7 +160,12 @@ class InvoiceStatus(Progress):
     @property
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
-        return " ".join(filter(None, [self.bill, *self._details(), self._worker(), self.clock]))
+        return f"{self.bill} {self.details_without_bill}".strip()
+
+    @property
+    def details_without_bill(self) -> str:
+        """The same without whose bill it is."""
+        return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
 
     def _details(self) -> list[str]:
         match self.state:
@@ -291,9 +296,9 @@ class InvoiceStatus(Progress):
             passed = "deadline passed" if self.is_past_deadline else "deadline"
             parts.append(f"{passed} {format_utc(self.deadline)}")
         if self.decision:
-            parts.append(self.decided.rstrip("."))
+            parts.append(str(self.decision))
         if self.cancelled:
-            parts.append(self.cancelled.rstrip("."))
+            parts.append(f"cancelled {self.cancellation}")
         if self.caution:
             parts.append(self.caution.rstrip("."))
         return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(filter(None, parts))

@@ -137,6 +137,7 @@ class ApprovalView:
             paid_earlier = format_lines_and_total(
                 status.paid_lines, status.paid_amount, invoice.currency
             )
+        to_pay = format_money(invoice.total - status.paid_amount, invoice.currency)
         states = enumerate(status.line_states(len(invoice.lines)), start=1)
         numbers = {number for number, state in states if state == "paid_earlier"}
         return cls(
@@ -144,7 +145,7 @@ class ApprovalView:
             caution=status.caution,
             similarity=status.similarity,
             paid_earlier=paid_earlier,
-            to_pay=format_money(invoice.total - status.paid_amount, invoice.currency),
+            to_pay=f"at most {to_pay}" if status.paid_earlier_lines is None else to_pay,
             deadline=status.deadline,
             # Show all of it, since the model wrote it. Normalizing can triple its length.
             reason=sanitized_quote(reason, 3 * len(reason)) if reason else None,

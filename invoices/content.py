@@ -80,7 +80,11 @@ class StatusWithContent(InvoiceStatus):
         Field(description=f"The first {TYPED_LINES} lines. Missing if they can't be read."),
     ] = None
     lines_not_shown: Annotated[
-        int | None, Field(description="How many lines after those were left out, if any.")
+        int | None,
+        Field(
+            description="How many lines after those were left out, if any. To submit such an"
+            " invoice again, take its lines from their source."
+        ),
     ] = None
     texts_cut_at: Annotated[
         int | None,
@@ -95,8 +99,11 @@ class StatusWithContent(InvoiceStatus):
         str | None, Field(description="How they are charged, by the payment provider's id.")
     ] = None
     other_fields: Annotated[
-        dict[str, str] | None,
-        Field(description=f"Other fields of the invoice, each up to {OTHER_VALUE} characters."),
+        dict[str, str | int | float | bool | None] | None,
+        Field(
+            description="Other fields of the invoice. Texts are cut at"
+            f" {OTHER_VALUE} characters, and lists and objects are given as JSON text."
+        ),
     ] = None
     other_fields_not_shown: Annotated[
         int | None, Field(description="How many more other fields there are, if any.")
@@ -157,14 +164,19 @@ def _words(invoice: Invoice, states: Sequence[LineState], others: dict[str, Any]
     view = InvoiceView.of(invoice)
     words = [f"{view.charged}."] if view.charged else []
     if others:
-        named = [_worded_other(*other) for other in others.items()]
-        if len(named) > OTHER_FIELDS:
-            named[OTHER_FIELDS:] = [f"and {len(named) - OTHER_FIELDS:,} more"]
-        words.append(f"Also given: {', '.join(named)}.")
+        words.append(also_given(invoice))
     count = pluralize(len(states), "line")
     is_all = len(states) <= WORDED_LINES
     words.append("Lines:" if is_all else f"Lines, the {WORDED_LINES} largest of {count}:")
     return [*words, *view.largest_lines(WORDED_LINES, [LINE_STATES[state] for state in states])]
+
+
+def also_given(invoice: Invoice) -> str:
+    """A sentence that names the fields that nothing else tells; empty if there are none."""
+    named = [_worded_other(*other) for other in _other_fields(invoice).items()]
+    if len(named) > OTHER_FIELDS:
+        named[OTHER_FIELDS:] = [f"and {len(named) - OTHER_FIELDS:,} more"]
+    return f"Also given: {', '.join(named)}." if named else ""
 
 
 def _other_fields(invoice: Invoice) -> dict[str, Any]:
@@ -181,7 +193,11 @@ def _other_fields(invoice: Invoice) -> dict[str, Any]:
     }
 
 
-def _typed_other(value: Any) -> str:
+def _typed_other(value: Any) -> str | int | float | bool | None:
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and abs(value) < 2**53:  # larger ones aren't exact for every host
+        return value
     return cut(value if isinstance(value, str) else json.dumps(value), OTHER_VALUE)
 
 

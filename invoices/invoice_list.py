@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from invoices.answers import InvoiceStatus, message_first
 from invoices.refusals import InvoiceError
 from invoices.status import Moment, State
-from invoices.wording import format_money, pluralize
+from invoices.wording import format_money
 
 Which = State | Literal["all"]
 
@@ -169,10 +169,10 @@ class InvoiceList(BaseModel):
 
     def to_text(self, which: Which) -> str:
         """The answer of `list_invoices`; `which` is the state asked for, or `all`."""
-        kind = "invoice" if which == "all" else f"{which.replace('_', ' ')} invoice"
+        one, many = _NOUNS.get(which, (f"{which} invoice", f"{which} invoices"))
         if not self.invoices and not self.next_cursor:
-            return f"There are no {kind}s." if self.count == 0 else f"There are no more {kind}s."
-        lines = [f"{self._head(kind)}, {_ORDER.get(which, 'the last to end first')}:"]
+            return f"There are no {many}." if self.count == 0 else f"There are no more {many}."
+        lines = [f"{self._head(one, many)}, {_ORDER.get(which, 'the last to end first')}:"]
         if self.compared is not None:
             lines[0] = (
                 f"{lines[0][:-1]} of {self.compared:,}. There are too many to compare all, so those"
@@ -189,11 +189,11 @@ class InvoiceList(BaseModel):
             )
         return "\n".join(lines)
 
-    def _head(self, kind: str) -> str:
+    def _head(self, one: str, many: str) -> str:
         shown = len(self.invoices)
-        if self.count is None or self.count == shown:
-            return pluralize(shown, kind)
-        return f"{shown} of {pluralize(self.count, kind)}"
+        count = shown if self.count is None else self.count
+        noun = f"{count:,} {one if count == 1 else many}"
+        return noun if count == shown else f"{shown} of {noun}"
 
     def _sums(self, which: Which) -> str:
         if self.count is None:
@@ -209,6 +209,11 @@ class InvoiceList(BaseModel):
         return f"Sum of {whose}: {'; '.join(sums)}."
 
 
+_NOUNS: dict[Which, tuple[str, str]] = {
+    "all": ("invoice", "invoices"),
+    "paying": ("invoice being paid", "invoices being paid"),
+    "timed_out": ("timed-out invoice", "timed-out invoices"),
+}
 _ORDER: dict[Which, str] = {
     "all": "those that wait first, the nearest deadline first",
     "waiting": "the nearest deadline first",

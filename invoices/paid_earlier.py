@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 
-from invoices.invoice import MAX_LINES, Invoice
+from invoices.invoice import Invoice
 from invoices.messages import LedgerAnswer, PaidLine
 from invoices.wording import format_money, format_ranges, sanitized_quote
 
@@ -29,12 +29,15 @@ class PaidEarlier:
     def numbers(self) -> frozenset[int]:
         return frozenset(line.line for line in self.lines)
 
-    @property
-    def ranges(self) -> str | None:
-        """The numbers as text, or None if they are those of the first lines."""
-        if self.numbers == frozenset(range(1, len(self.lines) + 1)):
+    def ranges(self, invoice: Invoice) -> str | None:
+        """The numbers of those that the invoice still has as they were paid, as text.
+
+        None if they are the first lines. Empty if all of them have been changed.
+        """
+        unchanged = self.numbers - {paid.line for paid in self._changed(invoice)}
+        if unchanged == frozenset(range(1, len(self.lines) + 1)):
             return None
-        return format_ranges(self.numbers & frozenset(range(1, MAX_LINES + 1))) or None
+        return format_ranges(unchanged)
 
     def __contains__(self, number: object) -> bool:
         return number in self.numbers

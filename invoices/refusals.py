@@ -83,7 +83,20 @@ def not_an_invoice(status: InvoiceStatus, workflow_type: str) -> InvoiceError:
 
 def already_paid(status: InvoiceStatus) -> InvoiceError:
     when = f" on {format_utc(status.closed_at)}" if status.closed_at else ""
-    return InvoiceError(f"Invoice {status.invoice_id} was already paid{when}. Nothing was started.")
+    return InvoiceError(
+        f"Invoice {status.invoice_id} was already paid{when}: {status.amounts}. Nothing was"
+        " started."
+    )
+
+
+def id_of_paid_invoice(status: InvoiceStatus) -> InvoiceError:
+    """A paid invoice with different content has the same id."""
+    when = f" on {format_utc(status.closed_at)}" if status.closed_at else ""
+    return InvoiceError(
+        f"The id {status.invoice_id} belongs to a different invoice, which was paid{when}:"
+        f" {status.amounts}. {status.bill} Nothing was started. If yours is another bill, use"
+        " another id.".replace("  ", " ")
+    )
 
 
 def failed_at_start(status: InvoiceStatus) -> InvoiceError:

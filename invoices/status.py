@@ -137,7 +137,8 @@ def _bill_text(value: str) -> str:
 
 
 def _ranges(value: str) -> str:
-    parse_ranges(value)
+    if value:
+        parse_ranges(value)
     return value
 
 
@@ -254,7 +255,10 @@ class Progress(BaseModel):
     paid_earlier_amount: Amount | None = None
     paid_earlier_numbers: Annotated[
         Annotated[str, AfterValidator(_ranges)] | None,
-        Field(description="Which lines those are, such as 2, 5-7. Missing for the first lines."),
+        Field(
+            description="Which of its lines those are, such as 2, 5-7. Missing for the first lines,"
+            " empty if all of them have been changed since."
+        ),
     ] = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     decision: Decision | None = None
@@ -298,6 +302,11 @@ class Progress(BaseModel):
                 return f"{self.amounts}; this submission paid nothing."
             if earlier == 0:
                 return f"{self.amounts}; nothing has been paid."
+            if self.state in ("rejected", "timed_out", "cancelled") and not self.current_line:
+                return (
+                    f"{self.amounts}; this submission paid nothing. It isn't known whether an"
+                    " earlier one did."
+                )
             return f"{self.amounts}; it isn't known whether any of it was paid."
         if self.failure == "PaymentConflict" and self.paid_lines == earlier:
             amount = format_money(self.paid_amount, self.currency)
@@ -329,8 +338,11 @@ class Progress(BaseModel):
         earlier = self.paid_earlier_lines or 0
         # Lines are paid in their order, so these are almost always the first ones.
         paid_earlier = frozenset(range(1, earlier + 1))
-        if self.paid_earlier_numbers:
-            paid_earlier = parse_ranges(self.paid_earlier_numbers)
+        if self.paid_earlier_numbers is not None:
+            numbers = self.paid_earlier_numbers
+            paid_earlier = parse_ranges(numbers) if numbers else frozenset()
+        elif self.failure == "PaymentConflict":  # from 1.1: some of them have been changed since
+            return ["not_known"] * count
         # From a run that doesn't know what was paid earlier, the first lines are known at most.
         is_known = self.paid_earlier_lines is not None or self.paid_lines > 0
         rest: LineState = "unpaid" if is_known else "not_known"
@@ -369,6 +381,8 @@ class Progress(BaseModel):
                 " lines under a new id."
             )
         if self.decision and self.failure != "InvalidInvoice":
+            if not self.paid_lines:
+                return "You can submit it again."
             return "If you submit it again and approve it, only its unpaid lines are paid."
         return ""
 

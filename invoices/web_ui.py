@@ -1,8 +1,7 @@
 """The details of an invoice in Temporal's Web UI, as Markdown."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from datetime import datetime
-from itertools import chain, repeat
 
 from invoices.invoice import Invoice, LineItem
 from invoices.status import Progress
@@ -42,8 +41,8 @@ class WebUiDetails:
             for number, line in enumerate(invoice.lines, start=1)
         ]
 
-    def render(self, progress: Progress, paid_earlier: Container[int]) -> str:
-        """The Markdown. `paid_earlier` has the numbers of the lines that earlier runs paid."""
+    def render(self, progress: Progress) -> str:
+        """The Markdown."""
         until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
         sentences = [self._bill, progress.paid, progress.decided, progress.cancelled]
         match progress.state:
@@ -60,22 +59,21 @@ class WebUiDetails:
         rows = [
             f"{number_and_amount}{_GAP}{state}{_GAP}{item}"
             for (number_and_amount, item), state in zip(
-                self._cells, self._line_states(progress, paid_earlier), strict=True
+                self._cells, self._line_states(progress), strict=True
             )
         ]
         # The Web UI renders $...$ as mathematics, and cuts off the last lines.
         table = (header + "\n".join(rows)).replace("$", "\\$")
         return table + "\n\n\N{NO-BREAK SPACE}" * 2
 
-    def _line_states(self, progress: Progress, paid_earlier: Container[int]) -> Iterator[str]:
-        """The state of each line. Lines are paid in order, so the first unpaid one is current."""
-        paid_now = progress.paid_lines - (progress.paid_earlier_lines or 0)
-        current = {"failed": "failed", "cancelled": "stopped"}.get(progress.state, "next")
-        words = chain(repeat("paid", paid_now), [current] if progress.current_line else [])
-        for number in range(1, len(self._cells) + 1):
-            yield (
-                "paid\N{NO-BREAK SPACE}earlier" if number in paid_earlier else next(words, "unpaid")
-            )
+    def _line_states(self, progress: Progress) -> Iterator[str]:
+        """The state of each line in one or two words."""
+        states = progress.line_states(len(self._cells))
+        unpaid = (n for n, state in enumerate(states) if state not in ("paid", "paid_earlier"))
+        reached = next(unpaid, None) if progress.current_line else None
+        for number, state in enumerate(states):
+            current = {"failed": "failed", "cancelled": "stopped"}.get(progress.state, "next")
+            yield (current if number == reached else state).replace("_", "\N{NO-BREAK SPACE}")
 
 
 def _described(line: LineItem, limit: int) -> str:

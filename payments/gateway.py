@@ -1,7 +1,7 @@
 """The interface to a payment provider, with its data and its errors."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal, Protocol
@@ -42,6 +42,8 @@ class LedgerEntry:
     state: Literal["begun", "paid", "declined"]
     at: datetime
     """When it entered this state."""
+    ledger: str = field(default="", compare=False, repr=False)
+    """The id of the ledger that it was read from; empty if it wasn't read from one."""
 
 
 class GatewayUnavailable(Exception):

@@ -162,7 +162,7 @@ class Ledger(ABC):
 
     def _select(self, condition: str, *values: object) -> list[LedgerEntry]:
         rows = self._look_up(_COLUMNS, condition, *values, order=" ORDER BY attempt DESC")
-        return [_entry(row) for row in rows if row[0] is not None]
+        return [_entry(row, self.id) for row in rows if row[0] is not None]
 
     def _look_up(
         self, columns: str, condition: str, *values: object, order: str = ""
@@ -194,11 +194,12 @@ class Ledger(ABC):
         """
 
 
-def _entry(row: Sequence[Any]) -> LedgerEntry:
+def _entry(row: Sequence[Any], ledger: str) -> LedgerEntry:
     key, attempt, invoice_id, item, amount, currency, customer, payment_method, *rest = row
     provider, reference, state, at = rest
     payment = Payment(key, invoice_id, item, Decimal(amount), currency, customer, payment_method)
-    return LedgerEntry(payment, attempt, provider, reference, state, datetime.fromisoformat(at))
+    entered = datetime.fromisoformat(at)
+    return LedgerEntry(payment, attempt, provider, reference, state, entered, ledger)
 
 
 class SQLiteLedger(Ledger):

@@ -149,10 +149,12 @@ def describe_connection_error(address: str, detail: str, start: str | None = Non
             f"{service} closes the connection; check the TLS settings: TEMPORAL_TLS,"
             " TEMPORAL_TLS_CLIENT_CERT_PATH and TEMPORAL_TLS_CLIENT_KEY_PATH."
         )
+    ports = ""
     if start is None:
         is_default = address == f"localhost:{port}"
         start = "start it with `uv run worker.py`" if is_default else START
-    return f"{service} can't be reached; {start}, or check TEMPORAL_ADDRESS."
+        ports = " and INVOICE_TEMPORAL_PORT" if is_default else ""
+    return f"{service} can't be reached; {start}, or check TEMPORAL_ADDRESS{ports}."
 
 
 START = "start it"

@@ -146,11 +146,13 @@ async def test_a_card_shows_what_is_paid(host: Tools) -> None:
                 "item": "Web Development",
                 "description": "Frontend work",
                 "amount": "EUR 5,000.00",
+                "paid_earlier": False,
             },
             {
                 "item": "Design Services",
                 "description": "UI/UX design",
                 "amount": "EUR 2,000.00",
+                "paid_earlier": False,
             },
         ],
         "total": "EUR 7,000.00",

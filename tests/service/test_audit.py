@@ -55,6 +55,8 @@ class Books:
     code: int
     printed: str
     problems: list[str]
+    """The lines about invoices that disagree, or what else there is if there are none."""
+    sums: list[str]
 
     def of(self, invoice_id: str) -> list[dict[str, str]]:
         return [
@@ -73,7 +75,9 @@ async def audited(address: str, data: Path, *arguments: str, **env: str) -> Book
     )
     out, err = await process.communicate()
     assert process.returncode is not None
-    return Books(process.returncode, out.decode(), err.decode().splitlines()[:-1] or [err.decode()])
+    problems, _, rest = err.decode().partition("Lines in the books")
+    *sums, summary = rest.splitlines() or [""]
+    return Books(process.returncode, out.decode(), problems.splitlines() or [summary], sums)
 
 
 @dataclass
@@ -149,7 +153,7 @@ async def problems(address: str, data: Path, capsys: pytest.CaptureFixture[str])
     """Runs the audit, and returns its lines about invoices that disagree."""
     with closing(SQLiteLedger(data / "payments.db", read_only=True)) as ledger:
         await audit.audit(InvoiceRuns(await connect(address)), ledger, lambda row: None)
-    return capsys.readouterr().err.splitlines()[:-1]
+    return capsys.readouterr().err.partition("Lines in the books")[0].splitlines()
 
 
 def edit(folder: Path, statement: str) -> None:
@@ -158,7 +162,7 @@ def edit(folder: Path, statement: str) -> None:
 
 
 async def test_books_that_agree_say_so(agreed: Books) -> None:
-    assert (agreed.code, agreed.problems) == (AGREE, ["7 invoices, 0 with disagreements\n"])
+    assert (agreed.code, agreed.problems) == (AGREE, ["7 invoices, 0 with disagreements"])
 
 
 async def test_a_paid_line_has_the_decision_and_the_reference(agreed: Books) -> None:
@@ -212,6 +216,39 @@ async def test_json_lines_have_the_same_rows_exactly(books: Office, agreed: Book
     assert len(rows) == len(table) == 16
     assert [list(row) for row in rows] == [list(row) for row in table]
     assert {row["item"] for row in rows if row["invoice_id"] == "DECLINED"} == {"Domain", "=1+1"}
+
+
+async def test_the_books_end_with_sums(agreed: Books) -> None:
+    assert agreed.sums == [
+        ":",
+        "completed: 4 lines, $13,009.91; $13,000.01 paid",
+        "failed: 2 lines, $6,009.91; $9.90 paid",
+        "not_in_temporal: 2 lines, $7,000.00; $7,000.00 paid",
+        "paying: 2 lines, $7,000.00; $0.00 paid",
+        "rejected: 2 lines, $7,000.00; $0.00 paid",
+        "timed_out: 2 lines, $7,000.00; $0.00 paid",
+        "waiting: 2 lines, $7,000.00; $0.00 paid",
+    ]
+
+
+async def test_the_books_for_a_period_have_its_rows_and_every_disagreement(
+    books: Office, copy: Path
+) -> None:
+    edit(copy, f"UPDATE payments SET at = '2020-01-31T23:59:59.9+00:00' WHERE {KEY}")
+    edit(copy, "UPDATE payments SET state = 'declined' WHERE idempotency_key LIKE '%PAID/line-2'")
+    january, february = await asyncio.gather(
+        audited(books.address, copy, "--since", "2020-01-31", "--until", "2020-01-31"),
+        audited(books.address, copy, "--since", "2020-02-01", "--until", "2020-02-29"),
+    )
+    [row] = csv.DictReader(io.StringIO(january.printed))
+    assert (row["invoice_id"], row["line"], row["payment_at"][:10]) == ("PAID", "1", "2020-01-31")
+    first = " from 2020-01-31 until 2020-01-31:"
+    assert january.sums == [first, "completed: 1 line, $5,000.00; $5,000.00 paid"]
+    assert february.printed.split() == [",".join(audit.COLUMNS)]
+    assert february.sums == [" from 2020-02-01 until 2020-02-29:", "none"]
+    assert january.code == february.code == DISAGREE
+    assert january.problems == february.problems
+    assert january.problems[0].startswith("PAID: line 2: ")
 
 
 async def test_no_text_becomes_a_formula(agreed: Books) -> None:
@@ -323,7 +360,7 @@ async def test_a_payment_repeated_after_a_reset_is_in_the_books_once(
         )
         await desk.until(invoice, "completed")
     found = await audited(namespace.address, tmp_path)
-    assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements\n"])
+    assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements"])
     assert [(row["line"], row["payment"], row["attempt"]) for row in found.of("RESET")] == [
         ("1", "paid", "1"),
         ("2", "paid", "1"),
@@ -350,6 +387,13 @@ async def test_runs_on_two_ledgers_that_both_paid_disagree(
         "line 2",
     ]
     assert found[1].count("(completed)") == 2
+    other = str(tmp_path / "other" / "payments.db")
+    both = await audited(namespace.address, tmp_path / "one", "--ledger", other)
+    assert both.code == DISAGREE
+    twice = [text for text in both.problems if "paid in more than one ledger" in text]
+    assert [text.split(": ")[1] for text in twice] == ["line 1", "line 2"]
+    assert [row["payment"] for row in both.of("TWICE")] == ["paid"] * 4
+    assert both.sums[1:] == ["completed: 4 lines, $14,000.00; $14,000.00 paid"]
 
 
 async def test_the_books_of_a_shared_ledger_agree(
@@ -361,8 +405,21 @@ async def test_the_books_of_a_shared_ledger_agree(
         invoice = await desk.submit_and_approve(id="SHARED")
         await desk.until(invoice, "completed")
     found = await audited(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url)
-    assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements\n"])
+    assert (found.code, found.problems) == (AGREE, ["1 invoice, 0 with disagreements"])
     assert [row["payment"] for row in found.of("SHARED")] == ["paid", "paid"]
+
+    # An invoice that began with the file stays with it.
+    async with Worker(namespace.address, tmp_path):
+        earlier = await desk.submit_and_approve(id="EARLIER")
+        await desk.until(earlier, "completed")
+    found = await audited(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url)
+    assert found.code == DISAGREE
+    assert [text.split(": ")[0] for text in found.problems] == ["EARLIER"] * 3
+    files = ["--ledger", str(tmp_path / "payments.db")] * 2
+    found = await audited(namespace.address, tmp_path, *files, PAYMENT_LEDGER_URL=url)
+    assert (found.code, found.problems) == (AGREE, ["2 invoices, 0 with disagreements"])
+    assert found.sums[1:] == ["completed: 4 lines, $14,000.00; $14,000.00 paid"]
+    assert len(found.of("EARLIER")) == 2
 
 
 @workflow.defn(name="Payer `x`", sandboxed=False)
@@ -438,6 +495,72 @@ async def test_what_cannot_be_read_is_reported_in_a_sentence(books: Office, tmp_
     assert "The Temporal Service at 127.0.0.1:9 can't be reached" in away.problems[0]
     assert unknown.code == UNREADABLE
     assert "has no namespace 'books'" in unknown.problems[0]
+
+
+async def test_wrong_arguments_are_reported_before_anything_is_read(tmp_path: Path) -> None:
+    SQLiteLedger(tmp_path / "payments.db").close()
+    missing = tmp_path / "none.db"
+    a_date, a_ledger = await asyncio.gather(
+        audited("127.0.0.1:9", tmp_path, "--since", "yesterday"),
+        audited("127.0.0.1:9", tmp_path, "--ledger", str(missing)),
+    )
+    assert a_date.problems == ["--since must be a date such as 2026-11-30, not “yesterday”."]
+    assert a_ledger.problems == [
+        f"The payment ledger {missing} can't be used: unable to open database file."
+    ]
+    assert [a_date.code, a_ledger.code] == [UNREADABLE] * 2
+    assert a_date.printed + a_ledger.printed == ""
+    assert not missing.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other pipes")
+async def test_the_audit_ends_quietly_without_a_reader(books: Office) -> None:
+    async def code(lost: str, **env: str) -> int | None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, str(ROOT / "audit.py")],
+            env=environment(books.address, INVOICE_DATA_DIR=str(books.directory)) | env,
+            stdout=writer if lost == "stdout" else PIPE,
+            stderr=writer if lost == "stderr" else PIPE,
+        )
+        os.close(writer)
+        _, told = await asyncio.wait_for(process.communicate(), 60)
+        assert b"Traceback" not in (told or b"")
+        return process.returncode
+
+    # The SDK's threads run once there is a connection, and can abort the interpreter at its end.
+    assert await code("stderr", TEMPORAL_NAMESPACE="books") == UNREADABLE
+    assert await code("stderr", TEMPORAL_ADDRESS="127.0.0.1:9") == UNREADABLE
+    assert await code("stderr") == UNREADABLE
+    assert await code("stdout") == UNREADABLE
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has it")
+async def test_books_that_cannot_be_written_are_reported(books: Office) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, str(ROOT / "audit.py")],
+            env=environment(books.address, INVOICE_DATA_DIR=str(books.directory)),
+            stdout=full,
+            stderr=PIPE,
+        )
+        _, told = await process.communicate()
+    assert process.returncode == UNREADABLE
+    assert told.decode().splitlines()[-1].startswith("The books can't be written: ")
+
+
+async def test_without_standard_error_nothing_but_the_books_is_printed(
+    books: Office, agreed: Books
+) -> None:
+    command = f"{sys.executable} {ROOT / 'audit.py'} 2>&-"
+    process = await asyncio.create_subprocess_shell(
+        command,
+        env=environment(books.address, INVOICE_DATA_DIR=str(books.directory)),
+        stdout=PIPE,
+    )
+    printed, _ = await process.communicate()
+    assert (process.returncode, printed.decode()) == (AGREE, agreed.printed)
 
 
 async def test_the_ledger_is_left_as_it_is(

@@ -216,7 +216,7 @@ async def test_the_person_is_shown_the_reason_that_is_kept(asking: Tools, person
     assert status["decision"]["reason"] == reason
     shown = f"as agreed' {'on Monday ' * 98}".strip()
     assert person.asked[0].split("\n")[1:3] == [
-        "Charged: customer “Acme”",
+        "Charged: customer “Acme”.",
         f"Reason that will be kept: “{shown}”",
     ]
 

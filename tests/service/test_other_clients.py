@@ -143,7 +143,7 @@ async def test_the_person_is_asked_about_the_real_content_whatever_the_memo_says
             await tools("approve_invoice", invoice_id=invoice["id"])
         first, second = asked[0].splitlines()[:2]
         assert first == f"Pay invoice {invoice['id']}: 2 lines, $7,000.00?"
-        assert second == "Paid earlier: not known. To pay: $7,000.00."
+        assert second == "Paid earlier: not known. To pay: at most $7,000.00."
         status = await tools.status(invoice)
         assert (status["state"], status["total"], status["paid_lines"]) == ("waiting", "7000.00", 0)
         assert "decision" not in status

@@ -93,8 +93,10 @@ async def test_a_paid_invoice_is_refused(tools: Tools, worker: Worker, client: C
     await tools("process_invoice", invoice_data=invoice)
     await tools("approve_invoice", invoice_id=invoice["id"])
     await tools.until(invoice, "completed")
-    with pytest.raises(Refused, match=r"already paid on 20.*Nothing was started"):
+    with pytest.raises(Refused, match=r"already paid on 20.*: 2 lines, \$7,.*Nothing was started"):
         await tools("process_invoice", invoice_data=invoice)
+    with pytest.raises(Refused, match=r"a different invoice, which was paid on 20.*another id"):
+        await tools("process_invoice", invoice_data={**invoice, "currency": "EUR"})
     assert await eventually(lambda: runs(client, invoice["id"])) == 1
 
 

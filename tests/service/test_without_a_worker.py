@@ -301,3 +301,24 @@ async def test_a_start_that_is_not_looked_up_is_told_at_most_a_second_too_early(
     started = (await desk.handle({"id": told.invoice_id}).describe()).start_time
     assert timedelta(0) <= started - told.submitted_at <= timedelta(seconds=1) + took
     assert told.deadline == told.submitted_at + timedelta(days=5)
+
+
+async def test_a_kept_approval_is_told_instead_of_asking_again(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any) -> dict[str, bool]:
+        raise AssertionError("the person was asked")
+
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path):
+        invoice = await desk.submit()
+        await desk.once(invoice, lambda status: status.paid_earlier_lines == 0)
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.5)
+    await desk.approve(invoice)
+    async with tools_in_memory(namespace.address, elicitation_handler=never) as tools:
+        told = await tools("approve_invoice", invoice_id=invoice.id)
+        again = await tools("process_invoice", invoice_data=invoice.content)
+    assert told.startswith("Already approved; nothing was changed.")
+    for text in (told, again):
+        assert "A decision is kept" in text
+        assert "rejected" not in text

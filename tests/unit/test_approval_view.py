@@ -52,8 +52,8 @@ def test_the_question_and_the_card_say_the_same() -> None:
     assert render_question(view).splitlines() == [
         f"Pay invoice {invoice.id}: 2 lines, {card.total}?",
         f"Paid earlier: {card.paid_earlier}. To pay: {card.to_pay}.",
-        card.bill,
-        card.charged,
+        f"{card.bill}.",
+        f"{card.charged}.",
         "Reason that will be kept: “as 'agreed'”",
         f"1. {card.lines[0].amount} for “{card.lines[0].item}”: “{card.lines[0].description}”"
         " (paid earlier)",
@@ -77,7 +77,7 @@ def test_a_refusal_names_lines_and_who_is_charged_as_the_question_does() -> None
 @pytest.mark.parametrize(
     ("paid", "paid_earlier", "to_pay"),
     [
-        ({"paid_earlier_lines": None}, "not known", "$7,000.00"),
+        ({"paid_earlier_lines": None}, "not known", "at most $7,000.00"),
         ({"paid_earlier_lines": 0}, None, "$7,000.00"),
         (
             {"paid_earlier_lines": 1, "paid_lines": 1, "paid_amount": Decimal("5000.00")},

@@ -1,10 +1,12 @@
 """Which disagreements the audit reports, with made-up runs and ledgers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -21,6 +23,7 @@ from invoices.messages import PaymentRequest
 from invoices.status import NOT_KNOWN_TEXTS, Decision, RunProgress, State
 from payments.gateway import LedgerEntry, Payment
 from payments.ledger import SQLiteLedger
+from startup import StartupError
 from support import (
     an_invoice,
 )
@@ -102,8 +105,8 @@ def test_a_payment_without_an_approval_disagrees(ledger: SQLiteLedger) -> None:
     begun = audit.PaymentActivity(PaymentRequest(), NOON)
     approved = recorded("paying", APPROVAL, begun)
     rejected = recorded("rejected", Decision(approved=False, at=NOON), begun)
-    assert not list(audit._disagreements(ledger, [approved], [], []))
-    [text] = audit._disagreements(ledger, [rejected], [], [])
+    assert not list(audit._disagreements({ledger.id}, [approved], [], []))
+    [text] = audit._disagreements({ledger.id}, [rejected], [], [])
     assert text == f"payments without an approval in {rejected}"
 
 
@@ -134,8 +137,9 @@ async def test_an_invoice_that_takes_too_long_does_not_stop_the_others(
     temporal: Any = SimpleNamespace(temporal=None, exists=answers_if_exists)
     assert await audit.audit(temporal, ledger, lambda _: None) == 1
     assert set(found) == {"B"}
-    first, summary = capsys.readouterr().err.splitlines()
+    first, *sums, summary = capsys.readouterr().err.splitlines()
     assert first == "A: its runs couldn't be read within 0.05 s"
+    assert sums == ["Lines in the books:", "none"]
     assert summary == "2 invoices, 1 with disagreements"
     exists = False  # if Temporal doesn't answer, the audit can't continue
     with pytest.raises(TimeoutError):
@@ -147,7 +151,7 @@ def test_an_unknown_status_disagrees(text: str, ledger: SQLiteLedger) -> None:
     run = recorded("rejected", APPROVAL)
     status = run.found.status.model_copy(update={"status": text})
     run.found = replace(run.found, status=status)
-    [told] = audit._disagreements(ledger, [run], [], [])
+    [told] = audit._disagreements({ledger.id}, [run], [], [])
     assert told == f"too many signals were sent to {run}: its status isn't known"
 
 
@@ -179,9 +183,9 @@ def test_an_invoice_paid_through_two_gateways_disagrees(ledger: SQLiteLedger) ->
     declined = LedgerEntry(payment, 1, "simulated", "simulated-1", "declined", NOON)
     entries = [declined, LedgerEntry(payment, 2, "stripe live", "pi_1", "begun", NOON)]
     text = "paid through more than one gateway: simulated, stripe live"
-    assert text not in audit._disagreements(ledger, [], entries, entries)
+    assert text not in audit._disagreements({ledger.id}, [], entries, entries)
     entries[0] = replace(declined, state="paid")
-    assert text in audit._disagreements(ledger, [], entries, entries)
+    assert text in audit._disagreements({ledger.id}, [], entries, entries)
 
 
 def test_a_begun_payment_that_is_not_under_way_in_an_open_run_disagrees(
@@ -192,7 +196,7 @@ def test_a_begun_payment_that_is_not_under_way_in_an_open_run_disagrees(
     run = recorded("paying", APPROVAL, audit.PaymentActivity(PaymentRequest(), NOON))
 
     def disagreements(before: list[LedgerEntry]) -> list[str]:
-        return list(audit._disagreements(ledger, [run], before, [entry]))
+        return list(audit._disagreements({ledger.id}, [run], before, [entry]))
 
     told = "line 1: begun as “Domain” for $9.90 (simulated-1, 2026-11-26T12:00:00Z) in the ledger"
     [text] = disagreements([entry])
@@ -240,7 +244,7 @@ def test_a_payment_that_a_reset_run_repeats_is_one_payment(ledger: SQLiteLedger)
             made = audit.PaymentActivity(asked, paid_at, paid_at)
             run = recorded("completed", APPROVAL, made)
             runs.append(replace(run, original_id=original_id))
-        return list(audit._disagreements(ledger, runs, [entry], [entry]))
+        return list(audit._disagreements({ledger.id}, runs, [entry], [entry]))
 
     assert not disagreements(("first", "one"), ("first", "one"))
     for other in (("second", "one"), ("first", "other")):
@@ -270,7 +274,7 @@ def test_rows_do_not_depend_on_the_workers_clock(hours: float) -> None:
     ]
 
     def rows(runs: list[audit.Run], entries: list[LedgerEntry]) -> list[tuple[object, ...]]:
-        found = audit._rows("MADE-UP", runs, entries)
+        found = audit._rows("MADE-UP", runs, entries, set())
         return [(row["state"], row["payment"], row["attempt"]) for row in found]
 
     runs = [
@@ -297,3 +301,145 @@ def test_rows_do_not_depend_on_the_workers_clock(hours: float) -> None:
     ]
     assert rows(runs[2:3], []) == [("completed", "not_in_ledger", None)]
     assert rows([], entries[:1]) == [("not_in_temporal", "declined", 1)]
+
+
+def row(**fields: Any) -> audit.Row:
+    return dict.fromkeys(audit.COLUMNS) | {"invoice_id": "A", "run_id": "1", "line": "1"} | fields
+
+
+@pytest.mark.parametrize(
+    ("times", "day"),
+    [
+        ({"submitted_at": 1}, 1),
+        ({"submitted_at": 1, "ended_at": 2}, 2),
+        ({"submitted_at": 1, "decided_at": 2, "ended_at": 3}, 2),
+        ({"submitted_at": 1, "decided_at": 2, "ended_at": 4, "payment_at": 3}, 3),
+        ({"payment_at": 5}, 5),
+    ],
+)
+def test_a_row_belongs_to_the_day_of_its_payment_or_else_its_decision(
+    times: dict[str, int], day: int
+) -> None:
+    found = row(**{name: f"2026-11-0{day}T23:59:59Z" for name, day in times.items()})
+    days = [f"2026-11-0{day}" for day in range(1, 7)]
+    assert [one for one in days if found in audit.Period.of(one, one)] == [f"2026-11-0{day}"]
+    assert found in audit.Period.of(None, None)
+    assert found in audit.Period.of(days[0], None)
+    assert found not in audit.Period.of(days[5], None)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "text"),
+    [
+        ("2026-11-31", None, "--since must be a date such as 2026-11-30, not “2026-11-31”."),
+        (None, "30.11.2026", "--until must be a date such as 2026-11-30, not “30.11.2026”."),
+        (None, "", "--until must be a date"),
+        ("2026-12-01", "2026-11-30", "--since 2026-12-01 is after --until 2026-11-30."),
+    ],
+)
+def test_a_period_that_is_not_one_is_refused(
+    since: str | None, until: str | None, text: str
+) -> None:
+    with pytest.raises(StartupError) as refusal:
+        audit.Period.of(since, until)
+    assert str(refusal.value).startswith(text)
+
+
+def test_sums_count_a_line_once_and_each_payment() -> None:
+    sums = audit.Sums()
+    assert str(sums) == "none"
+    amount = {"amount": Decimal("9.90"), "currency": "USD"}
+    paid = {"payment_amount": Decimal("9.90"), "payment_currency": "USD", "payment": "paid"}
+    for found in (
+        row(state="completed", **amount, **{**paid, "payment": "declined"}),
+        row(state="completed", **amount, **paid),
+        row(state="completed", **amount, payment="paid_earlier", line="2"),
+        row(state="completed", **{**amount, "currency": "EUR"}, run_id="2"),
+        row(state="not_in_temporal", **paid, run_id=None),
+        row(state="failed", line=""),
+    ):
+        sums.add(found)
+    assert str(sums).splitlines() == [
+        "completed: 1 line, EUR 9.90; EUR 0.00 paid",
+        "completed: 2 lines, $19.80; $9.90 paid",
+        "failed: 1 line",
+        "not_in_temporal: 1 line, $9.90; $9.90 paid",
+    ]
+
+
+PAID = LedgerEntry(PAYMENT, 1, "simulated", "simulated-1", "paid", NOON)
+
+
+@pytest.fixture
+def other_ledger(tmp_path: Path) -> Iterator[SQLiteLedger]:
+    with closing(SQLiteLedger(tmp_path / "other.db")) as other:
+        yield other
+
+
+def test_a_ledger_and_its_copy_count_once(ledger: SQLiteLedger, other_ledger: SQLiteLedger) -> None:
+    other_ledger.id = ledger.id
+    other_ledger._execute("UPDATE payment_ledger SET id = ?", ledger.id)
+    begun = replace(PAID, state="begun")
+    ledger.add(begun)
+    ledger.settle(PAID)
+    other_ledger.add(begun)
+    for both in ([ledger, other_ledger], [other_ledger, ledger], [ledger, ledger]):
+        assert audit.Ledgers(*both).entries("MADE-UP") == [PAID]
+    # What only the copy has was paid by a worker that used the copy.
+    again = replace(PAID, attempt=2, reference="simulated-2")
+    other_ledger.add(again)
+    assert audit.Ledgers(ledger, other_ledger).entries("MADE-UP") == [PAID, again]
+
+
+def test_a_payment_in_two_ledgers_disagrees(
+    ledger: SQLiteLedger, other_ledger: SQLiteLedger
+) -> None:
+    for one in (ledger, other_ledger):
+        one.add(PAID)
+    both = audit.Ledgers(ledger, other_ledger)
+    entries = both.entries("MADE-UP")
+    assert len(entries) == 2
+    run = paid_run(ledger.id)
+    [text] = audit._disagreements(both.ids, [run], entries, entries)
+    assert text.startswith("line 1: paid in more than one ledger: “Domain” for $9.90 (simulated-1")
+    rows = audit._rows("MADE-UP", [run], entries, both.ids)
+    assert [found["state"] for found in rows] == ["completed", "not_in_temporal"]
+
+
+def paid_run(ledger_id: str) -> audit.Run:
+    asked = PaymentRequest(item="Domain", amount=Decimal("9.90"), ledger=ledger_id)
+    return recorded("completed", APPROVAL, audit.PaymentActivity(asked, NOON, NOON))
+
+
+def test_a_payment_must_be_in_the_ledger_of_its_run(ledger: SQLiteLedger) -> None:
+    ledger.add(PAID)
+    entries = ledger.entries("MADE-UP")
+    ids = {ledger.id, "earlier"}
+    run = paid_run("earlier")
+    run.ledgers = {"earlier"}
+    assert not list(audit._disagreements(ids, [paid_run(ledger.id)], entries, entries))
+    [text] = audit._disagreements(ids, [run], entries, entries)
+    assert text == (
+        f"line 1: paid as “Domain” for $9.90 in the history of {run}, not in its ledger earlier but"
+        f" in {ledger.id[:8]}"
+    )
+    [missing] = [found for found in audit._rows("MADE-UP", [run], entries, ids) if found["run_id"]]
+    assert missing["payment"] == "not_in_ledger"
+    [text, *_] = audit._disagreements({ledger.id}, [run], entries, entries)
+    assert text.startswith("more than one ledger: earlier in the history, this one is ")
+
+
+def test_each_run_has_the_attempts_in_its_own_ledger() -> None:
+    states: list[tuple[str, Any]] = [("earlier", "declined"), ("now", "declined"), ("now", "paid")]
+    entries = [
+        replace(PAID, attempt=number, reference=f"simulated-{number}", state=state, ledger=id)
+        for number, (id, state) in enumerate(states)
+    ]
+    first, second = paid_run("earlier"), paid_run("now")
+    first.payments["1"].paid_at = None  # it ended without a known result
+    rows = audit._rows("MADE-UP", [first, second], entries, {"earlier", "now"})
+    assert [(found["run_id"], found["attempt"]) for found in rows] == [
+        (first.found.id, 0),
+        (second.found.id, 1),
+        (second.found.id, 2),
+    ]

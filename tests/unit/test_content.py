@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -130,15 +131,32 @@ def test_what_became_of_each_line(
 def test_lines_paid_earlier_are_named_unless_they_are_the_first(
     numbers: list[int], ranges: str | None
 ) -> None:
-    earlier = PaidEarlier([PaidLine(line=number) for number in numbers])
-    assert earlier.ranges == ranges
+    invoice = invoice_of(lines=[{"item": "Day", "amount": "650.00"}] * 9)
+    paid = [PaidLine(line=number, item="Day", amount=Decimal("650.00")) for number in numbers]
+    assert PaidEarlier(paid).ranges(invoice) == ranges
     if ranges:
         assert parse_ranges(ranges) == set(numbers)
 
 
 def test_lines_that_no_invoice_has_are_not_named() -> None:
-    assert PaidEarlier([PaidLine(line=10**6)]).ranges is None
-    assert PaidEarlier([PaidLine(line=2), PaidLine(line=501)]).ranges == "2"
+    invoice = invoice_of(lines=[{"item": "Day", "amount": "650.00"}] * 3)
+    day = PaidLine(line=2, item="Day", amount=Decimal("650.00"))
+    assert PaidEarlier([PaidLine(line=10**6)]).ranges(invoice) == ""
+    assert PaidEarlier([day, PaidLine(line=501)]).ranges(invoice) == "2"
+
+
+def test_a_line_that_was_changed_since_is_not_told_as_paid_earlier() -> None:
+    invoice = invoice_of(lines=[{"item": "Server", "amount": "900.00"}])
+    paid = PaidEarlier([PaidLine(line=1, item="Cables", amount=Decimal("40.00"))])
+    fields = {"state": "failed", "failure": "PaymentConflict", "paid_lines": 1}
+    fields |= {"paid_earlier_lines": 1, "paid_earlier_numbers": paid.ranges(invoice)}
+    assert [line.state for line in told(invoice, **fields).lines or ()] == ["unpaid"]
+    assert RunProgress.model_validate(
+        RunProgress.of(invoice).model_copy(update=fields).to_memo()
+    ).line_states(1) == ["unpaid"]
+    # Version 1.1 didn't tell which lines were changed.
+    fields["paid_earlier_numbers"] = None
+    assert [line.state for line in told(invoice, **fields).lines or ()] == ["not_known"]
 
 
 def test_every_second_of_the_most_lines_can_be_told_in_a_memo() -> None:
@@ -215,7 +233,7 @@ def test_whose_bill_it_is_is_told_first_and_in_the_list() -> None:
     assert f"status: Awaiting approval. F{bill}. 2 lines" in told(invoice).to_text()
     assert f"2 lines, $7,000.00; f{bill}; submitted" in status_of(invoice).to_line()
     assert told(invoice).to_structured()["supplier"] == HOSTILE
-    details = WebUiDetails(invoice, NOON).render(status_of(invoice), set())
+    details = WebUiDetails(invoice, NOON).render(status_of(invoice))
     assert f"\n\nF{bill}. 2 lines".replace("$", "\\$") in details
 
 
@@ -264,7 +282,7 @@ def test_the_longest_answers_stay_below_100_kilobytes(character: str) -> None:
     assert len(card.lines) == 500
     assert size(card.model_dump(mode="json")) + size(waiting.to_text()) < 100_000
     assert size(render_question(view)) < 100_000
-    assert size(WebUiDetails(invoice, NOON).render(waiting, set())) < 250_000
+    assert size(WebUiDetails(invoice, NOON).render(waiting)) < 250_000
 
 
 def size(content: Any) -> int:
@@ -288,7 +306,7 @@ def test_a_description_stands_beside_its_item_in_the_web_ui() -> None:
         {"item": "Ink", "amount": "2.00", "description": f"{HOSTILE} $1"},
     ]
     invoice = invoice_of(lines=lines)
-    table = WebUiDetails(invoice, NOON).render(status_of(invoice), set()).split("\n\n")[2]
+    table = WebUiDetails(invoice, NOON).render(status_of(invoice)).split("\n\n")[2]
     assert table.splitlines()[2:] == [
         f"| 1 |{gap}\\$1.00 |{gap}unpaid{gap}| Pens |",
         f"| 2 |{gap}\\$2.00 |{gap}unpaid{gap}| Ink: “Fine' 2. \\$0.01 for 'x'"

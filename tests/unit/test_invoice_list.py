@@ -73,7 +73,7 @@ def test_an_altered_cursor_is_refused(fields: dict[str, Any]) -> None:
 
 
 def test_an_empty_list_names_the_state() -> None:
-    assert InvoiceList.of([], Sums()).to_text("timed_out") == "There are no timed out invoices."
+    assert InvoiceList.of([], Sums()).to_text("timed_out") == "There are no timed-out invoices."
     after_the_last = InvoiceList.of([])
     assert after_the_last.to_text("all") == "There are no more invoices."
 

@@ -15,7 +15,7 @@ from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import WorkflowExecutionStatus
 
-from invoice_client import _already_in_process
+from invoice_client import InvoiceClient
 from invoice_runs import (
     MAX_CONTENT_BYTES,
     InvoiceRun,
@@ -253,4 +253,4 @@ async def test_an_invoice_that_has_ended_and_is_still_open_is_not_called_in_proc
     other = Invoice.model_validate(an_invoice(id="INV-1", currency="EUR"))
     for invoice in (same, other):
         with pytest.raises(InvoiceError, match=r"just being closed.*Make the same call again"):
-            _already_in_process(invoice, closing)
+            await InvoiceClient(runs.temporal)._already_in_process(invoice, closing)

@@ -162,7 +162,7 @@ def test_texts_say_who_cancelled() -> None:
     told = "by ana@desk on 2026-11-26 12:00:00 UTC, reason: “ordered twice”"
     ended = a_status("cancelled", APPROVED_BEFORE, cancellation=CANCELLATION)
     assert f"Cancelled {told}." in ended.to_text()
-    assert f"Cancelled {told}" in ended.to_line()
+    assert f"; cancelled {told}" in ended.to_line()
     paying = a_status("paying", APPROVED_BEFORE, cancellation=CANCELLATION)
     assert f"Cancellation requested {told}. The line that is being paid is" in paying.to_text()
     # A cancellation that came too late stopped nothing.
