@@ -25,8 +25,9 @@ def decision_outcome(
     may_be_own = kept is None or kept.request == request or not status.is_decided
     if request and status.state == "waiting" and status.worker_answers is False and may_be_own:
         return "decision_kept"
-    if approve and status.needs_second_person and status.first_approval:
-        is_own = request is not None and status.first_approval.request == request
+    first = status.first_approval
+    if approve and first and not status.is_decided:
+        is_own = request is not None and first.request == request
         return "approved_first" if is_own else "already_approved_first"
     decision = decision or kept
     # The decision takes effect once the workflow has asked the ledger, or once a worker runs.

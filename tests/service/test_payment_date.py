@@ -132,7 +132,7 @@ async def test_the_day_is_in_the_question_the_status_and_the_list(
         await tools.until(one, "scheduled")
     assert f"status: Approved, to be paid on {NEXT_MONTH}. " in text
     assert f"Payment date: {NEXT_MONTH} (in 29 days" in text
-    assert asked[-1].split("\n")[1].startswith(f"Payment date: {NEXT_MONTH} (in 29 days")
+    assert asked[-1].split("\n")[2].startswith(f"Payment date: {NEXT_MONTH} (in 29 days")
     assert (await tools.status(invoice))["pay_on"] == f"{NEXT_MONTH}T00:00:00Z"
 
     async def both_listed() -> str | None:

@@ -191,3 +191,43 @@ def test_a_decision_is_dated_by_its_sender_only_within_what_can_be(
 def test_names_and_reasons_of_any_length_are_cut() -> None:
     cancellation = Cancellation.from_request("x" * 10**6, "", NOON)
     assert (len(cancellation.by or ""), cancellation.reason) == (200, None)
+
+
+def of_two(
+    first: str | None = None,
+    kept: tuple[bool, str | None] | None = None,
+    *,
+    worker_answers: bool | None = True,
+) -> InvoiceStatus:
+    """A waiting invoice that two people must approve. `first` is the request of the first
+    approval, by Ann; what is kept is Bob's.
+    """
+    status = a_status("waiting", worker_answers=worker_answers)
+    approval = Decision(approved=True, request=first, by="ann@desk1", at=NOON) if first else None
+    by_bob = Decision(approved=kept[0], request=kept[1], by="bob@desk1", at=NOON) if kept else None
+    update = {"first_approval": approval, "kept_decision": by_bob}
+    return status.model_copy(update={"required_approvals": "two_people", **update})
+
+
+@pytest.mark.parametrize(
+    ("status", "approve", "request_id", "outcome"),
+    [
+        (of_two(OWN), True, OWN, "approved_first"),
+        # Another approval by the same person was taken before.
+        (of_two(OTHER), True, OWN, "already_approved_first"),
+        # Nothing was sent.
+        (of_two(OTHER), True, None, "already_approved_first"),
+        (of_two(OTHER), False, OWN, None),
+        # The approval of somebody who may not approve.
+        (of_two(), True, OWN, None),
+        # What is kept decides together with the first approval, or begins.
+        (of_two(OTHER, APPROVED_HERE, worker_answers=False), True, OWN, "decision_kept"),
+        (of_two(OTHER, APPROVED_BEFORE, worker_answers=False), True, OWN, "already_approved"),
+        (of_two(None, APPROVED_BEFORE, worker_answers=False), True, OWN, "decision_kept"),
+        (of_two(None, REJECTED_BEFORE, worker_answers=False), True, OWN, None),
+    ],
+)
+def test_the_outcome_where_two_people_must_approve(
+    status: InvoiceStatus, approve: bool, request_id: str | None, outcome: Outcome | None
+) -> None:
+    assert decision_outcome(status, approve=approve, request=request_id) == outcome
