@@ -7,6 +7,7 @@ memo updates) goes behind `workflow.patched("name-of-the-change")`; the recorded
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from math import ceil
@@ -21,12 +22,11 @@ with workflow.unsafe.imports_passed_through():
 
     from activities import (
         HEARTBEAT_TIMEOUT,
-        decision_in_time,
         payment_outcome,
         payments_made,
         process_payment,
     )
-    from invoices.approvals import Decisions
+    from decisions import ReceivedDecisions
     from invoices.invoice import (
         AS_STARTED,
         BEFORE_1_1,
@@ -77,12 +77,10 @@ class InvoiceWorkflow:
         self.approved: bool | None = None
         self.status = PROCESSING
         self.decision: Decision | None = None
-        self.has_late_decision = False
-        """Whether a decision was read after the deadline. It may still have arrived in time."""
         self.expected_ledger: str | None = None
         self.paid_earlier = PaidEarlier()
         self.asks_ledger = workflow.patched("paid-earlier")
-        self.decisions = Decisions(is_rule_known=not self.asks_ledger)
+        self.decisions = ReceivedDecisions(is_rule_known=not self.asks_ledger)
         content = _read_invoice(invoice, AS_STARTED if self.asks_ledger else BEFORE_1_1)
         self.invoice_problem = content if isinstance(content, str) else None
         if isinstance(content, Invoice):
@@ -163,8 +161,7 @@ class InvoiceWorkflow:
             self.progress.submitted_at = submitted_at
         self.decisions.submitted_by = self.progress.submitted_by
         self.deadline = approval_deadline(submitted_at, invoice.approval_timeout_days)
-        self.progress.deadline = self.deadline
-        self.report = RunReport(invoice, self.deadline)
+        self.progress.deadline, self.report = self.deadline, RunReport(invoice, self.deadline)
 
     def _set_state(self, state: State, status: str | None = None) -> None:
         """Sets the state and its status, by default the state's own text, and makes them known."""
@@ -197,37 +194,17 @@ class InvoiceWorkflow:
     def _receive_decision(self, approved: bool, payload: RawValue) -> None:
         """The first decision stands or, where two people are required, what all mean together."""
         # No `await` between check and assignment, so a second signal can't slip in.
-        is_decided = self.approved is not None
-        if self.invoice_problem or (is_decided and self.decisions.is_rule_known):
+        if self.invoice_problem:
             return
-        decision = Decision.from_signal(approved, payload.payload.data, workflow.now())
-        # A decision that is read after the deadline counts only if the Temporal Service received
-        # it before the deadline. The run looks that up once the deadline's timer has fired.
-        if decision.at >= self.deadline:
-            if is_decided or workflow.patched("deadline-by-the-service"):
-                workflow.logger.info("%s: a decision is read after the deadline", self.invoice.id)
-                self.has_late_decision = True
-                return
-            # Older runs: the sender's clock counted.
-            if workflow.patched("deadline-is-a-decision") and not _date_if_sent_in_time(
-                decision, self.deadline
-            ):
-                return
-        sent_at = decision.dated_by_sender(workflow.info().workflow_start_time)
-        if sent_at and not is_decided and workflow.patched("dated-by-the-sender"):
-            decision.at = sent_at
-        self.decisions.add(decision)
-        self._judge()
-        is_told = self.status == self.decisions.judgement.waiting_status
-        if self.decisions.required and self.approved is None and not is_told:
-            self._set_state("waiting")  # its text says who else must approve
+        if self.decisions.receive(approved, payload, self.deadline, self.approved):
+            self._judge()
+            if self.decisions.required and self.approved is None:
+                self._set_state("waiting")  # the status text says who else must approve
 
     def _judge(self) -> None:
-        judgement = self.decisions.judgement
-        self.decision, self.approved = judgement.decision, judgement.approved
-        if self.decisions.required:
-            self.progress.required_approvals = self.decisions.required
-            self.progress.first_approval, self.progress.decision = judgement.first, self.decision
+        self.decision = self.decisions.judgement.decision
+        self.approved = self.decision.approved if self.decision else None
+        self.decisions.note_in(self.progress)
 
     async def _wait_for_decision(self) -> None:
         if self.report.sends_notices:
@@ -237,7 +214,7 @@ class InvoiceWorkflow:
                 self.report.notify("reminder", self.progress)
         if self.approved is None:
             await self._wait_until(self.deadline, "Approval deadline")
-        if self.approved is None and self.has_late_decision:
+        if self.approved is None and self.decisions.has_late_one:
             await self._take_decision_in_time()
         self.progress.decision = self.decision
         if self.approved:
@@ -245,25 +222,11 @@ class InvoiceWorkflow:
         self.decisions.is_rule_known = True
 
     async def _wait_until(self, moment: datetime, summary: str) -> None:
-        time_left = moment - workflow.now()
-        with suppress(TimeoutError):
-            await workflow.wait_condition(
-                lambda: self.approved is not None,
-                # In whole seconds, which the Web UI shows as five days and no millisecond less.
-                timeout=timedelta(seconds=max(ceil(time_left.total_seconds()), 0.001)),
-                timeout_summary=summary,
-            )
+        await _wait_for(lambda: self.approved is not None, moment - workflow.now(), summary)
 
     async def _take_decision_in_time(self) -> None:
-        deadline = self.deadline.isoformat()
         try:
-            # A local activity: anyone with access to the service could complete a regular one.
-            found = await workflow.execute_local_activity(
-                decision_in_time,
-                args=[deadline, True] if self.decisions.may_need_two else [deadline],
-                start_to_close_timeout=timedelta(seconds=30),
-                retry_policy=RETRY_FOREVER,
-            )
+            found = await self.decisions.look_up_those_in_time(self.deadline, RETRY_FOREVER)
         except FailureError as error:
             raise self._error_for(error) from error
         if self.approved is None:
@@ -277,8 +240,8 @@ class InvoiceWorkflow:
             return
         self._set_state("paying")
         question = LedgerQuestion.about(self.invoice, self._terms()).to_json()
-        summary = "What was paid earlier"
-        self._take_over(await self._execute(payments_made, question, "ledger", summary))
+        found = await self._execute(payments_made, question, "ledger", "What was paid earlier")
+        self._take_over(found)
         if self.approved is None:  # two people must approve, which wasn't known
             self._set_state("waiting")
             await self._wait_for_decision()
@@ -287,19 +250,15 @@ class InvoiceWorkflow:
         pay_on = self.progress.pay_on
         if pay_on and (time_left := pay_on - workflow.now()) > timedelta():
             self._set_state("scheduled", f"{SCHEDULED} {format_day(pay_on)}")
-            seconds = ceil(time_left.total_seconds())
-            await workflow.sleep(seconds, summary="Payment date")
+            await workflow.sleep(ceil(time_left.total_seconds()), summary="Payment date")
 
     def _take_over(self, found: dict[str, Any]) -> None:
         """Keeps what the ledger answered; fails where a line that was paid has been changed."""
         if (answer := _read_answer(found)) is None:
             raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
-        if not self.decisions.is_rule_known:
-            self.decisions.is_rule_known = True
-            if answer.required_approvals and workflow.patched("two-people"):
-                self.decisions.required = answer.required_approvals
-                self._judge()
+        self.decisions.learn_rule(answer.required_approvals)
+        self._judge()
         if answer.lines is None:  # the ledger is away
             return
         self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)
@@ -397,13 +356,14 @@ def _read_answer(found: Any) -> LedgerAnswer | None:
     return None
 
 
-def _date_if_sent_in_time(decision: Decision, deadline: datetime) -> bool:
-    """Decides by the sender's clock, and then dates the decision by it."""
-    submitted_at = workflow.info().workflow_start_time
-    if decision.sent_at is None or not submitted_at <= decision.sent_at < deadline:
-        return False
-    decision.at = decision.sent_at
-    return True
+async def _wait_for(is_so: Callable[[], bool], time_left: timedelta, summary: str) -> None:
+    with suppress(TimeoutError):
+        await workflow.wait_condition(
+            is_so,
+            # In whole seconds, which the Web UI shows as five days and no millisecond less.
+            timeout=timedelta(seconds=max(ceil(time_left.total_seconds()), 0.001)),
+            timeout_summary=summary,
+        )
 
 
 async def _pause_before(number: int, seconds: float) -> None:

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Self
+from typing import Self
 
 from invoices.status import AWAITING_APPROVAL, Decision, RequiredApprovals, describe_name
 
@@ -133,33 +133,3 @@ def that_matter(decisions: Sequence[Decision]) -> list[Decision]:
         if can_matter(decision, kept):
             kept.append(decision)
     return kept
-
-
-@dataclass
-class Decisions:
-    """The decisions on one invoice, in the order in which they were made."""
-
-    submitted_by: str | None = None
-    required: RequiredApprovals | None = None
-    is_rule_known: bool = False
-    """Whether a worker has said what is required. Until then, one approval seems to be enough, and
-    decisions after the first are kept too.
-    """
-    made: list[Decision] = field(default_factory=list)
-
-    @property
-    def judgement(self) -> Judgement:
-        return judge(self.made, self.required, self.submitted_by)
-
-    @property
-    def may_need_two(self) -> bool:
-        return self.required is not None or not self.is_rule_known
-
-    def add(self, decision: Decision) -> None:
-        if can_matter(decision, self.made):
-            self.made.append(decision)
-
-    def replace(self, found: Any) -> None:
-        """Takes over what `decision_in_time` has found."""
-        decisions = found if isinstance(found, list) else [found] if found else []
-        self.made = [Decision.model_validate(decision) for decision in decisions]
