@@ -297,8 +297,9 @@ class InvoiceWorkflow:
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
         if not self.decisions.is_rule_known:
             self.decisions.is_rule_known = True
-            if answer.required_approvals and workflow.patched("two-people"):
+            if answer.required_approvals:
                 self.decisions.required = answer.required_approvals
+                self.report.make_rule_known(answer.required_approvals)
                 self._judge()
         if answer.lines is None:  # the ledger is away
             return
