@@ -38,13 +38,13 @@ class ReceivedDecisions:
             progress.first_approval = self.judgement.first
             progress.decision = self.judgement.decision
 
-    def learn_rule(self, required: RequiredApprovals | None) -> None:
-        """Takes over what the first worker that answers says is required."""
+    def learn_rule(self, required: RequiredApprovals | None) -> RequiredApprovals | None:
+        """Takes over what the first worker that answers requires, and returns it if it is new."""
         if self.is_rule_known:
-            return
+            return None
         self.is_rule_known = True
-        if required and workflow.patched("two-people"):
-            self.required = required
+        self.required = required
+        return required
 
     def receive(
         self, approved: bool, payload: RawValue, deadline: datetime, outcome: bool | None

@@ -14,7 +14,13 @@ with workflow.unsafe.imports_passed_through():
 
     from activities import cancellation_request
     from invoices.invoice import Invoice
-    from invoices.status import INVALID_INVOICE, Cancellation, RunProgress, State
+    from invoices.status import (
+        INVALID_INVOICE,
+        Cancellation,
+        RequiredApprovals,
+        RunProgress,
+        State,
+    )
     from invoices.web_ui import WebUiDetails
     from invoices.wording import format_utc
     from notices import Event, NoticeWorkflow, make_notice
@@ -59,6 +65,19 @@ class RunReport:
             ended = workflow.metric_meter().create_counter("invoices_ended", "By outcome.")
             ended.add(1, {"outcome": progress.state})
             record_outcome(progress.state)
+
+    def make_rule_known(self, required: RequiredApprovals | None) -> None:
+        """Notes whose approvals the run needs, in a memo update of its own.
+
+        Nothing is noted if one person is enough.
+
+        An older worker, which would pay after one approval, doesn't make this update, so it can't
+        continue the run. `workflow.patched` isn't used for that: what follows a local activity can
+        be in a later workflow task than its result, namely if a query was waiting, and `patched` is
+        then false in a replay.
+        """
+        if required:
+            workflow.upsert_memo({"required_approvals": required})
 
     def notify(self, event: Event, progress: RunProgress) -> None:
         """Starts a notice as a child workflow that continues on its own."""

@@ -257,7 +257,7 @@ class InvoiceWorkflow:
         if (answer := _read_answer(found)) is None:
             raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
-        self.decisions.learn_rule(answer.required_approvals)
+        self.report.make_rule_known(self.decisions.learn_rule(answer.required_approvals))
         self._judge()
         if answer.lines is None:  # the ledger is away
             return

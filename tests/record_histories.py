@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowHandle
+from temporalio.service import RPCError
 
 from invoice_client import InvoiceClient
 from invoices.answers import InvoiceStatus
@@ -72,6 +73,7 @@ class Steps:
     def __init__(self, client: Client, data: Path) -> None:
         self.client = client
         self.data = data
+        self.asking: list[asyncio.Task[None]] = []
 
     def handle(self, name: str) -> WorkflowHandle[Any, Any]:
         return self.client.get_workflow_handle(workflow_id(name))
@@ -286,6 +288,20 @@ def approved_by_the_first(second: bool | None = None, **fields: Any) -> Course:
     return course
 
 
+async def status_asked_before_a_worker_ran(do: Steps, name: str) -> None:
+    """A query that waits splits what follows the ledger's answer from it, into the next task."""
+    await do.submit(name, wait=False, currency="EUR")
+    await do.handle(name).signal("approve_invoice", {"by": APPROVER})
+
+    async def ask() -> None:
+        while True:
+            with suppress(RPCError):
+                await do.handle(name).query("get_status")
+                return
+
+    do.asking.append(asyncio.create_task(ask()))
+
+
 async def two_approved_in_time_but_read_late(do: Steps, name: str) -> None:
     await do.submit(name, wait=False, currency="EUR", approval_timeout_days=15 / 24 / 3600)
     for by in (APPROVER, SECOND):
@@ -299,6 +315,7 @@ WITHOUT_A_WORKER: dict[str, Course] = {
     "approved-after-the-deadline": approved_after_the_deadline,
     "approved-in-time-but-read-late": approved_in_time_but_read_late,
     "two-approved-in-time-but-read-late": two_approved_in_time_but_read_late,
+    "status-asked-before-a-worker-ran": status_asked_before_a_worker_ran,
 }
 # Except for "declined", the first run is declined after its first line, and the second is recorded.
 PAID_IN_PART = ["resubmitted", "paid-in-part-then-rejected", "paid-line-changed"]
@@ -353,6 +370,8 @@ async def take_all(do: Steps, service: Service) -> None:
         await finish(WITH_A_LIMIT)
     async with worker(service):
         await take(TOGETHER)
+        await asyncio.gather(*do.asking)
+        await do.decide("status-asked-before-a-worker-ran", by=SECOND)
         await finish(WITHOUT_A_WORKER | TOGETHER)
         for name, course in ALONE.items():
             await take({name: course})
