@@ -3,7 +3,8 @@
 Changing this file: invoices wait for days, so runs that began under the old code go on under the
 new. Any change that adds, removes or reorders what a run asks of Temporal (timers, activities,
 memo updates) goes behind `workflow.patched("name-of-the-change")`; the recorded histories in
-`tests/histories` show whether old runs still replay.
+`tests/histories` show whether old runs still replay. Don't ask `patched` about a change for the
+first time right after a local activity: `RunReport.make_rule_known` says why.
 """
 
 import asyncio
@@ -299,8 +300,8 @@ class InvoiceWorkflow:
             self.decisions.is_rule_known = True
             if answer.required_approvals:
                 self.decisions.required = answer.required_approvals
-                self.report.make_rule_known(answer.required_approvals)
                 self._judge()
+                self.report.make_rule_known(self.progress)
         if answer.lines is None:  # the ledger is away
             return
         self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)
