@@ -38,13 +38,13 @@ class ReceivedDecisions:
             progress.first_approval = self.judgement.first
             progress.decision = self.judgement.decision
 
-    def learn_rule(self, required: RequiredApprovals | None) -> RequiredApprovals | None:
-        """Takes over what the first worker that answers requires, and returns it if it is new."""
+    def learn_rule(self, required: RequiredApprovals | None) -> bool:
+        """Takes over what the first worker that answers requires. True if it is two people."""
         if self.is_rule_known:
-            return None
+            return False
         self.is_rule_known = True
         self.required = required
-        return required
+        return required is not None
 
     def receive(
         self, approved: bool, payload: RawValue, deadline: datetime, outcome: bool | None

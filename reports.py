@@ -17,7 +17,6 @@ with workflow.unsafe.imports_passed_through():
     from invoices.status import (
         INVALID_INVOICE,
         Cancellation,
-        RequiredApprovals,
         RunProgress,
         State,
     )
@@ -66,18 +65,15 @@ class RunReport:
             ended.add(1, {"outcome": progress.state})
             record_outcome(progress.state)
 
-    def make_rule_known(self, required: RequiredApprovals | None) -> None:
+    def make_rule_known(self, progress: RunProgress) -> None:
         """Notes whose approvals the run needs, in a memo update of its own.
-
-        Nothing is noted if one person is enough.
 
         An older worker, which would pay after one approval, doesn't make this update, so it can't
         continue the run. `workflow.patched` isn't used for that: what follows a local activity can
         be in a later workflow task than its result, namely if a query was waiting, and `patched` is
         then false in a replay.
         """
-        if required:
-            workflow.upsert_memo({"required_approvals": required})
+        self._upsert_memo(progress.to_memo())
 
     def notify(self, event: Event, progress: RunProgress) -> None:
         """Starts a notice as a child workflow that continues on its own."""

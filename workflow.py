@@ -3,7 +3,8 @@
 Changing this file: invoices wait for days, so runs that began under the old code go on under the
 new. Any change that adds, removes or reorders what a run asks of Temporal (timers, activities,
 memo updates) goes behind `workflow.patched("name-of-the-change")`; the recorded histories in
-`tests/histories` show whether old runs still replay.
+`tests/histories` show whether old runs still replay. Don't ask `patched` about a change for the
+first time right after a local activity: `RunReport.make_rule_known` says why.
 """
 
 import asyncio
@@ -222,7 +223,7 @@ class InvoiceWorkflow:
         self.decisions.is_rule_known = True
 
     async def _wait_until(self, moment: datetime, summary: str) -> None:
-        await _wait_for(lambda: self.approved is not None, moment - workflow.now(), summary)
+        await _wait_for(lambda: self.approved is not None, moment, summary)
 
     async def _take_decision_in_time(self) -> None:
         try:
@@ -247,18 +248,18 @@ class InvoiceWorkflow:
             await self._wait_for_decision()
 
     async def _wait_for_payment_date(self) -> None:
-        pay_on = self.progress.pay_on
-        if pay_on and (time_left := pay_on - workflow.now()) > timedelta():
+        if (pay_on := self.progress.pay_on) and pay_on > workflow.now():
             self._set_state("scheduled", f"{SCHEDULED} {format_day(pay_on)}")
-            await workflow.sleep(ceil(time_left.total_seconds()), summary="Payment date")
+            await workflow.sleep(_whole_seconds_until(pay_on), summary="Payment date")
 
     def _take_over(self, found: dict[str, Any]) -> None:
         """Keeps what the ledger answered; fails where a line that was paid has been changed."""
         if (answer := _read_answer(found)) is None:
             raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
-        self.report.make_rule_known(self.decisions.learn_rule(answer.required_approvals))
-        self._judge()
+        if self.decisions.learn_rule(answer.required_approvals):
+            self._judge()
+            self.report.make_rule_known(self.progress)
         if answer.lines is None:  # the ledger is away
             return
         self.progress.ledger, self.paid_earlier = answer.ledger, PaidEarlier.of(answer)
@@ -356,14 +357,16 @@ def _read_answer(found: Any) -> LedgerAnswer | None:
     return None
 
 
-async def _wait_for(is_so: Callable[[], bool], time_left: timedelta, summary: str) -> None:
+async def _wait_for(is_so: Callable[[], bool], moment: datetime, summary: str) -> None:
+    """Waits until something is so, or until a moment."""
+    seconds = max(_whole_seconds_until(moment), 0.001)
     with suppress(TimeoutError):
-        await workflow.wait_condition(
-            is_so,
-            # In whole seconds, which the Web UI shows as five days and no millisecond less.
-            timeout=timedelta(seconds=max(ceil(time_left.total_seconds()), 0.001)),
-            timeout_summary=summary,
-        )
+        await workflow.wait_condition(is_so, timeout=seconds, timeout_summary=summary)
+
+
+def _whole_seconds_until(moment: datetime) -> int:
+    """Rounded up, so that the Web UI shows a timer of five days and no millisecond less."""
+    return ceil((moment - workflow.now()).total_seconds())
 
 
 async def _pause_before(number: int, seconds: float) -> None:
