@@ -104,6 +104,13 @@ class InvoiceStatus(Progress):
             " Only of a waiting invoice."
         ),
     ] = None
+    similar_incomplete: Annotated[
+        bool | None,
+        Field(
+            description="True if there may be more invoices with the same total that weren't"
+            " compared."
+        ),
+    ] = None
     outcome: Annotated[
         Outcome | None, Field(description="The result of this call, if it changes something.")
     ] = None
@@ -127,8 +134,15 @@ class InvoiceStatus(Progress):
 
     @property
     def similarity(self) -> str:
-        """Which invoices may be the same bill, in sentences; empty if none is known."""
-        return " ".join(f"{other}." for other in self.similar or [])
+        """Which invoices may be the same bill, in sentences; empty if there is none."""
+        told = [f"{other}." for other in self.similar or []]
+        if self.similar_incomplete:
+            told.append(
+                "There may be more invoices with the same total that weren't compared."
+                if told
+                else "There may be invoices with the same total that weren't compared."
+            )
+        return " ".join(told)
 
     @property
     def now(self) -> datetime:
