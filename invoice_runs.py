@@ -151,7 +151,11 @@ class InvoiceRun:
     @property
     def is_up_to_date(self) -> bool:
         """Whether the memo says all that a worker would answer."""
-        return self.has_own_memo and not self.description.has_pending_workflow_task
+        # A paused run has no workflow task, whatever it was sent.
+        has_read_all = not (
+            self.description.has_pending_workflow_task or self.description.is_paused
+        )
+        return self.has_own_memo and has_read_all
 
     @property
     def ledger(self) -> str | None:
@@ -366,7 +370,11 @@ class InvoiceRuns:
             run = await self.get_run(invoice_id, run_id)
             if run.is_open and run.description.has_pending_workflow_task:
                 continue
-            if not run.has_own_memo or run.status.state == "terminated":
+            if (
+                not run.has_own_memo
+                or run.status.state == "terminated"
+                or run.description.is_paused
+            ):
                 return None
             self._last_worker_answer = time.monotonic()
             if not run.is_open:
@@ -393,6 +401,8 @@ class InvoiceRuns:
     ) -> InvoiceStatus:
         """The status of an open run, updated with a worker's answer about it."""
         kept = None
+        if run.description.is_paused:  # a worker's answer wouldn't have what the run was sent
+            answer = None
         if answer is None:  # meanwhile a worker may have failed to process it, or completed it
             reading = in_background(self._kept_decision(run))
             run = await self.get_run(run.status.invoice_id, run.id)
@@ -651,6 +661,7 @@ class InvoiceRuns:
             submitted_at=submitted_at,
             deadline=deadline,
             closed_at=execution.close_time,
+            paused=execution.is_paused or None,
             retry=read_retry(execution),
             worker_answers=worker_answers,
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,

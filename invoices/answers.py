@@ -81,14 +81,18 @@ class InvoiceStatus(Progress):
     kept_decision: Annotated[
         Decision | None,
         Field(
-            description="The decision that takes effect when a worker runs. Missing if a worker"
-            " answers."
+            description="The decision that takes effect when a worker runs, or once the invoice"
+            " isn't paused. Missing if a worker answers."
         ),
     ] = None
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
         bool | None, Field(description="Whether a worker answered. Missing if none was asked.")
+    ] = None
+    paused: Annotated[
+        bool | None,
+        Field(description="True if it is paused in Temporal, or in a status that isn't known."),
     ] = None
     worker_failures: Annotated[
         int | None, Field(description="How often a worker failed to process this invoice.")
@@ -222,7 +226,7 @@ class InvoiceStatus(Progress):
             "It was made before the deadline, which has passed." if self.is_past_deadline else ""
         )
         return (
-            f"A decision is kept and takes effect when a worker runs: {self.kept_decision}."
+            f"A decision is kept and takes effect {self.continues}: {self.kept_decision}."
             f" {passed}".rstrip()
         )
 
@@ -232,7 +236,7 @@ class InvoiceStatus(Progress):
         if self.cancellation is None or not self.is_open:
             return ""
         if self.worker_answers is False:
-            when = "The cancellation is kept and takes effect when a worker runs."
+            when = f"The cancellation is kept and takes effect {self.continues}."
         elif self.state == "paying":
             when = "The line that is being paid is finished first, and no other is started."
         else:
@@ -267,16 +271,30 @@ class InvoiceStatus(Progress):
     def _worker(self) -> str:
         if self.worker_answers is not False:
             return ""
-        if self.worker_failures:
+        if self.worker_failures and not self.paused:
             times = pluralize(self.worker_failures, "time")
             return (
                 f"A worker tried to process this invoice and failed, {times} so far; its log says"
                 " why. This is the last recorded status."
             )
         return (
-            "No worker answers now: this is the last recorded status. The invoice continues when a"
-            " worker runs."
+            f"{self.why_kept}: this is the last recorded status. The invoice continues"
+            f" {self.continues}."
         )
+
+    @property
+    def why_kept(self) -> str:
+        """Why nothing happens now to an open invoice about which no worker has answered."""
+        if self.paused:
+            return "The invoice is paused in Temporal, or in a status that isn't known"
+        if self.worker_failures:
+            return "A worker tried to process this invoice and failed; its log says why"
+        return "No worker answers now"
+
+    @property
+    def continues(self) -> str:
+        """When an open invoice continues about which no worker has answered."""
+        return "once it is unpaused in Temporal" if self.paused else "when a worker runs"
 
     @property
     def _clock_is_wrong(self) -> bool:
@@ -306,6 +324,8 @@ class InvoiceStatus(Progress):
             parts.append(paid)
         if self.retry:
             parts.append(f"{self.retry.what} is being retried, attempt {self.retry.attempt}")
+        if self.paused:
+            parts.append("paused in Temporal, or in a status that isn't known")
         if self.state == "waiting" and self.deadline:
             passed = "deadline passed" if self.is_past_deadline else "deadline"
             parts.append(f"{passed} {format_utc(self.deadline)}")

@@ -55,6 +55,11 @@ class Execution:
     """None if the execution comes from a list."""
 
     @property
+    def is_paused(self) -> bool:
+        """Whether it is open, but paused or in a status that the SDK doesn't know."""
+        return self.close_time is None and self.status is None
+
+    @property
     def has_pending_workflow_task(self) -> bool:
         """Whether a worker has yet to process something that the run was sent."""
         raw = self.raw_description

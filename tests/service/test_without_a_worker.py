@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.api.workflowservice.v1 import (
+    PauseWorkflowExecutionRequest,
+    UnpauseWorkflowExecutionRequest,
+)
 from temporalio.client import Client
 
 import invoice_runs
@@ -108,6 +112,45 @@ async def test_a_decision_that_is_kept_is_told_and_stands(idle_tools: Tools) -> 
     await idle_tools("reject_invoice", invoice_id=other)
     with pytest.raises(Refused, match=r"can't be approved now.*rejected by"):
         await idle_tools("approve_invoice", invoice_id=other)
+
+
+async def test_a_paused_invoice_is_told_as_paused_and_keeps_what_it_is_sent(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    kept = {
+        "once it is unpaused in Temporal",
+        "is paused in Temporal, or in a status that isn't known",
+    }
+    async with Worker(namespace.address, tmp_path), tools_in_memory(namespace.address) as tools:
+        invoice, cancelled = await tools.submit(), await tools.submit()
+        for one in (invoice, cancelled):
+            await tools.until(one, "waiting")
+            await client.workflow_service.pause_workflow_execution(
+                PauseWorkflowExecutionRequest(
+                    namespace=client.namespace, workflow_id=workflow_id(one["id"])
+                )
+            )
+        texts = [
+            await tools("approve_invoice", invoice_id=invoice["id"], total="7000 USD"),
+            await tools("get_invoice_status", invoice_id=invoice["id"]),
+            await tools("cancel_invoice", invoice_id=cancelled["id"]),
+            await tools("get_invoice_status", invoice_id=cancelled["id"]),
+        ]
+        for text in texts:
+            assert [words for words in kept if words not in text] == [], text
+            assert "No worker answers" not in text
+        assert "A decision is kept" in texts[1]
+        assert "Cancellation requested" in texts[3]
+        with pytest.raises(Refused, match=r"can't be rejected now.*approved by"):
+            await tools("reject_invoice", invoice_id=invoice["id"])
+        assert (await tools.status(invoice))["paused"]
+        await client.workflow_service.unpause_workflow_execution(
+            UnpauseWorkflowExecutionRequest(
+                namespace=client.namespace, workflow_id=workflow_id(invoice["id"])
+            )
+        )
+        assert "paused" not in await tools.until(invoice, "completed")
 
 
 async def test_a_kept_decision_is_dated_when_it_was_made(

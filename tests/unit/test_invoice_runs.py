@@ -102,6 +102,17 @@ async def test_what_the_tutorials_worker_says_counts_before_the_memo(runs: Invoi
     assert status.worker_answers
 
 
+async def test_a_run_in_a_status_that_is_not_known_is_not_called_up_to_date(
+    runs: InvoiceRuns,
+) -> None:
+    progress = progress_in("waiting").model_copy(update={"submitted_at": NOON})
+    running, paused = an_execution(), replace(an_execution(), status=None)
+    assert (await found(runs, running, progress)).is_up_to_date
+    run = await found(runs, paused, progress)
+    assert not run.is_up_to_date
+    assert "paused in Temporal, or in a status that isn't known" in run.status.to_line()
+
+
 async def test_a_retry_is_reported_without_a_worker(runs: InvoiceRuns) -> None:
     pending = PendingActivityInfo(activity_id="line-2", attempt=3)
     execution = an_execution(pending_activities=[pending])
