@@ -152,10 +152,9 @@ class InvoiceRun:
     def is_up_to_date(self) -> bool:
         """Whether the memo says all that a worker would answer."""
         # A paused run has no workflow task, whatever it was sent.
-        has_read_all = not (
-            self.description.has_pending_workflow_task or self.description.is_paused
-        )
-        return self.has_own_memo and has_read_all
+        execution = self.description
+        may_have_unread = execution.has_pending_workflow_task or execution.is_paused
+        return self.has_own_memo and not may_have_unread
 
     @property
     def ledger(self) -> str | None:
@@ -370,11 +369,9 @@ class InvoiceRuns:
             run = await self.get_run(invoice_id, run_id)
             if run.is_open and run.description.has_pending_workflow_task:
                 continue
-            if (
-                not run.has_own_memo
-                or run.status.state == "terminated"
-                or run.description.is_paused
-            ):
+            if not run.has_own_memo or run.status.state == "terminated":
+                return None
+            if run.description.is_paused:
                 return None
             self._last_worker_answer = time.monotonic()
             if not run.is_open:
