@@ -497,7 +497,8 @@ def _row(
             row |= {"decided_at": _iso(decision.at), "decided_by": decision.by}
             row["reason"] = decision.reason
         if run.found.status.is_cancelled and (cancellation := run.cancellation):
-            row |= {"cancelled_at": _iso(cancellation.at), "cancelled_by": cancellation.by}
+            row["cancelled_at"] = _iso(cancellation.at) if cancellation.at else None
+            row["cancelled_by"] = cancellation.by
             row["cancellation_reason"] = cancellation.reason
         if ended_at := run.found.status.closed_at:
             row["ended_at"] = _iso(ended_at)

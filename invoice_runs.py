@@ -7,7 +7,7 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -57,6 +57,7 @@ from temporal_service.executions import (
     Execution,
     cancel_request,
     describe_execution,
+    events_back_to,
     has_no_poller,
     last_events,
     list_executions,
@@ -397,7 +398,8 @@ class InvoiceRuns:
         self, run: InvoiceRun, answer: WorkerAnswer | None
     ) -> InvoiceStatus:
         """The status of an open run, updated with a worker's answer about it."""
-        kept = None
+        kept: Decision | None = None
+        is_known = True
         if run.description.is_paused:  # a worker's answer wouldn't have what the run was sent
             answer = None
         if answer is None:  # meanwhile a worker may have failed to process it, or completed it
@@ -405,7 +407,7 @@ class InvoiceRuns:
             run = await self.get_run(run.status.invoice_id, run.id)
             if not run.is_open:
                 return run.status
-            kept = await reading
+            kept, is_known = await reading
         progress: Progress = run.progress or run.status
         if isinstance(answer, RunProgress):
             progress = answer
@@ -414,15 +416,56 @@ class InvoiceRuns:
         status = self._make_status(run.description, progress, worker_answers=answer is not None)
         # The workflow reports its cancellation only when it ends.
         cancellation = status.cancellation or run.status.cancellation
-        return status.model_copy(update={"cancellation": cancellation, "kept_decision": kept})
+        unknown = None if is_known else True
+        return status.model_copy(
+            update={
+                "cancellation": cancellation,
+                "kept_decision": kept,
+                "kept_decision_unknown": unknown,
+            }
+        )
 
-    async def _kept_decision(self, run: InvoiceRun) -> Decision | None:
-        """The decision that a worker will take when it runs: the first that no worker has read."""
+    async def _kept_decision(self, run: InvoiceRun) -> tuple[Decision | None, bool]:
+        """The decision that a worker will take when it runs: the first that no worker has read.
+
+        Returns:
+            The decision, if there is one, and whether that is known.
+        """
         status = run.status
         if status.state != "waiting" or status.decision:
+            return None, True
+        id = run.description.id
+        events = await events_back_to(
+            self.temporal, id, run.id, lambda event: event.event_type == _TASK_COMPLETED
+        )
+        if events is None:
+            return None, False
+        originals: dict[_SignalKey, datetime] | None = {}
+        if base_id := _base_run_id(events):
+            originals = await self._signal_times(id, base_id)
+        if originals is None:
+            return None, False
+        return first_unread_decision(events, status.deadline, originals), True
+
+    async def _signal_times(self, id: str, run_id: str) -> dict["_SignalKey", datetime] | None:
+        """When the Temporal Service received the signals of a run from which another was reset.
+
+        A reset copies signals with its own time. None if there are too many events to tell.
+        """
+        try:
+            events = await events_back_to(self.temporal, id, run_id, lambda _: False)
+        except RPCError as error:
+            if not is_unknown_workflow(error):
+                raise
+            return {}  # it is past its retention, and the copies count
+        if events is None:
             return None
-        events = await self._last_events(run.description.id, run.id, LAST_EVENTS)
-        return first_unread_decision(events, status.deadline)
+        base_id = _base_run_id(events)
+        earlier = await self._signal_times(id, base_id) if base_id else {}
+        if earlier is None:
+            return None
+        keyed = ((_signal_key(event), event.event_time.ToDatetime(UTC)) for event in events)
+        return {key: at for key, at in keyed if key} | earlier
 
     async def _with_cancellation(
         self, execution: Execution, status: InvoiceStatus
@@ -430,12 +473,14 @@ class InvoiceRuns:
         """Adds who has asked to cancel a run that is open, or whose worker hasn't reported it."""
         raw = execution.raw_description
         is_requested = raw and raw.workflow_extended_info.cancel_requested
-        if status.cancellation or not is_requested or not (status.is_open or status.is_cancelled):
+        told = status.cancellation
+        if (told and told.at) or not is_requested or not (status.is_open or status.is_cancelled):
             return status
         found = await cancel_request(self.temporal, execution.id, execution.run_id)
-        if found is None:
-            return status
-        cancellation = Cancellation.from_request(found.identity, found.reason, found.at)
+        if found is None:  # too many signals came after it
+            cancellation = told or Cancellation()
+        else:
+            cancellation = Cancellation.from_request(found.identity, found.reason, found.at)
         return status.model_copy(update={"cancellation": cancellation})
 
     async def latest_executions(self, invoice_id: str, limit: int) -> list[Execution]:
@@ -698,12 +743,15 @@ def _read_own_invoice(content: bytes, id: str) -> Invoice | None:
 
 
 def first_unread_decision(
-    latest: Sequence[HistoryEvent], deadline: datetime | None
+    latest: Sequence[HistoryEvent],
+    deadline: datetime | None,
+    originals: Mapping["_SignalKey", datetime] | None = None,
 ) -> Decision | None:
     """The first decision that was received after the last completed workflow task, in time.
 
     Args:
         latest: the last events of the history, newest first.
+        originals: the times of the signals that a reset has copied.
 
     Returns:
         None if there is none, or if the events don't reach back far enough.
@@ -713,12 +761,32 @@ def first_unread_decision(
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
             at = event.event_time.ToDatetime(UTC)
+            if originals and (key := _signal_key(event)):
+                at = originals.get(key, at)
             if deadline is None or at < deadline:
                 approved = DECISIONS[signal.signal_name]
                 first = Decision.from_signal(approved, first_data(signal.input), at)
         elif event.event_id == 1 or event.event_type == _TASK_COMPLETED:
             return first
     return None
+
+
+_SignalKey = tuple[str, str, bytes]
+"""The request id of a signal, its name and its content: all that a reset copies."""
+
+
+def _signal_key(event: HistoryEvent) -> _SignalKey | None:
+    """None if the event isn't a signal, or if it has no request id."""
+    signal = event.workflow_execution_signaled_event_attributes
+    if not signal.request_id:
+        return None
+    return signal.request_id, signal.signal_name, first_data(signal.input)
+
+
+def _base_run_id(events: Sequence[HistoryEvent]) -> str:
+    """The run from which the last reset made this one; empty if the events have no reset."""
+    ids = (event.workflow_task_failed_event_attributes.base_run_id for event in events)
+    return next(filter(None, ids), "")
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:

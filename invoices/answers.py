@@ -85,6 +85,13 @@ class InvoiceStatus(Progress):
             " isn't paused. Missing if a worker answers."
         ),
     ] = None
+    kept_decision_unknown: Annotated[
+        bool | None,
+        Field(
+            description="True if a decision may be kept that isn't known, because too many signals"
+            " were sent."
+        ),
+    ] = None
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
@@ -246,6 +253,12 @@ class InvoiceStatus(Progress):
     def _deadline(self) -> str:
         if self.deadline is None:
             return ""
+        if self.kept_decision_unknown:
+            verb = "passed" if self.is_past_deadline else "is"
+            return (
+                f"The approval deadline {verb} on {format_utc(self.deadline)}. It isn't known"
+                " whether a decision is kept already, because too many signals were sent."
+            )
         if self.is_past_deadline:
             return (
                 f"The approval deadline, {format_utc(self.deadline)}, has passed: it can't be"

@@ -210,15 +210,19 @@ class Cancellation(BaseModel):
 
     by: Annotated[str | None, Field(max_length=MAX_NAME)] = None
     reason: Annotated[str | None, Field(max_length=MAX_REASON)] = None
-    at: Moment
+    at: Moment | None = None
+    """None if the request wasn't found, so that neither the time nor the sender is known."""
 
     @classmethod
-    def from_request(cls, by: str, reason: str, at: datetime) -> Self:
+    def from_request(cls, by: str, reason: str, at: datetime | None) -> Self:
         """Cuts the texts, which can be of any length."""
         return cls(by=by[:MAX_NAME] or None, reason=reason[:MAX_REASON] or None, at=at)
 
     def __str__(self) -> str:
         """`by user@host on 2026-11-29 06:02:11 UTC, reason: “ordered twice”`."""
+        if self.at is None:
+            because = f", reason: {sanitized_quote(self.reason, 300)}" if self.reason else ""
+            return f"by an unknown client at an unknown time{because}"
         return _by_whom(self.by, self.at, self.reason)
 
 
