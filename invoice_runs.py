@@ -113,6 +113,8 @@ class RunStart:
 
     None if that isn't known, because other clients sent too many signals.
     """
+    started_at: datetime | None = None
+    """The time of its first event, which a reset copies."""
     submitted_at: Any = None
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
 
@@ -304,7 +306,7 @@ class InvoiceRuns:
             progress, start = None, None
             if description.workflow_type == INVOICE_WORKFLOW:
                 progress, start = await self._read_progress(description, reading)
-            status = await self._status_from_memo(description, progress)
+            status = await self._status_from_memo(description, progress, start)
             status = await self._with_cancellation(description, status)
         except RPCError as error:
             if not is_unknown_workflow(error):
@@ -413,7 +415,9 @@ class InvoiceRuns:
             progress = answer
         elif answer is not None:
             progress = _in_state(progress, state_of_text(answer), answer)
-        status = self._make_status(run.description, progress, worker_answers=answer is not None)
+        status = self._make_status(
+            run.description, progress, run.start, worker_answers=answer is not None
+        )
         # The workflow reports its cancellation only when it ends.
         cancellation = status.cancellation or run.status.cancellation
         unknown = None if is_known else True
@@ -493,8 +497,8 @@ class InvoiceRuns:
     async def read_status(self, execution: Execution) -> InvoiceStatus | None:
         """The status of a run that a search has found; None if it was deleted in the meantime."""
         try:
-            progress, _ = await self._read_progress(execution)
-            return await self._status_from_memo(execution, progress)
+            progress, start = await self._read_progress(execution)
+            return await self._status_from_memo(execution, progress, start)
         except RPCError as error:
             if not is_unknown_workflow(error):
                 raise
@@ -545,8 +549,8 @@ class InvoiceRuns:
                 # A reset copies this event, with the id of the first run.
                 first_id, content = started.original_execution_run_id, first_data(started.input)
                 progress = self.remembered_starts.progress(first_id, content, id)
-                start = RunStart(first_id, content, progress)
-                started_at = to_jsonable_python(event.event_time.ToDatetime(UTC))
+                started_at = event.event_time.ToDatetime(UTC)
+                start = RunStart(first_id, content, progress, started_at=started_at)
             elif (memo := _upserted_memo(event)) is not None:
                 return replace(start, has_own_memo=True, submitted_at=memo.get("submitted_at"))
             if content_only:
@@ -557,7 +561,9 @@ class InvoiceRuns:
                 if memos:
                     # Later ones have only what has changed since, so not the time of submission.
                     known = [memo for memo in memos if "submitted_at" in memo]
-                    submitted_at = known[-1]["submitted_at"] if known else started_at
+                    submitted_at = (
+                        known[-1]["submitted_at"] if known else to_jsonable_python(started_at)
+                    )
                     return replace(start, has_own_memo=True, submitted_at=submitted_at)
             if number >= MAX_EVENTS:
                 return replace(start, has_own_memo=None)
@@ -655,7 +661,10 @@ class InvoiceRuns:
         return execution.memo if self.trusted_memos.has_memo_of(execution) else {}
 
     async def _status_from_memo(
-        self, execution: Execution, progress: RunProgress | None
+        self,
+        execution: Execution,
+        progress: RunProgress | None,
+        start: RunStart | None = None,
     ) -> InvoiceStatus:
         """The final status of a closed run, or the last recorded status of an open one."""
         known: Progress = progress or self._unreadable(execution)
@@ -664,7 +673,7 @@ class InvoiceRuns:
             known = _by_result(known, await self._result(execution))
         elif execution.close_time:
             known = _by_temporal(known, execution.status)
-        return self._make_status(execution, known)
+        return self._make_status(execution, known, start)
 
     def _unreadable(self, execution: Execution) -> Progress:
         """The progress of a run whose input can't be read as an invoice."""
@@ -682,11 +691,16 @@ class InvoiceRuns:
         return None
 
     def _make_status(
-        self, execution: Execution, progress: Progress, *, worker_answers: bool | None = None
+        self,
+        execution: Execution,
+        progress: Progress,
+        start: RunStart | None = None,
+        *,
+        worker_answers: bool | None = None,
     ) -> InvoiceStatus:
         raw = execution.raw_description
         attempt = raw.pending_workflow_task.attempt if raw else 0
-        submitted_at = _submitted_at(execution, progress)
+        submitted_at = _submitted_at(execution, progress, start)
         deadline = None
         is_waiting = progress.state == "waiting" and progress.status != NOT_KNOWN
         if is_waiting and isinstance(progress, RunProgress):
@@ -867,14 +881,14 @@ def _by_temporal(progress: Progress, status: WorkflowExecutionStatus | None) -> 
             return progress
 
 
-def _submitted_at(execution: Execution, progress: Progress) -> datetime:
+def _submitted_at(execution: Execution, progress: Progress, start: RunStart | None) -> datetime:
     """When the invoice was submitted. After a reset, the run itself has started later."""
     if execution.raw_description:
         extended = execution.raw_description.workflow_extended_info
         if extended.HasField("original_start_time"):
             return extended.original_start_time.ToDatetime(UTC)
     known = progress.submitted_at if isinstance(progress, RunProgress) else None
-    return known or execution.start_time
+    return known or (start.started_at if start else None) or execution.start_time
 
 
 def read_retry(execution: Execution) -> Retry | None:
