@@ -710,6 +710,8 @@ class InvoiceRuns:
         if was_reset and not progress.paid_lines:
             unknown = "paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers"
             progress = progress.model_copy(update=dict.fromkeys(unknown))
+        elif was_reset and progress.paid_lines < (progress.line_count or 0):
+            progress = progress.model_copy(update={"more_may_be_paid": True})
         return InvoiceStatus(
             **progress.model_dump(include=set(Progress.model_fields)),
             invoice_id=invoice_id_of(execution.id),

@@ -331,9 +331,10 @@ class InvoiceStatus(Progress):
         parts.append(describe_bill(self.supplier, self.supplier_reference, self.due_date, limit=60))
         parts.append(f"submitted {format_duration(self.now - self.submitted_at)} ago")
         if self.paid_lines and self.state != "completed" and self.currency:
-            paid = f"{format_money(self.paid_amount, self.currency)} paid"
+            paid = f"{self.at_least}{format_money(self.paid_amount, self.currency)} paid"
             if self.is_open and self.total is not None:
-                paid += f", {format_money(self.total - self.paid_amount, self.currency)} to pay"
+                left = format_money(self.total - self.paid_amount, self.currency)
+                paid += f", {self.at_most}{left} to pay"
             parts.append(paid)
         if self.retry:
             parts.append(f"{self.retry.what} is being retried, attempt {self.retry.attempt}")
