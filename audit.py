@@ -525,7 +525,8 @@ def _row(
             row["pay_on"] = _iso(run.found.status.pay_on)
         row |= _decisions(run)
         if run.found.status.is_cancelled and (cancellation := run.cancellation):
-            row |= {"cancelled_at": _iso(cancellation.at), "cancelled_by": cancellation.by}
+            row["cancelled_at"] = _iso(cancellation.at) if cancellation.at else None
+            row["cancelled_by"] = cancellation.by
             row["cancellation_reason"] = cancellation.reason
         if ended_at := run.found.status.closed_at:
             row["ended_at"] = _iso(ended_at)

@@ -7,7 +7,7 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -57,6 +57,7 @@ from temporal_service.executions import (
     Execution,
     cancel_request,
     describe_execution,
+    events_back_to,
     has_no_poller,
     last_events,
     list_executions,
@@ -112,6 +113,8 @@ class RunStart:
 
     None if that isn't known, because other clients sent too many signals.
     """
+    started_at: datetime | None = None
+    """The time of its first event, which a reset copies."""
     submitted_at: Any = None
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
 
@@ -151,7 +154,10 @@ class InvoiceRun:
     @property
     def is_up_to_date(self) -> bool:
         """Whether the memo says all that a worker would answer."""
-        return self.has_own_memo and not self.description.has_pending_workflow_task
+        # A paused run has no workflow task, whatever it was sent.
+        execution = self.description
+        may_have_unread = execution.has_pending_workflow_task or execution.is_paused
+        return self.has_own_memo and not may_have_unread
 
     @property
     def ledger(self) -> str | None:
@@ -300,7 +306,7 @@ class InvoiceRuns:
             progress, start = None, None
             if description.workflow_type == INVOICE_WORKFLOW:
                 progress, start = await self._read_progress(description, reading)
-            status = await self._status_from_memo(description, progress)
+            status = await self._status_from_memo(description, progress, start)
             status = await self._with_cancellation(description, status)
         except RPCError as error:
             if not is_unknown_workflow(error):
@@ -368,6 +374,8 @@ class InvoiceRuns:
                 continue
             if not run.has_own_memo or run.status.state == "terminated":
                 return None
+            if run.description.is_paused:
+                return None
             self._last_worker_answer = time.monotonic()
             if not run.is_open:
                 return run
@@ -392,13 +400,16 @@ class InvoiceRuns:
         self, run: InvoiceRun, answer: WorkerAnswer | None
     ) -> InvoiceStatus:
         """The status of an open run, updated with a worker's answer about it."""
-        kept = None
+        kept: Decision | None = None
+        is_known = True
+        if run.description.is_paused:  # a worker's answer wouldn't have what the run was sent
+            answer = None
         if answer is None:  # meanwhile a worker may have failed to process it, or completed it
             reading = in_background(self._kept_decision(run))
             run = await self.get_run(run.status.invoice_id, run.id)
             if not run.is_open:
                 return run.status
-            kept = await reading
+            kept, is_known = await reading
         progress: Progress = run.progress or run.status
         if isinstance(answer, RunProgress):
             progress = answer
@@ -406,18 +417,61 @@ class InvoiceRuns:
             progress = _in_state(progress, state_of_text(answer), answer)
             # That worker knows no payment date.
             progress = progress.model_copy(update={"pay_on": None})
-        status = self._make_status(run.description, progress, worker_answers=answer is not None)
+        status = self._make_status(
+            run.description, progress, run.start, worker_answers=answer is not None
+        )
         # The workflow reports its cancellation only when it ends.
         cancellation = status.cancellation or run.status.cancellation
-        return status.model_copy(update={"cancellation": cancellation, "kept_decision": kept})
+        unknown = None if is_known else True
+        return status.model_copy(
+            update={
+                "cancellation": cancellation,
+                "kept_decision": kept,
+                "kept_decision_unknown": unknown,
+            }
+        )
 
-    async def _kept_decision(self, run: InvoiceRun) -> Decision | None:
-        """The decision that a worker will take when it runs: the first that no worker has read."""
+    async def _kept_decision(self, run: InvoiceRun) -> tuple[Decision | None, bool]:
+        """The decision that a worker will take when it runs: the first that no worker has read.
+
+        Returns:
+            The decision, if there is one, and whether that is known.
+        """
         status = run.status
         if status.state != "waiting" or status.decision:
+            return None, True
+        id = run.description.id
+        events = await events_back_to(
+            self.temporal, id, run.id, lambda event: event.event_type == _TASK_COMPLETED
+        )
+        if events is None:
+            return None, False
+        originals: dict[_SignalKey, datetime] | None = {}
+        if base_id := _base_run_id(events):
+            originals = await self._signal_times(id, base_id)
+        if originals is None:
+            return None, False
+        return first_unread_decision(events, status.deadline, originals), True
+
+    async def _signal_times(self, id: str, run_id: str) -> dict["_SignalKey", datetime] | None:
+        """When the Temporal Service received the signals of a run from which another was reset.
+
+        A reset copies signals with its own time. None if there are too many events to tell.
+        """
+        try:
+            events = await events_back_to(self.temporal, id, run_id, lambda _: False)
+        except RPCError as error:
+            if not is_unknown_workflow(error):
+                raise
+            return {}  # it is past its retention, and the copies count
+        if events is None:
             return None
-        events = await self._last_events(run.description.id, run.id, LAST_EVENTS)
-        return first_unread_decision(events, status.deadline)
+        base_id = _base_run_id(events)
+        earlier = await self._signal_times(id, base_id) if base_id else {}
+        if earlier is None:
+            return None
+        keyed = ((_signal_key(event), event.event_time.ToDatetime(UTC)) for event in events)
+        return {key: at for key, at in keyed if key} | earlier
 
     async def _with_cancellation(
         self, execution: Execution, status: InvoiceStatus
@@ -425,12 +479,14 @@ class InvoiceRuns:
         """Adds who has asked to cancel a run that is open, or whose worker hasn't reported it."""
         raw = execution.raw_description
         is_requested = raw and raw.workflow_extended_info.cancel_requested
-        if status.cancellation or not is_requested or not (status.is_open or status.is_cancelled):
+        told = status.cancellation
+        if (told and told.at) or not is_requested or not (status.is_open or status.is_cancelled):
             return status
         found = await cancel_request(self.temporal, execution.id, execution.run_id)
-        if found is None:
-            return status
-        cancellation = Cancellation.from_request(found.identity, found.reason, found.at)
+        if found is None:  # too many signals came after it
+            cancellation = told or Cancellation()
+        else:
+            cancellation = Cancellation.from_request(found.identity, found.reason, found.at)
         return status.model_copy(update={"cancellation": cancellation})
 
     async def latest_executions(self, invoice_id: str, limit: int) -> list[Execution]:
@@ -443,8 +499,8 @@ class InvoiceRuns:
     async def read_status(self, execution: Execution) -> InvoiceStatus | None:
         """The status of a run that a search has found; None if it was deleted in the meantime."""
         try:
-            progress, _ = await self._read_progress(execution)
-            return await self._status_from_memo(execution, progress)
+            progress, start = await self._read_progress(execution)
+            return await self._status_from_memo(execution, progress, start)
         except RPCError as error:
             if not is_unknown_workflow(error):
                 raise
@@ -495,8 +551,8 @@ class InvoiceRuns:
                 # A reset copies this event, with the id of the first run.
                 first_id, content = started.original_execution_run_id, first_data(started.input)
                 progress = self.remembered_starts.progress(first_id, content, id)
-                start = RunStart(first_id, content, progress)
-                started_at = to_jsonable_python(event.event_time.ToDatetime(UTC))
+                started_at = event.event_time.ToDatetime(UTC)
+                start = RunStart(first_id, content, progress, started_at=started_at)
             elif (memo := _upserted_memo(event)) is not None:
                 return replace(start, has_own_memo=True, submitted_at=memo.get("submitted_at"))
             if content_only:
@@ -507,7 +563,9 @@ class InvoiceRuns:
                 if memos:
                     # Later ones have only what has changed since, so not the time of submission.
                     known = [memo for memo in memos if "submitted_at" in memo]
-                    submitted_at = known[-1]["submitted_at"] if known else started_at
+                    submitted_at = (
+                        known[-1]["submitted_at"] if known else to_jsonable_python(started_at)
+                    )
                     return replace(start, has_own_memo=True, submitted_at=submitted_at)
             if number >= MAX_EVENTS:
                 return replace(start, has_own_memo=None)
@@ -605,7 +663,10 @@ class InvoiceRuns:
         return execution.memo if self.trusted_memos.has_memo_of(execution) else {}
 
     async def _status_from_memo(
-        self, execution: Execution, progress: RunProgress | None
+        self,
+        execution: Execution,
+        progress: RunProgress | None,
+        start: RunStart | None = None,
     ) -> InvoiceStatus:
         """The final status of a closed run, or the last recorded status of an open one."""
         known: Progress = progress or self._unreadable(execution)
@@ -614,7 +675,7 @@ class InvoiceRuns:
             known = _by_result(known, await self._result(execution))
         elif execution.close_time:
             known = _by_temporal(known, execution.status)
-        return self._make_status(execution, known)
+        return self._make_status(execution, known, start)
 
     def _unreadable(self, execution: Execution) -> Progress:
         """The progress of a run whose input can't be read as an invoice."""
@@ -632,11 +693,16 @@ class InvoiceRuns:
         return None
 
     def _make_status(
-        self, execution: Execution, progress: Progress, *, worker_answers: bool | None = None
+        self,
+        execution: Execution,
+        progress: Progress,
+        start: RunStart | None = None,
+        *,
+        worker_answers: bool | None = None,
     ) -> InvoiceStatus:
         raw = execution.raw_description
         attempt = raw.pending_workflow_task.attempt if raw else 0
-        submitted_at = _submitted_at(execution, progress)
+        submitted_at = _submitted_at(execution, progress, start)
         deadline = None
         is_waiting = progress.state == "waiting" and progress.status != NOT_KNOWN
         if is_waiting and isinstance(progress, RunProgress):
@@ -646,6 +712,8 @@ class InvoiceRuns:
         if was_reset and not progress.paid_lines:
             unknown = "paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers"
             progress = progress.model_copy(update=dict.fromkeys(unknown))
+        elif was_reset and progress.paid_lines < (progress.line_count or 0):
+            progress = progress.model_copy(update={"more_may_be_paid": True})
         return InvoiceStatus(
             **progress.model_dump(include=set(Progress.model_fields)),
             invoice_id=invoice_id_of(execution.id),
@@ -653,6 +721,7 @@ class InvoiceRuns:
             submitted_at=submitted_at,
             deadline=deadline,
             closed_at=execution.close_time,
+            paused=execution.is_paused or None,
             retry=read_retry(execution),
             worker_answers=worker_answers,
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
@@ -692,12 +761,15 @@ def _read_own_invoice(content: bytes, id: str) -> Invoice | None:
 
 
 def first_unread_decision(
-    latest: Sequence[HistoryEvent], deadline: datetime | None
+    latest: Sequence[HistoryEvent],
+    deadline: datetime | None,
+    originals: Mapping["_SignalKey", datetime] | None = None,
 ) -> Decision | None:
     """The first decision that was received after the last completed workflow task, in time.
 
     Args:
         latest: the last events of the history, newest first.
+        originals: the times of the signals that a reset has copied.
 
     Returns:
         None if there is none, or if the events don't reach back far enough.
@@ -707,12 +779,32 @@ def first_unread_decision(
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
             at = event.event_time.ToDatetime(UTC)
+            if originals and (key := _signal_key(event)):
+                at = originals.get(key, at)
             if deadline is None or at < deadline:
                 approved = DECISIONS[signal.signal_name]
                 first = Decision.from_signal(approved, first_data(signal.input), at)
         elif event.event_id == 1 or event.event_type == _TASK_COMPLETED:
             return first
     return None
+
+
+_SignalKey = tuple[str, str, bytes]
+"""The request id of a signal, its name and its content: all that a reset copies."""
+
+
+def _signal_key(event: HistoryEvent) -> _SignalKey | None:
+    """None if the event isn't a signal, or if it has no request id."""
+    signal = event.workflow_execution_signaled_event_attributes
+    if not signal.request_id:
+        return None
+    return signal.request_id, signal.signal_name, first_data(signal.input)
+
+
+def _base_run_id(events: Sequence[HistoryEvent]) -> str:
+    """The run from which the last reset made this one; empty if the events have no reset."""
+    ids = (event.workflow_task_failed_event_attributes.base_run_id for event in events)
+    return next(filter(None, ids), "")
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
@@ -793,14 +885,14 @@ def _by_temporal(progress: Progress, status: WorkflowExecutionStatus | None) -> 
             return progress
 
 
-def _submitted_at(execution: Execution, progress: Progress) -> datetime:
+def _submitted_at(execution: Execution, progress: Progress, start: RunStart | None) -> datetime:
     """When the invoice was submitted. After a reset, the run itself has started later."""
     if execution.raw_description:
         extended = execution.raw_description.workflow_extended_info
         if extended.HasField("original_start_time"):
             return extended.original_start_time.ToDatetime(UTC)
     known = progress.submitted_at if isinstance(progress, RunProgress) else None
-    return known or execution.start_time
+    return known or (start.started_at if start else None) or execution.start_time
 
 
 def read_retry(execution: Execution) -> Retry | None:

@@ -4,6 +4,7 @@ The store lists runs in its own order, with open runs first, and lags behind by 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,13 @@ from invoice_runs import (
 from invoices.answers import InvoiceStatus
 from invoices.invoice import INVOICE_WORKFLOW, WORKFLOW_ID_PREFIX, workflow_id
 from invoices.invoice_list import InvoiceList, Key, ListCursor, Sums, Which, key_of
-from invoices.similar import SIMILAR_DAYS, similar_to, total_text
+from invoices.similar import (
+    SHOWN_SIMILAR,
+    SIMILAR_DAYS,
+    SimilarInvoice,
+    similar_to,
+    total_text,
+)
 from invoices.status import NOT_KNOWN_TEXTS, RunProgress, State
 from reports import INVOICE_STATE, INVOICE_TOTAL
 from temporal_service.executions import Execution, describe_execution, list_executions, quoted
@@ -39,8 +46,9 @@ SCAN_LIMIT = 1000
 """How many open runs are compared at most, and how many closed ones are read to find those in one
 state.
 """
-SIMILAR_READ = 20
-"""How many invoices with the same total are read at most."""
+SIMILAR_PAGE = 20
+SIMILAR_READ = 100
+"""How many open invoices with the same total are read at most, and how many completed ones."""
 SIMILAR_SECONDS = 1
 """A search takes milliseconds. No answer is held up for longer than this by one."""
 EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
@@ -123,38 +131,20 @@ class InvoiceSearch:
             self._runs.expect_missing_attribute(error, *used)
             return await self.list_invoices(which, cursor)
 
-    async def with_same_total(
-        self, invoice_id: str, total: Decimal, currency: str
-    ) -> list[InvoiceStatus]:
+    def with_same_total(self, invoice_id: str, total: Decimal, currency: str) -> "SameTotal":
         """Other invoices of the last `SIMILAR_DAYS` days with a total that are open or completed.
 
-        At most `SIMILAR_READ`. None if the namespace doesn't have the search attribute
-        `InvoiceTotal`, if they weren't started with it, or if the search fails, which must not make
-        the tool fail.
+        There are none if the namespace doesn't have the search attribute `InvoiceTotal`, or if they
+        weren't started with it.
         """
-        if INVOICE_TOTAL.name in self._runs.missing_attributes:
-            return []
         since = datetime.now(UTC) - timedelta(days=SIMILAR_DAYS + 1)
         query = (
             f"WorkflowType='{INVOICE_WORKFLOW}'"
             f" AND {INVOICE_TOTAL.name} = {quoted(total_text(total, currency))}"
             f" AND WorkflowId STARTS_WITH {quoted(WORKFLOW_ID_PREFIX)}"
             f" AND WorkflowId != {quoted(workflow_id(invoice_id))}"
-            " AND (CloseTime IS NULL OR ExecutionStatus = 'Completed')"
         )
-        query = _started_between(query, since, None)
-        pages = list_executions(self._runs.temporal, query, page_size=SIMILAR_READ)
-        try:
-            async with asyncio.timeout(SIMILAR_SECONDS):
-                async for executions in pages:
-                    calls = [self._runs.read_status(execution) for execution in executions]
-                    return [status for status in await gather_bounded(calls) if status]
-        except RPCError as error:
-            with suppress(RPCError):
-                self._runs.expect_missing_attribute(error, INVOICE_TOTAL.name)
-        except (RuntimeError, TimeoutError):  # not connected yet, or the service hangs
-            pass
-        return []
+        return SameTotal(self._runs, _started_between(query, since, None))
 
     async def _list_open(self, position: ListCursor, page: _Page) -> InvoiceList:
         """Those in the open runs that a cursor describes and, if there is room, the closed ones."""
@@ -342,6 +332,77 @@ class InvoiceSearch:
         return (await self._runs.temporal.count_workflows(query)).count
 
 
+class SameTotal:
+    """Other invoices with the same total, as far as they have been read.
+
+    Open and completed ones are read apart, so that many of one kind don't hide the other. A search
+    that fails or takes too long must not make the tool fail.
+    """
+
+    def __init__(self, runs: InvoiceRuns, query: str) -> None:
+        self._runs = runs
+        self._found: list[InvoiceStatus] = []
+        self._seconds: float = SIMILAR_SECONDS
+        """How long it may still take."""
+        self.is_incomplete = INVOICE_TOTAL.name not in runs.missing_attributes
+        """Whether there may be more that haven't been compared."""
+        kinds = ("CloseTime IS NULL", "ExecutionStatus = 'Completed'") if self.is_incomplete else ()
+        self._unread = {
+            list_executions(runs.temporal, f"{query} AND {kind}", page_size=SIMILAR_PAGE): 0
+            for kind in kinds
+        }
+        """The pages that follow, of each kind, and how many invoices came before."""
+
+    async def read_on(self, invoice: InvoiceStatus | None = None) -> None:
+        """Reads the next page of each kind or, for an invoice, until enough are similar to it."""
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._seconds):
+                await asyncio.gather(*[self._read_kind(kind, invoice) for kind in self._unread])
+            self.is_incomplete = bool(self._unread)
+        except RPCError as error:
+            self._unread.clear()
+            with suppress(RPCError):
+                self._runs.expect_missing_attribute(error, INVOICE_TOTAL.name)
+                self.is_incomplete = False
+        except (RuntimeError, TimeoutError):  # not connected, or the service hangs
+            self._unread.clear()
+        self._seconds -= time.monotonic() - started
+
+    async def similar_to(self, invoice: InvoiceStatus) -> list[SimilarInvoice]:
+        """Those that may be the same bill as this invoice."""
+        if self._unread:
+            await self.read_on(invoice)
+        return similar_to(invoice, self._found)
+
+    async def _read_kind(
+        self, pages: AsyncIterator[list[Execution]], invoice: InvoiceStatus | None
+    ) -> None:
+        while self._unread[pages] < SIMILAR_READ and not self._has_enough_for(invoice):
+            executions: list[Execution] = await anext(pages, [])
+            await gather_bounded([self._add(execution) for execution in executions])
+            if len(executions) < SIMILAR_PAGE:
+                del self._unread[pages]
+                return
+            self._unread[pages] += len(executions)
+            if invoice is None:
+                return
+
+    def _has_enough_for(self, invoice: InvoiceStatus | None) -> bool:
+        if invoice is None:
+            return False
+        similar = similar_to(invoice, self._found)
+        # The same bill is more telling than others with its total, so it is looked for.
+        can_be_same_bill = invoice.supplier and invoice.supplier_reference
+        return len(similar) == SHOWN_SIMILAR and (
+            not can_be_same_bill or all(one.same_bill for one in similar)
+        )
+
+    async def _add(self, execution: Execution) -> None:
+        if status := await self._runs.read_status(execution):
+            self._found.append(status)
+
+
 class SimilarSearch:
     """Searches for an invoice's similar ones while other calls run.
 
@@ -353,21 +414,22 @@ class SimilarSearch:
         self._search = search
         self._invoice_id = invoice_id
         self._total: Total | None = None
-        self._found: asyncio.Task[list[InvoiceStatus]] | None = None
+        self._same_total: SameTotal | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._found:
-            self._found.cancel()
+        if self._reading:
+            self._reading.cancel()
 
-    def _begin(self, total: Total) -> asyncio.Task[list[InvoiceStatus]]:
-        if self._found:
-            self._found.cancel()
+    def _begin(self, total: Total) -> None:
+        if self._reading:
+            self._reading.cancel()
         self._total = total
-        self._found = in_background(self._search.with_same_total(self._invoice_id, *total))
-        return self._found
+        self._same_total = self._search.with_same_total(self._invoice_id, *total)
+        self._reading = in_background(self._same_total.read_on())
 
     def begin(self, total: Total | None = None) -> None:
         """Begins with this total or, by default, with the one that the invoice had last."""
@@ -378,7 +440,7 @@ class SimilarSearch:
         """Begins with the total in a memo, which another client may have written."""
         with suppress(ValidationError):
             memo = RunProgress.model_validate(description.memo)
-            if self._found is None and memo.state == "waiting" and memo.total and memo.currency:
+            if self._reading is None and memo.state == "waiting" and memo.total and memo.currency:
                 self._begin((memo.total, memo.currency))
 
     async def add_to(self, status: InvoiceStatus) -> InvoiceStatus:
@@ -391,9 +453,16 @@ class SimilarSearch:
         totals[status.invoice_id] = total
         if len(totals) > REMEMBERED_RUNS:
             del totals[next(iter(totals))]
-        found = self._found if self._found and self._total == total else self._begin(total)
-        similar = similar_to(status, await found)
-        return status.model_copy(update={"similar": similar or None})
+        if self._total != total:
+            self._begin(total)
+        assert self._same_total, "the search has begun"
+        assert self._reading
+        await self._reading
+        similar = await self._same_total.similar_to(status)
+        is_incomplete = self._same_total.is_incomplete
+        return status.model_copy(
+            update={"similar": similar or None, "similar_incomplete": is_incomplete or None}
+        )
 
 
 def _is_in_state(status: InvoiceStatus, which: Which) -> bool:

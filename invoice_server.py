@@ -496,14 +496,10 @@ async def _decide(
         return _already(verb, status)
     text = f"Sent {noun} signal for invoice {invoice_id}."
     if status.outcome == "decision_kept":
-        why = (
-            "A worker tried to process this invoice and failed; its log says why"
-            if status.worker_failures
-            else "No worker answers now"
-        )
         unless = "" if status.kept_decision else ", unless an earlier decision is also waiting"
         return _answer(
-            f"{text} {why}: the decision is kept and takes effect when a worker runs{unless}."
+            f"{text} {status.why_kept}: the decision is kept and takes effect"
+            f" {status.continues}{unless}."
             f" {status.clock}".rstrip(),
             status,
         )

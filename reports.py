@@ -142,7 +142,7 @@ async def find_cancellation() -> Cancellation:
     """Who cancelled this run, when and why, as the Temporal Service has it.
 
     The worker asks the service, which alone knows the sender and the time. If it doesn't answer
-    within some seconds, only the reason is known.
+    within some seconds, or too many signals hide the request, only the reason is known.
 
     Raises:
         asyncio.CancelledError: nobody did; the run only leaves the worker's memory.
@@ -158,7 +158,7 @@ async def find_cancellation() -> Cancellation:
                 retry_policy=RetryPolicy(initial_interval=timedelta(seconds=0.5)),
             )
             return Cancellation.model_validate(found)
-    return Cancellation.from_request("", reason, workflow.now())
+    return Cancellation.from_request("", reason, None)
 
 
 def report_invalid(problem: str) -> str:

@@ -145,7 +145,7 @@ def _card_lines(view: ApprovalView, limit: int) -> list[CardLine]:
 def _details(view: ApprovalView, status: InvoiceStatus, name: str) -> str:
     """What the card says in addition to the lines, amounts and deadline."""
     if _why_undecidable(status, name) is None:
-        kept = "No worker answers now: the decision is kept and takes effect when a worker runs."
+        kept = f"{status.why_kept}: the decision is kept and takes effect {status.continues}."
         parts = (view.caution, view.similarity, kept if status.worker_answers is False else "")
         return " ".join(filter(None, parts))
     if status.state == "failed":

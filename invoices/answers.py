@@ -4,6 +4,7 @@ Text that other people wrote (items, reasons, names, errors) is sanitized in the
 The structured content has it unchanged.
 """
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -87,14 +88,25 @@ class InvoiceStatus(Progress):
     kept_decision: Annotated[
         Decision | None,
         Field(
-            description="The decision that takes effect when a worker runs. Missing if a worker"
-            " answers."
+            description="The decision that takes effect when a worker runs, or once the invoice"
+            " isn't paused. Missing if a worker answers."
+        ),
+    ] = None
+    kept_decision_unknown: Annotated[
+        bool | None,
+        Field(
+            description="True if a decision may be kept that isn't known, because too many signals"
+            " were sent."
         ),
     ] = None
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
         bool | None, Field(description="Whether a worker answered. Missing if none was asked.")
+    ] = None
+    paused: Annotated[
+        bool | None,
+        Field(description="True if it is paused in Temporal, or in a status that isn't known."),
     ] = None
     worker_failures: Annotated[
         int | None, Field(description="How often a worker failed to process this invoice.")
@@ -108,6 +120,13 @@ class InvoiceStatus(Progress):
         Field(
             description="Other invoices that may be the same bill, since they have the same total."
             " Only of a waiting invoice."
+        ),
+    ] = None
+    similar_incomplete: Annotated[
+        bool | None,
+        Field(
+            description="True if there may be more invoices with the same total that weren't"
+            " compared."
         ),
     ] = None
     outcome: Annotated[
@@ -133,8 +152,15 @@ class InvoiceStatus(Progress):
 
     @property
     def similarity(self) -> str:
-        """Which invoices may be the same bill, in sentences; empty if none is known."""
-        return " ".join(f"{other}." for other in self.similar or [])
+        """Which invoices may be the same bill, in sentences; empty if there is none."""
+        told = [f"{other}." for other in self.similar or []]
+        if self.similar_incomplete:
+            told.append(
+                "There may be more invoices with the same total that weren't compared."
+                if told
+                else "There may be invoices with the same total that weren't compared."
+            )
+        return " ".join(told)
 
     @property
     def now(self) -> datetime:
@@ -246,7 +272,7 @@ class InvoiceStatus(Progress):
             "It was made before the deadline, which has passed." if self.is_past_deadline else ""
         )
         return (
-            f"A decision is kept and takes effect when a worker runs: {self.kept_decision}."
+            f"A decision is kept and takes effect {self.continues}: {self.kept_decision}."
             f" {passed}".rstrip()
         )
 
@@ -256,7 +282,7 @@ class InvoiceStatus(Progress):
         if self.cancellation is None or not self.is_open:
             return ""
         if self.worker_answers is False:
-            when = "The cancellation is kept and takes effect when a worker runs."
+            when = f"The cancellation is kept and takes effect {self.continues}."
         elif self.state == "paying":
             when = "The line that is being paid is finished first, and no other is started."
         else:
@@ -266,6 +292,12 @@ class InvoiceStatus(Progress):
     def _deadline(self) -> str:
         if self.deadline is None:
             return ""
+        if self.kept_decision_unknown:
+            verb = "passed" if self.is_past_deadline else "is"
+            return (
+                f"The approval deadline {verb} on {format_utc(self.deadline)}. It isn't known"
+                " whether a decision is kept already, because too many signals were sent."
+            )
         if self.is_past_deadline:
             return (
                 f"The approval deadline, {format_utc(self.deadline)}, has passed: it can't be"
@@ -291,16 +323,30 @@ class InvoiceStatus(Progress):
     def _worker(self) -> str:
         if self.worker_answers is not False:
             return ""
-        if self.worker_failures:
+        if self.worker_failures and not self.paused:
             times = pluralize(self.worker_failures, "time")
             return (
                 f"A worker tried to process this invoice and failed, {times} so far; its log says"
                 " why. This is the last recorded status."
             )
         return (
-            "No worker answers now: this is the last recorded status. The invoice continues when a"
-            " worker runs."
+            f"{self.why_kept}: this is the last recorded status. The invoice continues"
+            f" {self.continues}."
         )
+
+    @property
+    def why_kept(self) -> str:
+        """Why nothing happens now to an open invoice about which no worker has answered."""
+        if self.paused:
+            return "The invoice is paused in Temporal, or in a status that isn't known"
+        if self.worker_failures:
+            return "A worker tried to process this invoice and failed; its log says why"
+        return "No worker answers now"
+
+    @property
+    def continues(self) -> str:
+        """When an open invoice continues about which no worker has answered."""
+        return "once it is unpaused in Temporal" if self.paused else "when a worker runs"
 
     @property
     def _clock_is_wrong(self) -> bool:
@@ -320,24 +366,15 @@ class InvoiceStatus(Progress):
 
     def to_line(self) -> str:
         """The invoice's line in the text of `list_invoices`."""
-        parts = [sanitized(self.status, 200), self.amounts]
-        parts.append(describe_bill(self.supplier, self.supplier_reference, self.due_date, limit=60))
         by = f"by {describe_name(self.submitted_by)} " if self.submitted_by else ""
-        parts.append(f"submitted {by}{format_duration(self.now - self.submitted_at)} ago")
-        if self.paid_lines and self.state != "completed" and self.currency:
-            paid = f"{format_money(self.paid_amount, self.currency)} paid"
-            if self.is_open and self.total is not None:
-                paid += f", {format_money(self.total - self.paid_amount, self.currency)} to pay"
-            parts.append(paid)
-        if self.retry:
-            parts.append(f"{self.retry.what} is being retried, attempt {self.retry.attempt}")
-        if self.state == "waiting" and self.deadline:
-            passed = "deadline passed" if self.is_past_deadline else "deadline"
-            parts.append(f"{passed} {format_utc(self.deadline)}")
-        if self.required_approvals and self.state == "waiting" and not self.first_approval:
-            parts.append("two people must approve")
-        if self.state == "waiting" and self.pay_on:
-            parts.append(f"payment date {format_day(self.pay_on)}")
+        parts = [
+            sanitized(self.status, 200),
+            self.amounts,
+            describe_bill(self.supplier, self.supplier_reference, self.due_date, limit=60),
+            f"submitted {by}{format_duration(self.now - self.submitted_at)} ago",
+            *self._payment_in_line(),
+            *(self._waiting_in_line() if self.state == "waiting" else ()),
+        ]
         if self.decision:
             parts += [f"first {self.first_approval}"] if self.first_approval else []
             parts.append(str(self.decision))
@@ -345,7 +382,31 @@ class InvoiceStatus(Progress):
             parts.append(f"cancelled {self.cancellation}")
         if self.caution:
             parts.append(self.caution.rstrip("."))
-        return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(filter(None, parts))
+        # Another client's id may be a sentence.
+        id = self.invoice_id
+        id = sanitized(id, 100) if is_invoice_id(id) else sanitized_quote(id, 100)
+        return f"{id}: " + "; ".join(filter(None, parts))
+
+    def _payment_in_line(self) -> Iterator[str]:
+        if self.paid_lines and self.state != "completed" and self.currency:
+            paid = f"{self.at_least}{format_money(self.paid_amount, self.currency)} paid"
+            if self.is_open and self.total is not None:
+                left = format_money(self.total - self.paid_amount, self.currency)
+                paid += f", {self.at_most}{left} to pay"
+            yield paid
+        if self.retry:
+            yield f"{self.retry.what} is being retried, attempt {self.retry.attempt}"
+        if self.paused:
+            yield "paused in Temporal, or in a status that isn't known"
+
+    def _waiting_in_line(self) -> Iterator[str]:
+        if self.deadline:
+            passed = "deadline passed" if self.is_past_deadline else "deadline"
+            yield f"{passed} {format_utc(self.deadline)}"
+        if self.required_approvals and not self.first_approval:
+            yield "two people must approve"
+        if self.pay_on:
+            yield f"payment date {format_day(self.pay_on)}"
 
 
 def message_first(content: dict[str, Any]) -> dict[str, Any]:

@@ -142,10 +142,11 @@ class ApprovalView:
         if status.paid_earlier_lines is None:
             paid_earlier = "not known"
         elif status.paid_lines:
-            paid_earlier = format_lines_and_total(
+            paid_earlier = status.at_least + format_lines_and_total(
                 status.paid_lines, status.paid_amount, invoice.currency
             )
         to_pay = format_money(invoice.total - status.paid_amount, invoice.currency)
+        is_at_most = status.paid_earlier_lines is None or status.more_may_be_paid
         states = enumerate(status.line_states(len(invoice.lines)), start=1)
         numbers = {number for number, state in states if state == "paid_earlier"}
         return cls(
@@ -153,7 +154,7 @@ class ApprovalView:
             caution=status.caution,
             similarity=status.similarity,
             paid_earlier=paid_earlier,
-            to_pay=f"at most {to_pay}" if status.paid_earlier_lines is None else to_pay,
+            to_pay=f"at most {to_pay}" if is_at_most else to_pay,
             submitted=status.submitted or None,
             approvals=status.approvals or None,
             is_first_of_two=bool(status.approval_rule) and not status.first_approval,

@@ -233,15 +233,19 @@ class Cancellation(BaseModel):
 
     by: Annotated[str | None, Field(max_length=MAX_NAME)] = None
     reason: Annotated[str | None, Field(max_length=MAX_REASON)] = None
-    at: Moment
+    at: Moment | None = None
+    """None if the request wasn't found, so that neither the time nor the sender is known."""
 
     @classmethod
-    def from_request(cls, by: str, reason: str, at: datetime) -> Self:
+    def from_request(cls, by: str, reason: str, at: datetime | None) -> Self:
         """Cuts the texts, which can be of any length."""
         return cls(by=by[:MAX_NAME] or None, reason=reason[:MAX_REASON] or None, at=at)
 
     def __str__(self) -> str:
         """`by user@host on 2026-11-29 06:02:11 UTC, reason: “ordered twice”`."""
+        if self.at is None:
+            because = f", reason: {sanitized_quote(self.reason, 300)}" if self.reason else ""
+            return f"by an unknown client at an unknown time{because}"
         return _by_whom(self.by, self.at, self.reason)
 
 
@@ -296,6 +300,10 @@ class Progress(BaseModel):
             description="Which of its lines those are, such as 2, 5-7. Missing for the first lines,"
             " empty if all of them have been changed since."
         ),
+    ] = None
+    more_may_be_paid: Annotated[
+        bool | None,
+        Field(description="True if more lines may be paid, because the run was reset."),
     ] = None
     current_line: Annotated[str | None, Field(description="The line being paid.")] = None
     required_approvals: Annotated[
@@ -357,17 +365,32 @@ class Progress(BaseModel):
             return f"{self.amounts}; it isn't known whether any of it was paid."
         if self.failure == "PaymentConflict" and self.paid_lines == earlier:
             amount = format_money(self.paid_amount, self.currency)
-            return f"Paid before the change: {pluralize(self.paid_lines, 'line')}, {amount}."
+            lines = pluralize(self.paid_lines, "line")
+            return f"Paid before the change: {self.at_least}{lines}, {amount}."
         lines = f"{self.paid_lines:,} of {pluralize(self.line_count, 'line')}"
         amount = format_money(self.paid_amount, self.currency)
         if earlier == self.paid_lines and self.is_open:
             left = format_money(self.total - self.paid_amount, self.currency)
-            return f"{self.amounts}: {lines} paid earlier, {amount}; {left} to pay."
-        paid = f"Paid: {lines}, {amount} of {format_money(self.total, self.currency)}"
+            return (
+                f"{self.amounts}: {self.at_least}{lines} paid earlier, {amount};"
+                f" {self.at_most}{left} to pay."
+            )
+        total = format_money(self.total, self.currency)
+        paid = f"Paid: {self.at_least}{lines}, {self.at_least}{amount} of {total}"
         if earlier and self.paid_earlier_amount is not None:
             paid_earlier = format_money(self.paid_earlier_amount, self.currency)
             paid += f", including {paid_earlier} paid earlier"
         return f"{paid}."
+
+    @property
+    def at_least(self) -> str:
+        """What comes before what is paid: nothing, unless more may be."""
+        return "at least " if self.more_may_be_paid else ""
+
+    @property
+    def at_most(self) -> str:
+        """What comes before what is to pay: nothing, unless it may be less."""
+        return "at most " if self.more_may_be_paid else ""
 
     @property
     def decided(self) -> str:
@@ -429,7 +452,7 @@ class Progress(BaseModel):
             return ["not_known"] * count
         # From a run that doesn't know what was paid earlier, the first lines are known at most.
         is_known = self.paid_earlier_lines is not None or self.paid_lines > 0
-        rest: LineState = "unpaid" if is_known else "not_known"
+        rest: LineState = "unpaid" if is_known and not self.more_may_be_paid else "not_known"
         paid_now, current = self.paid_lines - earlier, self._state_of_current_line(rest)
         states: list[LineState] = []
         for number in range(1, count + 1):

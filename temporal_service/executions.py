@@ -7,7 +7,7 @@ functions here don't decode search attributes, and keep undecodable memo fields 
 """
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -33,7 +33,7 @@ from temporal_service.payloads import LenientPayloadConverter
 
 EVENTS_PER_PAGE = 50
 MAX_EVENTS = 1000
-"""How many events are searched for a cancellation, from the end of the history."""
+"""How many events are searched from the end of a history."""
 
 _converter = LenientPayloadConverter()
 _STATUSES = {int(status): status for status in WorkflowExecutionStatus}
@@ -53,6 +53,11 @@ class Execution:
     memo: dict[str, Any]
     raw_description: DescribeWorkflowExecutionResponse | None = None
     """None if the execution comes from a list."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is open, but paused or in a status that the SDK doesn't know."""
+        return self.close_time is None and self.status is None
 
     @property
     def has_pending_workflow_task(self) -> bool:
@@ -104,6 +109,23 @@ async def last_events(client: Client, id: str, run_id: str, count: int) -> Seque
     async for page in _history_from_its_end(client, id, run_id, count):
         return page
     return []
+
+
+async def events_back_to(
+    client: Client, id: str, run_id: str, is_last: Callable[[HistoryEvent], bool]
+) -> list[HistoryEvent] | None:
+    """The events of a run, newest first, up to the first for which `is_last` is true, or to the
+    start. None if the last `MAX_EVENTS` don't reach so far.
+    """
+    events: list[HistoryEvent] = []
+    async for page in _history_from_its_end(client, id, run_id, EVENTS_PER_PAGE):
+        for event in page:
+            events.append(event)
+            if event.event_id == 1 or is_last(event):
+                return events
+        if len(events) >= MAX_EVENTS:
+            break
+    return None
 
 
 async def cancel_request(client: Client, id: str, run_id: str) -> CancelRequest | None:

@@ -147,6 +147,7 @@ class Service:
         if self.namespaces:
             # Otherwise the service runs its own workers for each, for schedules and batches.
             command += ["--dynamic-config-value", "worker.perNamespaceWorkerCount=0"]
+            command += ["--dynamic-config-value", "frontend.WorkflowPauseEnabled=true"]
             # It is never started again, so its database may be in memory, which is faster.
             at = command.index("--db-filename")
             del command[at : at + 2]

@@ -4,12 +4,16 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from temporalio.client import Client
 
+import activities
 from invoices.invoice import workflow_id
+from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway
 from support import (
     ERAS,
     Desk,
@@ -23,7 +27,9 @@ from support import (
     mcp,
     paid,
     tools_in_memory,
+    workflows_only,
 )
+from temporal_service import executions
 from temporal_service.connection import whoami
 from temporal_service.dev_server import temporal_executable
 
@@ -191,3 +197,19 @@ async def test_a_run_that_a_stranger_gave_no_invoice_is_not_cancelled_as_one(
     async with tools_in_memory(namespace.address) as tools:
         with pytest.raises(Refused, match=r"is open but isn't an invoice. Terminate it"):
             await tools("cancel_invoice", invoice_id=name)
+
+
+async def test_an_end_names_nobody_and_no_time_if_signals_hide_the_cancellation(
+    namespace: Namespace, tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activities, "open_payments", lambda: (SimulatedGateway(tmp_path), ledger))
+    monkeypatch.setattr(executions, "MAX_EVENTS", 50)
+    desk = Desk(await namespace.connect())
+    invoice = await desk.submit()
+    handle = desk.handle(invoice)
+    await handle.cancel(reason="ordered twice")
+    await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(60)))
+    async with workflows_only(desk.temporal):
+        status = await desk.until(invoice, "cancelled")
+    told = "Cancelled by an unknown client at an unknown time, reason: “ordered twice”."
+    assert told in status.to_text()

@@ -132,6 +132,27 @@ async def test_after_a_reset_a_decision_counts_by_when_it_was_first_received(
             assert status.decision.at <= before.decision.at
 
 
+async def test_after_a_reset_a_kept_decision_is_dated_by_when_it_was_first_received(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    desk = Desk(await namespace.connect())
+    async with Worker(namespace.address, tmp_path):
+        invoice = await submitted(desk)
+        await desk.once(invoice, lambda status: status.paid_earlier_lines is not None)
+    deadline = await deadline_of(desk, invoice)
+    await desk.approve(invoice)
+    kept = (await desk.status(invoice)).kept_decision
+    assert kept
+    await until(deadline)
+    for _ in range(2):  # the second one is a reset of a reset
+        await desk.reset(invoice)
+        status = await desk.status(invoice)
+        assert status.kept_decision == kept
+        assert "It was made before the deadline, which has passed." in status.to_text()
+        async with Worker(namespace.address, tmp_path):
+            await desk.until(invoice, "completed")
+
+
 async def test_a_cancellation_counts_while_the_service_is_asked(
     namespace: Namespace, tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 from temporalio.client import Client
 
 import invoice_search
+from invoice_runs import InvoiceRuns
+from invoice_search import InvoiceSearch
 from support import (
     Desk,
     Namespace,
@@ -217,3 +219,16 @@ async def test_a_payment_that_is_retried_stands_in_its_line(
             )
 
         assert f"- {invoice['id']}: Processing payments; " in await eventually(line)
+
+
+async def test_a_reset_run_is_listed_with_its_first_submission(
+    idle: Idle, namespace: Namespace, tmp_path: Path
+) -> None:
+    invoice = await idle.desk.submit()
+    async with Worker(namespace.address, tmp_path):
+        await idle.desk.once(invoice, lambda status: status.paid_earlier_lines is not None)
+    status = await idle.desk.status(invoice)
+    run_id = await idle.desk.reset(invoice)
+    await idle.visible(f"RunId = '{run_id}'", 1)
+    [listed] = (await InvoiceSearch(InvoiceRuns(idle.client)).list_invoices("waiting")).invoices
+    assert (listed.submitted_at, listed.deadline) == (status.submitted_at, status.deadline)

@@ -224,10 +224,84 @@ async def test_a_search_that_fails_does_not_stop_a_tool(
     monkeypatch.setattr(invoice_search, "list_executions", hang)
     monkeypatch.setattr(invoice_search, "SIMILAR_SECONDS", 0.1)
     invoice = a_bill(amount)
-    assert "Started" in await tools("process_invoice", invoice_data=invoice)
+    not_compared = "There may be invoices with the same total that weren't compared."
+    assert not_compared in await tools("process_invoice", invoice_data=invoice)
     monkeypatch.setattr(
         invoice_search,
         "list_executions",
         lambda client, query, **_: list_executions(client, f"{query} AND Nonsense = 1"),
     )
-    assert "Awaiting approval" in await tools("get_invoice_status", invoice_id=invoice["id"])
+    assert not_compared in await tools("get_invoice_status", invoice_id=invoice["id"])
+
+
+class Searches:
+    """A search in which each page has two invoices, and some pages hang."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pages = 0
+        self.hangs = ""
+        monkeypatch.setattr(invoice_search, "SIMILAR_PAGE", 2)
+        monkeypatch.setattr(invoice_search, "list_executions", self.list_executions)
+
+    async def list_executions(self, client: Client, query: str, **how: Any) -> AsyncIterator[Any]:
+        if self.hangs and self.hangs in query:
+            await asyncio.sleep(60)
+        async for page in list_executions(client, query, **how):
+            self.pages += 1
+            yield page
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> Searches:
+    return Searches(monkeypatch)
+
+
+@pytest.mark.parametrize("decoys", ["another supplier", "no supplier"])
+async def test_many_open_invoices_do_not_hide_the_same_bill(
+    decoys: str,
+    equipped: Namespace,
+    tools: Tools,
+    amount: str,
+    searches: Searches,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    client = await equipped.connect()
+    desk = Desk(client)
+    async with Worker(equipped.address, tmp_path):
+        paid = await desk.submit(**a_bill(amount, **BILL))
+        await desk.pay(paid)
+    same_bill = f"Same bill as {paid.id} (paid 20"
+    names = {"another supplier": {"supplier": "Somebody Else"}, "no supplier": {}}
+    for _ in range(5):
+        await desk.submit(**a_bill(amount, **names[decoys]))
+    await until_found(client, amount, 6)
+    searches.pages = 0
+    text = await tools("process_invoice", invoice_data=a_bill(amount, **BILL))
+    assert same_bill in text
+    assert "weren't compared" not in text
+    assert searches.pages == 4  # three of open ones, one of completed ones
+
+    monkeypatch.setattr(invoice_search, "SIMILAR_READ", 4)
+    invoice = a_bill(amount, **BILL)
+    text = await tools("process_invoice", invoice_data=invoice)
+    assert same_bill in text
+    assert "There may be more invoices with the same total that weren't compared." in text
+    assert (await tools.status(invoice))["similar_incomplete"]
+
+    searches.hangs = "CloseTime IS NULL"
+    text = await tools("get_invoice_status", invoice_id=invoice["id"])
+    assert same_bill in text
+    assert "There may be more invoices with the same total that weren't compared." in text
+
+
+async def test_a_search_ends_with_enough_similar_invoices(
+    equipped: Namespace, tools: Tools, amount: str, searches: Searches
+) -> None:
+    desk = Desk(await equipped.connect())
+    for _ in range(5):
+        await desk.submit(**a_bill(amount))
+    await until_found(desk.temporal, amount, 5)
+    searches.pages = 0
+    assert "Same total" in await tools("process_invoice", invoice_data=a_bill(amount))
+    assert searches.pages == 3

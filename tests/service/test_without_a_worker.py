@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.api.workflowservice.v1 import (
+    PauseWorkflowExecutionRequest,
+    UnpauseWorkflowExecutionRequest,
+)
 from temporalio.client import Client
 
 import invoice_runs
@@ -25,6 +29,7 @@ from support import (
     paid,
     tools_in_memory,
 )
+from temporal_service import executions
 from temporal_service.connection import whoami
 
 
@@ -108,6 +113,73 @@ async def test_a_decision_that_is_kept_is_told_and_stands(idle_tools: Tools) -> 
     await idle_tools("reject_invoice", invoice_id=other)
     with pytest.raises(Refused, match=r"can't be approved now.*rejected by"):
         await idle_tools("approve_invoice", invoice_id=other)
+
+
+async def test_many_signals_do_not_hide_a_kept_decision_or_cancellation(
+    idle_tools: Tools, idle: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await idle.connect()
+    rejected, cancelled = await idle_tools.submit(), await idle_tools.submit()
+    await idle_tools("reject_invoice", invoice_id=rejected["id"])
+    await idle_tools("cancel_invoice", invoice_id=cancelled["id"])
+    for invoice in (rejected, cancelled):
+        handle = client.get_workflow_handle(workflow_id(invoice["id"]))
+        await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(60)))
+    assert (await idle_tools.status(rejected))["kept_decision"]["approved"] is False
+    with pytest.raises(Refused, match=r"can't be approved now.*rejected by"):
+        await idle_tools("approve_invoice", invoice_id=rejected["id"])
+
+    # Too many.
+    monkeypatch.setattr(executions, "MAX_EVENTS", 50)
+    status = await idle_tools.status(rejected)
+    assert status["kept_decision_unknown"]
+    assert "It isn't known whether a decision is kept already" in status["message"]
+    assert "without a decision by then" not in status["message"]
+    unknown = "Cancellation requested by an unknown client at an unknown time."
+    assert unknown in (await idle_tools.status(cancelled))["message"]
+    with pytest.raises(Refused, match=f"can't be approved any more. {unknown}"):
+        await idle_tools("approve_invoice", invoice_id=cancelled["id"])
+    text = await idle_tools("cancel_invoice", invoice_id=cancelled["id"])
+    assert text.startswith("Already being cancelled; nothing was changed.")
+
+
+async def test_a_paused_invoice_is_told_as_paused_and_keeps_what_it_is_sent(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    kept = {
+        "once it is unpaused in Temporal",
+        "is paused in Temporal, or in a status that isn't known",
+    }
+    async with Worker(namespace.address, tmp_path), tools_in_memory(namespace.address) as tools:
+        invoice, cancelled = await tools.submit(), await tools.submit()
+        for one in (invoice, cancelled):
+            await tools.until(one, "waiting")
+            await client.workflow_service.pause_workflow_execution(
+                PauseWorkflowExecutionRequest(
+                    namespace=client.namespace, workflow_id=workflow_id(one["id"])
+                )
+            )
+        texts = [
+            await tools("approve_invoice", invoice_id=invoice["id"], total="7000 USD"),
+            await tools("get_invoice_status", invoice_id=invoice["id"]),
+            await tools("cancel_invoice", invoice_id=cancelled["id"]),
+            await tools("get_invoice_status", invoice_id=cancelled["id"]),
+        ]
+        for text in texts:
+            assert [words for words in kept if words not in text] == [], text
+            assert "No worker answers" not in text
+        assert "A decision is kept" in texts[1]
+        assert "Cancellation requested" in texts[3]
+        with pytest.raises(Refused, match=r"can't be rejected now.*approved by"):
+            await tools("reject_invoice", invoice_id=invoice["id"])
+        assert (await tools.status(invoice))["paused"]
+        await client.workflow_service.unpause_workflow_execution(
+            UnpauseWorkflowExecutionRequest(
+                namespace=client.namespace, workflow_id=workflow_id(invoice["id"])
+            )
+        )
+        assert "paused" not in await tools.until(invoice, "completed")
 
 
 async def test_a_kept_decision_is_dated_when_it_was_made(

@@ -102,6 +102,17 @@ async def test_what_the_tutorials_worker_says_counts_before_the_memo(runs: Invoi
     assert status.worker_answers
 
 
+async def test_a_run_in_a_status_that_is_not_known_is_not_called_up_to_date(
+    runs: InvoiceRuns,
+) -> None:
+    progress = progress_in("waiting").model_copy(update={"submitted_at": NOON})
+    running, paused = an_execution(), replace(an_execution(), status=None)
+    assert (await found(runs, running, progress)).is_up_to_date
+    run = await found(runs, paused, progress)
+    assert not run.is_up_to_date
+    assert "paused in Temporal, or in a status that isn't known" in run.status.to_line()
+
+
 async def test_a_retry_is_reported_without_a_worker(runs: InvoiceRuns) -> None:
     pending = PendingActivityInfo(activity_id="line-2", attempt=3)
     execution = an_execution(pending_activities=[pending])
@@ -127,6 +138,56 @@ async def test_what_a_run_paid_before_it_was_reset_is_not_known(
         text = (await found(runs, execution, progress)).status.to_text()
         assert ("; nothing has been paid." in text) == is_known
         assert ("; it isn't known whether any of it was paid." in text) == (not is_known)
+
+
+@pytest.mark.parametrize(
+    ("state", "earlier", "told", "listed"),
+    [
+        (
+            "paying",
+            0,
+            "Paid: at least 1 of 2 lines, at least $5,000.00 of $7,000.00.",
+            "at least $5,000.00 paid, at most $2,000.00 to pay",
+        ),
+        (
+            "waiting",
+            1,
+            "at least 1 of 2 lines paid earlier, $5,000.00; at most $2,000.00 to pay.",
+            "at least $5,000.00 paid, at most $2,000.00 to pay",
+        ),
+        (
+            "cancelled",
+            0,
+            "Paid: at least 1 of 2 lines, at least $5,000.00 of $7,000.00.",
+            "at least $5,000.00 paid;",
+        ),
+    ],
+)
+async def test_more_may_be_paid_of_a_run_that_was_reset_while_it_paid(
+    state: State, earlier: int, told: str, listed: str, runs: InvoiceRuns
+) -> None:
+    paid = {"paid_lines": 1, "paid_amount": Decimal("5000.00")}
+    known = {"paid_earlier_lines": earlier, "paid_earlier_amount": Decimal(5000 * earlier)}
+    progress = progress_in(state).model_copy(update={**paid, **known})
+    progress.submitted_at = NOON - timedelta(hours=1)
+    by_temporal = WorkflowExecutionStatus
+    is_cancelled = state == "cancelled"
+    execution = an_execution(by_temporal.CANCELED if is_cancelled else by_temporal.RUNNING)
+    status = (await found(runs, replace(execution, raw_description=None), progress)).status
+    assert told in status.to_text()
+    assert listed in f"{status.to_line()};"
+    assert status.line_states(2) == ["paid_earlier" if earlier else "paid", "not_known"]
+
+
+async def test_nothing_more_is_paid_of_a_run_that_was_reset_and_has_paid_all(
+    runs: InvoiceRuns,
+) -> None:
+    paid = {"paid_lines": 2, "paid_amount": Decimal("7000.00"), "paid_earlier_lines": 0}
+    progress = progress_in("completed").model_copy(update=paid)
+    progress.submitted_at = NOON - timedelta(hours=1)
+    execution = replace(an_execution(WorkflowExecutionStatus.COMPLETED), raw_description=None)
+    status = (await found(runs, execution, progress)).status
+    assert "Paid: 2 of 2 lines, $7,000.00 of $7,000.00." in status.to_text()
 
 
 @pytest.fixture
