@@ -8,10 +8,13 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from inspect import CORO_CREATED, getcoroutinestate
 from math import inf
+from threading import Lock
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -87,8 +90,10 @@ RESET_AFTER = timedelta(milliseconds=10)
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
 REMEMBERED_INVOICES = 100
-REMEMBERED_CONTENT_BYTES = 64 * 1024
-"""How large an invoice that is remembered may be. Nested fields take many times that in memory."""
+SMALL_CONTENT_BYTES = 64 * 1024
+"""Only invoices up to this size are remembered, since nested fields take many times that in memory,
+and only these are validated in the event loop. A megabyte of nested fields takes half a second.
+"""
 MAX_CONTENT_BYTES = 2 * 1024 * 1024
 """Of what a run was started with: Temporal's own limit to a payload. More isn't even parsed."""
 
@@ -96,6 +101,8 @@ WorkerAnswer = RunProgress | str
 """A worker's answer about a run. The tutorial's worker answers only with the status text."""
 
 _converter = LenientPayloadConverter()
+_validating = ThreadPoolExecutor(1, "validating")
+"""One at a time, so that calls that were cut off don't go on validating what they asked for."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,6 @@ class RunStart:
     run_id: str
     content: bytes = b""
     """The JSON that it was started with."""
-    progress: RunProgress | None = None
-    """Where it stood at first; None if the content isn't an invoice."""
     has_own_memo: bool | None = False
     """Whether the workflow has written its memo. Until then, the memo is what the starter wrote.
 
@@ -116,9 +121,8 @@ class RunStart:
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
 
     @property
-    def invoice(self) -> Invoice | None:
-        """What it was started with. Validates it anew: large ones take long."""
-        return read_invoice(self.content) if self.progress else None
+    def is_small(self) -> bool:
+        return len(self.content) <= SMALL_CONTENT_BYTES
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,8 @@ class RememberedStarts:
     _runs: dict[str, RunProgress | None] = field(default_factory=dict)
     """By the id of the run."""
     _invoices: dict[str, Invoice] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+    """Large ones are validated in a thread."""
 
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._runs
@@ -220,23 +226,27 @@ class RememberedStarts:
 
     def add(self, run_id: str, invoice: Invoice, size: int) -> None:
         """Keeps the content of a run, which has `size` bytes, unless it is large."""
-        if size <= REMEMBERED_CONTENT_BYTES:
-            self._invoices[run_id] = invoice
-            if len(self._invoices) > REMEMBERED_INVOICES:
-                del self._invoices[next(iter(self._invoices))]
+        if size <= SMALL_CONTENT_BYTES:
+            with self._lock:
+                self._invoices[run_id] = invoice
+                if len(self._invoices) > REMEMBERED_INVOICES:
+                    del self._invoices[next(iter(self._invoices))]
 
     def progress(self, run_id: str, content: bytes = b"", id: str = "") -> RunProgress | None:
         """Where a run with this content and workflow id stood at first; None if it isn't an
         invoice's.
         """
-        if run_id not in self._runs:
-            invoice = _read_own_invoice(content, id)
-            self._runs[run_id] = RunProgress.of(invoice) if invoice else None
-            if invoice:
-                self.add(run_id, invoice, len(content))
+        with suppress(KeyError):
+            return self._runs[run_id]
+        invoice = _read_own_invoice(content, id)
+        progress = RunProgress.of(invoice) if invoice else None
+        if invoice:
+            self.add(run_id, invoice, len(content))
+        with self._lock:
+            self._runs[run_id] = progress
             if len(self._runs) > REMEMBERED_RUNS:
                 del self._runs[next(iter(self._runs))]
-        return self._runs[run_id]
+        return progress
 
 
 class InvoiceRuns:
@@ -313,8 +323,9 @@ class InvoiceRuns:
         first_id = run.start.run_id if run.start else run.id
         if remembered := self.remembered_starts.invoice(first_id):
             return remembered
-        start = run.start or await self.read_start(run.description.id, run.id, content_only=True)
-        return start.invoice
+        id = run.description.id
+        start = run.start or await self.read_start(id, run.id, content_only=True)
+        return await _validate(start, lambda: _read_own_invoice(start.content, id))
 
     async def exists(self, invoice_id: str) -> bool:
         """Whether Temporal has a run for an invoice."""
@@ -438,10 +449,17 @@ class InvoiceRuns:
             return page
         return []
 
-    async def read_status(self, execution: Execution) -> InvoiceStatus | None:
-        """The status of a run that a search has found; None if it was deleted in the meantime."""
+    async def read_status(
+        self, execution: Execution, *, validate_large: bool = True
+    ) -> InvoiceStatus | None:
+        """The status of a run that a search has found; None if it was deleted in the meantime.
+
+        Args:
+            validate_large: also validate large content where only that tells the status. Otherwise
+                it counts as unreadable.
+        """
         try:
-            progress, _ = await self._read_progress(execution)
+            progress, _ = await self._read_progress(execution, validate_large=validate_large)
             return await self._status_from_memo(execution, progress)
         except RPCError as error:
             if not is_unknown_workflow(error):
@@ -492,8 +510,7 @@ class InvoiceRuns:
                 started = event.workflow_execution_started_event_attributes
                 # A reset copies this event, with the id of the first run.
                 first_id, content = started.original_execution_run_id, first_data(started.input)
-                progress = self.remembered_starts.progress(first_id, content, id)
-                start = RunStart(first_id, content, progress)
+                start = RunStart(first_id, content)
                 started_at = to_jsonable_python(event.event_time.ToDatetime(UTC))
             elif (memo := _upserted_memo(event)) is not None:
                 return replace(start, has_own_memo=True, submitted_at=memo.get("submitted_at"))
@@ -511,6 +528,13 @@ class InvoiceRuns:
                 return replace(start, has_own_memo=None)
         return start
 
+    async def _first_progress(self, start: RunStart, id: str) -> RunProgress | None:
+        """Where a run with this workflow id stood at first; None if it isn't an invoice's."""
+        if start.run_id in self.remembered_starts:
+            return self.remembered_starts.progress(start.run_id)
+        remember = self.remembered_starts.progress
+        return await _validate(start, lambda: remember(start.run_id, start.content, id))
+
     async def _last_events(self, id: str, run_id: str, count: int) -> Sequence[HistoryEvent]:
         """About the last `count` events of a run, newest first."""
         return await last_events(self.temporal, id, run_id, count)
@@ -525,7 +549,8 @@ class InvoiceRuns:
                 if not is_unknown_workflow(error):
                     raise
                 return None
-            return start.progress.digest if start.progress else None
+            progress = await self._first_progress(start, execution.id)
+            return progress.digest if progress else None
 
         return await gather_bounded([digest(execution) for execution in executions])
 
@@ -566,7 +591,11 @@ class InvoiceRuns:
             return None
 
     async def _read_progress(
-        self, execution: Execution, reading: asyncio.Task[RunStart] | None = None
+        self,
+        execution: Execution,
+        reading: asyncio.Task[RunStart] | None = None,
+        *,
+        validate_large: bool = True,
     ) -> tuple[RunProgress | None, RunStart | None]:
         """A run's progress, found without a worker, and its start, if that was read.
 
@@ -590,7 +619,8 @@ class InvoiceRuns:
             progress = self.remembered_starts.progress(execution.run_id)
         else:
             start = start or await self.read_start(execution.id, execution.run_id)
-            progress = start.progress
+            is_read = start.is_small or validate_large
+            progress = await self._first_progress(start, execution.id) if is_read else None
         if progress is None:
             return None, start
         if start and start.has_own_memo is None:
@@ -656,6 +686,13 @@ class InvoiceRuns:
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
             clock_offset_seconds=self.clock.offset_seconds,
         )
+
+
+async def _validate(start: RunStart, read: Callable[[], T]) -> T:
+    """What `read` makes of a run's content: in a thread if that may take long."""
+    if start.is_small:
+        return read()
+    return await asyncio.get_running_loop().run_in_executor(_validating, read)
 
 
 def invoice_of(started: WorkflowExecutionStartedEventAttributes, id: str) -> Invoice | None:
@@ -741,7 +778,15 @@ async def gather_bounded(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         async with limit:
             return await call
 
-    return await asyncio.gather(*map(limited, calls))
+    tasks = [asyncio.create_task(limited(call)) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        # If one fails or all are cancelled, the others end too, and also those that haven't begun.
+        for task, call in zip(tasks, calls, strict=True):
+            task.cancel()
+            if getcoroutinestate(call) == CORO_CREATED:
+                call.close()
 
 
 def _plain_text(value: Any) -> str | None:

@@ -369,7 +369,8 @@ def test_new_content_may_have_other_fields_to_a_limit() -> None:
 def test_new_content_may_have_values_to_a_limit() -> None:
     full = line(description="d", **{f"field_{n}": n for n in range(15)})
     assert rule_of_new_content(invoice(lines=[full] * MAX_LINES).content) is None
-    for vendor in ([0] * 10_000, {str(n): [] for n in range(10_000)}, [[0] * 100] * 100):
+    many: list[Any] = [[0] * 10_000, {str(n): [] for n in range(10_000)}, [[0] * 100] * 100]
+    for vendor in many:
         rule = rule_of_new_content(invoice(vendor=vendor).content)
         assert rule == "must have at most 10,000 values, counting those in lists and objects"
 

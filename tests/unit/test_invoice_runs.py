@@ -1,10 +1,13 @@
 """An invoice's status, from its run's memo, from Temporal and from a worker's answer."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from inspect import getcoroutinestate
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -14,13 +17,16 @@ from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import WorkflowExecutionStatus
+from temporalio.converter import DefaultPayloadConverter
 
 from invoice_client import InvoiceClient
 from invoice_runs import (
     MAX_CONTENT_BYTES,
+    SMALL_CONTENT_BYTES,
     InvoiceRun,
     InvoiceRuns,
     first_unread_decision,
+    gather_bounded,
     read_invoice,
 )
 from invoices.invoice import Invoice
@@ -174,13 +180,21 @@ class _OneRun:
         started = event.workflow_execution_started_event_attributes
         started.original_execution_run_id = "run"
         started.input.payloads.append(Payload(data=content))
-        self.event = event
+        self.events = [event]
+
+    def write_memo(self, memo: dict[str, Any]) -> None:
+        event = HistoryEvent()
+        fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
+        for key, value in memo.items():
+            fields[key].CopyFrom(DefaultPayloadConverter().to_payload(value))
+        self.events.append(event)
 
     def get_workflow_handle(self, id: str, run_id: str | None) -> "_OneRun":
         return self
 
     async def fetch_history_events(self, page_size: int) -> AsyncIterator[HistoryEvent]:
-        yield self.event
+        for event in self.events:
+            yield event
 
 
 @pytest.mark.parametrize("days", [5, -1], ids=["invoice", "nonsense"])
@@ -197,8 +211,89 @@ async def test_what_a_run_was_started_with_is_validated_once(
     assert digests == [found[0].digest if found[0] else None]
     assert (found[0] is None) == (days < 0)
     # A person who decides on it is shown the content itself.
-    start = await runs.read_start("invoice-INV-1")
-    assert (start.invoice is None) == (days < 0)
+    status = await runs.read_status(an_execution())
+    assert status
+    run = InvoiceRun(an_execution(), status, None)
+    assert (await runs.content(run) is None) == (days < 0)
+
+
+LARGE = {"note": "x" * SMALL_CONTENT_BYTES}
+
+
+async def test_large_content_is_validated_in_a_thread_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = []
+
+    def in_thread(content: bytes) -> Invoice | None:
+        threads.append(current_thread())
+        return read_invoice(content)
+
+    monkeypatch.setattr("invoice_runs.read_invoice", in_thread)
+    one_run: Any = _OneRun(json.dumps(an_invoice(id="INV-1", **LARGE)).encode())
+    runs = InvoiceRuns(one_run)
+    status = await runs.read_status(an_execution())
+    assert status
+    assert status.total == 7000
+    assert await runs.read_status(an_execution()) == status
+    assert len(threads) == 1
+    assert threads[0] is not main_thread()
+    assert await runs.content(InvoiceRun(an_execution(), status, None))
+    assert threads[1] is not main_thread()
+
+
+async def test_large_content_is_not_validated_where_the_memo_tells_the_status(
+    validations: list[bytes],
+) -> None:
+    one_run: Any = _OneRun(json.dumps(an_invoice(id="INV-1", **LARGE)).encode())
+    one_run.write_memo(progress_in("paying").to_memo())
+    status = await InvoiceRuns(one_run).read_status(
+        replace(an_execution(), memo=progress_in("paying").to_memo())
+    )
+    assert status
+    assert status.state == "paying"
+    assert validations == []
+
+
+async def test_large_content_is_not_validated_for_a_search_of_similar_ones(
+    validations: list[bytes],
+) -> None:
+    one_run: Any = _OneRun(json.dumps(an_invoice(id="INV-1", **LARGE)).encode())
+    status = await InvoiceRuns(one_run).read_status(an_execution(), validate_large=False)
+    assert status
+    assert status.total is None
+    assert validations == []
+
+
+async def test_calls_that_are_cut_off_all_end() -> None:
+    ended = []
+
+    async def call(number: int) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(number)
+
+    calls = [call(number) for number in range(30)]
+    gathering = asyncio.create_task(gather_bounded(calls))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gathering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gathering
+    assert ended == list(range(10))
+    assert {getcoroutinestate(call) for call in calls} == {"CORO_CLOSED"}
+
+
+async def test_calls_end_if_one_of_them_fails() -> None:
+    async def fail() -> None:
+        raise RuntimeError
+
+    calls = [fail(), *(asyncio.sleep(60) for _ in range(30))]
+    with pytest.raises(RuntimeError):
+        await gather_bounded(calls)
+    await asyncio.sleep(0.01)
+    assert {getcoroutinestate(call) for call in calls} == {"CORO_CLOSED"}
 
 
 APPROVE, REJECT = "approve_invoice", "reject_invoice"
