@@ -58,6 +58,7 @@ from invoices.status import (
 from temporal_service.clock import ServiceClock
 from temporal_service.executions import (
     Execution,
+    Memo,
     cancel_request,
     describe_execution,
     has_no_poller,
@@ -396,7 +397,7 @@ class InvoiceRuns:
             microsecond=0
         )
         running = WorkflowExecutionStatus.RUNNING
-        execution = Execution(id, run_id, INVOICE_WORKFLOW, running, started_at, None, memo={})
+        execution = Execution(id, run_id, INVOICE_WORKFLOW, running, started_at, None, Memo())
         return InvoiceRun(execution, self._make_status(execution, progress), progress)
 
     async def status_with_answer(
@@ -630,7 +631,8 @@ class InvoiceRuns:
         return progress, start
 
     def _trusted_memo(self, execution: Execution) -> dict[str, Any]:
-        return execution.memo if self.trusted_memos.has_memo_of(execution) else {}
+        is_trusted = self.trusted_memos.has_memo_of(execution)
+        return execution.memo.read(RunProgress.model_fields) if is_trusted else {}
 
     async def _status_from_memo(
         self, execution: Execution, progress: RunProgress | None
@@ -751,11 +753,13 @@ def first_unread_decision(
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
-    """The fields of the memo that the workflow wrote with this event; None if it wrote none."""
+    """The time of submission in the memo that the workflow wrote with this event, as a dictionary,
+    since later ones don't have it; None if it wrote none.
+    """
     if not event.HasField("workflow_properties_modified_event_attributes"):
         return None
     fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-    return {key: _converter.from_payload(payload) for key, payload in fields.items()}
+    return Memo(fields).read(["submitted_at"])
 
 
 def is_unknown_workflow(error: RPCError) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.api.workflow.v1 import PendingActivityInfo, WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.converter import DefaultPayloadConverter
@@ -31,9 +31,9 @@ from invoice_runs import (
 )
 from invoices.invoice import Invoice
 from invoices.refusals import InvoiceError
-from invoices.status import STATUS_TEXTS, RunProgress, State
+from invoices.status import STATUS_TEXTS, Cancellation, Decision, RunProgress, State
 from support import an_invoice
-from temporal_service.executions import Execution
+from temporal_service.executions import Execution, Memo
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -44,7 +44,7 @@ def an_execution(
     close_time = None if status == WorkflowExecutionStatus.RUNNING else NOON + timedelta(hours=1)
     raw_description = DescribeWorkflowExecutionResponse(**raw)
     return Execution(
-        "invoice-INV-1", "run", "InvoiceWorkflow", status, NOON, close_time, {}, raw_description
+        "invoice-INV-1", "run", "InvoiceWorkflow", status, NOON, close_time, Memo(), raw_description
     )
 
 
@@ -182,11 +182,11 @@ class _OneRun:
         started.input.payloads.append(Payload(data=content))
         self.events = [event]
 
-    def write_memo(self, memo: dict[str, Any]) -> None:
+    def write_memo(self, memo: dict[str, Payload]) -> None:
         event = HistoryEvent()
         fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-        for key, value in memo.items():
-            fields[key].CopyFrom(DefaultPayloadConverter().to_payload(value))
+        for key, payload in memo.items():
+            fields[key].CopyFrom(payload)
         self.events.append(event)
 
     def get_workflow_handle(self, id: str, run_id: str | None) -> "_OneRun":
@@ -195,6 +195,11 @@ class _OneRun:
     async def fetch_history_events(self, page_size: int) -> AsyncIterator[HistoryEvent]:
         for event in self.events:
             yield event
+
+
+def a_memo(progress: RunProgress) -> dict[str, Payload]:
+    to_payload = DefaultPayloadConverter().to_payload
+    return {name: to_payload(value) for name, value in progress.to_memo().items()}
 
 
 @pytest.mark.parametrize("days", [5, -1], ids=["invoice", "nonsense"])
@@ -215,6 +220,40 @@ async def test_what_a_run_was_started_with_is_validated_once(
     assert status
     run = InvoiceRun(an_execution(), status, None)
     assert (await runs.content(run) is None) == (days < 0)
+
+
+def test_only_the_fields_of_a_memo_that_are_asked_for_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[Payload] = []
+
+    def decode(payload: Payload) -> Any:
+        decoded.append(payload)
+        return json.loads(payload.data)
+
+    monkeypatch.setattr("temporal_service.executions._plain", decode)
+    info = WorkflowExecutionInfo()
+    for name, data in {"state": b'"waiting"', "other": b"[]", "status": b"[]" * 40_000}.items():
+        info.memo.fields[name].data = data
+    memo = Execution.of(info, None).memo
+    assert decoded == []
+    assert (memo.get("state"), memo.get("status"), memo.get("total")) == ("waiting", None, None)
+    assert memo.read(["state", "total"]) == {"state": "waiting"}
+    # What has such a field isn't ours.
+    assert memo.read(["state", "status"]) == {}
+    assert len(decoded) == 2
+
+
+async def test_the_largest_memo_of_ours_is_read() -> None:
+    widest = "\U00020000"
+    decision = Decision(approved=True, by=widest * 200, reason=widest * 1000, at=NOON)
+    cancellation = Cancellation(by=widest * 200, reason=widest * 1000, at=NOON)
+    texts = dict.fromkeys(["supplier", "supplier_reference"], widest * 255)
+    texts |= dict.fromkeys(["status", "current_line"], widest * 800)
+    texts |= {"ledger": widest * 100, "gateway": widest * 100, "paid_earlier_numbers": "9" * 2000}
+    fields: dict[str, Any] = {"decision": decision, "cancellation": cancellation, **texts}
+    memo = a_memo(progress_in("paying").model_copy(update=fields))
+    assert Memo(memo).read(RunProgress.model_fields).keys() == memo.keys()
 
 
 LARGE = {"note": "x" * SMALL_CONTENT_BYTES}
@@ -246,10 +285,9 @@ async def test_large_content_is_not_validated_where_the_memo_tells_the_status(
     validations: list[bytes],
 ) -> None:
     one_run: Any = _OneRun(json.dumps(an_invoice(id="INV-1", **LARGE)).encode())
-    one_run.write_memo(progress_in("paying").to_memo())
-    status = await InvoiceRuns(one_run).read_status(
-        replace(an_execution(), memo=progress_in("paying").to_memo())
-    )
+    memo = a_memo(progress_in("paying"))
+    one_run.write_memo(memo)
+    status = await InvoiceRuns(one_run).read_status(replace(an_execution(), memo=Memo(memo)))
     assert status
     assert status.state == "paying"
     assert validations == []
