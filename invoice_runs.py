@@ -41,6 +41,7 @@ from invoices.status import (
     DECISIONS,
     INVALID_INVOICE,
     NOT_KNOWN,
+    NOT_READ,
     PROCESSING,
     REJECTED,
     REJECTED_OR_TIMED_OUT,
@@ -95,6 +96,10 @@ SMALL_CONTENT_BYTES = 64 * 1024
 """Only invoices up to this size are remembered, since nested fields take many times that in memory,
 and only these are validated in the event loop. A megabyte of nested fields takes half a second.
 """
+MAX_LISTED_MARKS = 20_000
+"""How many brackets and commas a content may have that is validated for a list. New invoices have
+fewer, except in texts, and a list of strangers' invoices that have more would take a minute.
+"""
 MAX_CONTENT_BYTES = 2 * 1024 * 1024
 """Of what a run was started with: Temporal's own limit to a payload. More isn't even parsed."""
 
@@ -124,6 +129,11 @@ class RunStart:
     @property
     def is_small(self) -> bool:
         return len(self.content) <= SMALL_CONTENT_BYTES
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether its content can be validated quickly."""
+        return sum(map(self.content.count, (b"[", b"{", b","))) <= MAX_LISTED_MARKS
 
 
 @dataclass(frozen=True)
@@ -450,17 +460,16 @@ class InvoiceRuns:
             return page
         return []
 
-    async def read_status(
-        self, execution: Execution, *, validate_large: bool = True
-    ) -> InvoiceStatus | None:
+    async def read_status(self, execution: Execution) -> InvoiceStatus | None:
         """The status of a run that a search has found; None if it was deleted in the meantime.
 
-        Args:
-            validate_large: also validate large content where only that tells the status. Otherwise
-                it counts as unreadable.
+        It is `NOT_READ` if only the content tells it, and that is too complex to be validated.
         """
         try:
-            progress, _ = await self._read_progress(execution, validate_large=validate_large)
+            progress, start = await self._read_progress(execution, only_simple=True)
+            if progress is None and start and start.run_id not in self.remembered_starts:
+                not_read = Progress(state="waiting", status=NOT_READ)
+                return await self._status_from_memo(execution, not_read)
             return await self._status_from_memo(execution, progress)
         except RPCError as error:
             if not is_unknown_workflow(error):
@@ -596,7 +605,7 @@ class InvoiceRuns:
         execution: Execution,
         reading: asyncio.Task[RunStart] | None = None,
         *,
-        validate_large: bool = True,
+        only_simple: bool = False,
     ) -> tuple[RunProgress | None, RunStart | None]:
         """A run's progress, found without a worker, and its start, if that was read.
 
@@ -605,6 +614,7 @@ class InvoiceRuns:
 
         Args:
             reading: the task that reads the start, if the caller has begun to read it.
+            only_simple: don't validate other content.
         """
         start = None
         if reading or not self.trusted_memos.has_memo_of(execution):
@@ -620,8 +630,9 @@ class InvoiceRuns:
             progress = self.remembered_starts.progress(execution.run_id)
         else:
             start = start or await self.read_start(execution.id, execution.run_id)
-            is_read = start.is_small or validate_large
-            progress = await self._first_progress(start, execution.id) if is_read else None
+            if only_simple and not start.is_simple and start.run_id not in self.remembered_starts:
+                return None, start
+            progress = await self._first_progress(start, execution.id)
         if progress is None:
             return None, start
         if start and start.has_own_memo is None:
@@ -635,10 +646,10 @@ class InvoiceRuns:
         return execution.memo.read(RunProgress.model_fields) if is_trusted else {}
 
     async def _status_from_memo(
-        self, execution: Execution, progress: RunProgress | None
+        self, execution: Execution, progress: Progress | None
     ) -> InvoiceStatus:
         """The final status of a closed run, or the last recorded status of an open one."""
-        known: Progress = progress or self._unreadable(execution)
+        known = progress or self._unreadable(execution)
         has_result = execution.status == WorkflowExecutionStatus.COMPLETED
         if has_result and known.state not in _COMPLETED_STATES:  # the tutorial's worker ran it
             known = _by_result(known, await self._result(execution))

@@ -147,10 +147,7 @@ class InvoiceSearch:
         try:
             async with asyncio.timeout(SIMILAR_SECONDS):
                 async for executions in pages:
-                    calls = [
-                        self._runs.read_status(execution, validate_large=False)
-                        for execution in executions
-                    ]
+                    calls = [self._runs.read_status(execution) for execution in executions]
                     return [status for status in await gather_bounded(calls) if status]
         except RPCError as error:
             with suppress(RPCError):

@@ -59,7 +59,9 @@ NOT_KNOWN = "Status not known, because too many signals were sent"
 """Set by the client if it can't tell whether the memo is the workflow's."""
 REJECTED_OR_TIMED_OUT = "Rejected by an approver or timed out, which of them isn't known"
 """The same, for a run whose result says that it wasn't paid."""
-NOT_KNOWN_TEXTS = (NOT_KNOWN, REJECTED_OR_TIMED_OUT)
+NOT_READ = "Status not known, because its content is too complex for a list"
+"""The same, for a run that no worker has taken yet."""
+NOT_KNOWN_TEXTS = (NOT_KNOWN, REJECTED_OR_TIMED_OUT, NOT_READ)
 
 STATUS_TEXTS: dict[State, str] = {
     "waiting": AWAITING_APPROVAL,
