@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from invoices.invoice import rule_of_new_id
+from invoices.invoice import is_invoice_id, rule_of_new_id
 from invoices.similar import SimilarInvoice
 from invoices.status import Decision, Progress
 from invoices.wording import (
@@ -19,6 +19,7 @@ from invoices.wording import (
     format_utc,
     pluralize,
     sanitized,
+    sanitized_quote,
 )
 
 CLOCK_TOLERANCE_SECONDS = 3
@@ -301,7 +302,10 @@ class InvoiceStatus(Progress):
             parts.append(f"cancelled {self.cancellation}")
         if self.caution:
             parts.append(self.caution.rstrip("."))
-        return f"{sanitized(self.invoice_id, 100)}: " + "; ".join(filter(None, parts))
+        # Another client's id may be a sentence.
+        id = self.invoice_id
+        id = sanitized(id, 100) if is_invoice_id(id) else sanitized_quote(id, 100)
+        return f"{id}: " + "; ".join(filter(None, parts))
 
 
 def message_first(content: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -237,6 +238,16 @@ InvoiceId = Annotated[
     AfterValidator(_invoice_id),
     BeforeValidator(_digits),
 ]
+
+_invoice_ids: TypeAdapter[str] = TypeAdapter(InvoiceId)
+
+
+def is_invoice_id(text: str) -> bool:
+    """Whether this follows the rules of `InvoiceId`. Other clients' ids may not."""
+    with suppress(ValidationError):
+        return _invoice_ids.validate_python(text) == text
+    return False
+
 
 Amount = Annotated[
     Decimal,
