@@ -40,6 +40,7 @@ from invoices.status import (
     COMPLETED,
     DECISIONS,
     INVALID_INVOICE,
+    MAX_TEXT,
     NOT_KNOWN,
     NOT_READ,
     PROCESSING,
@@ -73,8 +74,6 @@ from workflow import TASK_QUEUE
 
 T = TypeVar("T")
 
-MAX_TEXT = 2000
-"""The longest status text, in characters, taken from another client. Our own are shorter."""
 QUERY_SECONDS = 2
 """A running worker answers a query in milliseconds. Without one there is no answer."""
 PROMPT_SECONDS = 0.15

@@ -23,7 +23,9 @@ WORDED_LINES = 20
 TYPED_LINES = 100
 """How many lines the structured content has at most: the first ones."""
 LINES_BYTES = 30_000
-"""How long their JSON may be."""
+"""How long their JSON may be, if the rest of the answer leaves room for it."""
+ANSWER_BYTES = 95_000
+"""How long the whole answer may be, with a reserve for what is added to it."""
 TEXT_LIMITS = (10_000, 1000, 300, 200, 100, 60, 30, 10)
 """To how many characters the texts of lines are cut, where they are too long all together."""
 OTHER_FIELDS = 10
@@ -119,19 +121,10 @@ class StatusWithContent(InvoiceStatus):
             unreadable._words = ["Its lines can't be shown: its content breaks the rules."]
             return unreadable
         states = status.line_states(len(invoice.lines))
-        lines, limit = fit(lambda limit: _typed_lines(invoice, states, limit), LINES_BYTES)
-        is_cut = any(
-            len(text) > limit
-            for line in invoice.lines[: len(lines)]
-            for text in (line.item, line.description or "")
-        )
         others = _other_fields(invoice)
         shown = dict(list(others.items())[:OTHER_FIELDS])
         with_content = cls.model_construct(
             **fields,
-            lines=lines,
-            lines_not_shown=len(invoice.lines) - len(lines) or None,
-            texts_cut_at=limit if is_cut else None,
             customer=_text(invoice.customer),
             payment_method=_text(invoice.payment_method),
             other_fields={
@@ -141,10 +134,30 @@ class StatusWithContent(InvoiceStatus):
             other_fields_not_shown=len(others) - len(shown) or None,
         )
         with_content._words = _words(invoice, states, others)
-        return with_content
+        # The text is in the answer twice.
+        words = with_content.to_text()
+        rest = sum(map(_size, [with_content.to_structured(), words, words]))
+        room = min(LINES_BYTES, ANSWER_BYTES - rest)
+        lines, limit = fit(lambda limit: _typed_lines(invoice, states, limit), room)
+        is_cut = any(
+            len(text) > limit
+            for line in invoice.lines[: len(lines)]
+            for text in (line.item, line.description or "")
+        )
+        of_lines = {
+            "lines": lines,
+            "lines_not_shown": len(invoice.lines) - len(lines) or None,
+            "texts_cut_at": limit if is_cut else None,
+        }
+        return with_content.model_copy(update=of_lines)
 
     def to_text(self) -> str:
         return "\n".join([super().to_text(), *self._words])
+
+
+def _size(content: Any) -> int:
+    """In bytes, as it is sent."""
+    return len(json.dumps(content, ensure_ascii=False).encode())
 
 
 def _typed_lines(invoice: Invoice, states: Sequence[LineState], limit: int) -> list[InvoiceLine]:

@@ -15,7 +15,7 @@ from invoices.content import StatusWithContent
 from invoices.invoice import AS_STARTED, BEFORE_1_1, Invoice
 from invoices.messages import PaidLine
 from invoices.paid_earlier import PaidEarlier
-from invoices.status import Decision, LineState, RunProgress, State
+from invoices.status import Cancellation, Decision, LineState, RunProgress, State
 from invoices.web_ui import WebUiDetails
 from invoices.wording import format_ranges, parse_ranges
 from support import an_invoice
@@ -283,6 +283,38 @@ def test_the_longest_answers_stay_below_100_kilobytes(character: str) -> None:
     assert size(card.model_dump(mode="json")) + size(waiting.to_text()) < 100_000
     assert size(render_question(view)) < 100_000
     assert size(WebUiDetails(invoice, NOON).render(waiting)) < 250_000
+
+
+def test_the_longest_answer_of_all_kinds_of_texts_stays_below_100_kilobytes() -> None:
+    """What is escaped where it is typed, and wide where it is told in words."""
+    line = {"item": WIDEST * 200, "amount": "9999999999.99", "description": WIDEST * 1000}
+    names = ["supplier", "supplier_reference", "customer", "payment_method"]
+    others: dict[str, Any] = {
+        f"{n}{WIDEST * 38}".ljust(100, "\x01"): "\x01" * 100 for n in range(10)
+    }
+    many = invoice_of(lines=[line] * 34, **dict.fromkeys(names, WIDEST * 255), **others)
+    whose: dict[str, Any] = {"by": WIDEST * 200, "reason": "\x01" * 1000, "at": NOON}
+    retry = Retry(line=1, attempt=9, last_error="\x01" * 1000)
+    status = status_of(
+        many,
+        state="paying",
+        current_line=many.describe_line(1),
+        decision=Decision(approved=True, **whose),
+        cancellation=Cancellation(**whose),
+    ).model_copy(update={"retry": retry, "worker_answers": False})
+    content = StatusWithContent.of(status, many)
+    words = content.to_text()
+    structured = content.model_copy(update={"message": words}).to_structured()
+    assert len(structured["lines"]) == 34
+    assert size(words) + size(structured) < 100_000
+
+
+def test_another_clients_texts_are_cut() -> None:
+    names = ["status", "current_line", "failure", "digest", "ledger", "gateway"]
+    memo = RunProgress.of(invoice_of()).to_memo() | dict.fromkeys(names, "x" * 600_000)
+    progress = RunProgress.model_validate(memo)
+    assert progress.total == 7000
+    assert {len(getattr(progress, name)) for name in names} == {2000}
 
 
 def size(content: Any) -> int:
