@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from itertools import islice
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -122,15 +123,15 @@ class StatusWithContent(InvoiceStatus):
             return unreadable
         states = status.line_states(len(invoice.lines))
         others = _other_fields(invoice)
-        shown = dict(list(others.items())[:OTHER_FIELDS])
+        # By their cut names, of which two may be the same: the second isn't shown then.
+        shown: dict[str, str | int | float | bool | None] = {}
+        for name, value in islice(others.items(), OTHER_FIELDS):
+            shown.setdefault(cut(name, OTHER_VALUE), _typed_other(value))
         with_content = cls.model_construct(
             **fields,
             customer=_text(invoice.customer),
             payment_method=_text(invoice.payment_method),
-            other_fields={
-                cut(name, OTHER_VALUE): _typed_other(value) for name, value in shown.items()
-            }
-            or None,
+            other_fields=shown or None,
             other_fields_not_shown=len(others) - len(shown) or None,
         )
         with_content._words = _words(invoice, states, others)
@@ -186,9 +187,10 @@ def _words(invoice: Invoice, states: Sequence[LineState], others: dict[str, Any]
 
 def also_given(invoice: Invoice) -> str:
     """A sentence that names the fields that nothing else tells; empty if there are none."""
-    named = [_worded_other(*other) for other in _other_fields(invoice).items()]
-    if len(named) > OTHER_FIELDS:
-        named[OTHER_FIELDS:] = [f"and {len(named) - OTHER_FIELDS:,} more"]
+    others = list(_other_fields(invoice).items())
+    named = [_worded_other(*other) for other in others[:OTHER_FIELDS]]
+    if len(others) > OTHER_FIELDS:
+        named.append(f"and {len(others) - OTHER_FIELDS:,} more")
     return f"Also given: {', '.join(named)}." if named else ""
 
 
@@ -216,7 +218,8 @@ def _typed_other(value: Any) -> str | int | float | bool | None:
 
 def _worded_other(name: str, value: Any) -> str:
     """`cost_center “4711”`, and only the name where the value is a list, an object or null."""
-    is_plain = re.fullmatch("[A-Za-z0-9_.-]{1,40}", name)
+    # Any other name may read as an address or as a sentence.
+    is_plain = re.fullmatch("[a-z][a-z0-9_]{0,39}", name)
     words = name if is_plain else sanitized_quote(name, 40)
     if isinstance(value, str):
         return f"{words} {sanitized_quote(value, 40)}"

@@ -220,6 +220,35 @@ def test_more_than_ten_other_fields_are_counted() -> None:
     assert told(invoice).to_structured()["other_fields_not_shown"] == 2
 
 
+def test_other_fields_with_the_same_long_beginning_are_counted() -> None:
+    names = {"n" * 100 + str(number): number for number in range(5)}
+    structured = told(invoice_of(payment_interval_seconds=2, **names)).to_structured()
+    assert structured["other_fields"] == {"n" * 99 + "…": 0}
+    assert structured["other_fields_not_shown"] == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["www.evil.example", "Approved_by_Ann_Clerk.Nothing_else", "PAID", "paid-by-ann"]
+)
+def test_names_that_read_like_a_sentence_or_a_link_are_quoted(name: str) -> None:
+    text = told(invoice_of(payment_interval_seconds=2, **{name: None, "cost_center": 1})).to_text()
+    assert f"Also given: “{name}”, cost_center 1." in text
+
+
+def test_only_the_other_fields_that_are_shown_are_put_into_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worded: list[str] = []
+
+    def word(name: str, value: Any) -> str:
+        worded.append(name)
+        return name
+
+    monkeypatch.setattr("invoices.content._worded_other", word)
+    told(invoice_of(**{f"field_{n}": n for n in range(1000)}))
+    assert worded == [f"field_{n}" for n in range(10)]
+
+
 def test_what_breaks_a_rule_is_one_of_the_other_fields() -> None:
     status = told(invoice_of(supplier=5, due_date="soon", payment_interval_seconds=2))
     assert (status.supplier, status.bill) == (None, "")
