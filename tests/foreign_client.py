@@ -16,6 +16,7 @@ from temporalio.worker import Worker
 from invoices.invoice import Invoice, workflow_id
 from invoices.status import RunProgress
 from support import eventually
+from temporal_service.payloads import json_payload
 from workflow import TASK_QUEUE
 
 FOREIGN_QUEUE = "foreign-task-queue"
@@ -119,7 +120,7 @@ async def submit_poisoned(client: Client, invoice: Invoice, poison: str) -> None
     await insist(
         lambda: client.start_workflow(
             "InvoiceWorkflow",
-            invoice.model_dump(mode="json"),
+            json_payload(invoice.to_json()),
             id=workflow_id(invoice.id),
             task_queue=TASK_QUEUE,
             memo=POISONS[poison](invoice),

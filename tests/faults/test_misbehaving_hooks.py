@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import time
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -11,12 +12,17 @@ import pytest
 from hooks import Answer, a_hook, accept, hang, never_end
 from support import PROCESSES, Desk, Namespace, Worker, eventually
 
-BOMB = gzip.compress(bytes(2**29))
+
+@cache
+def a_bomb() -> bytes:
+    # Not when the file is imported, which every test process does: it takes a second and 512 MiB.
+    return gzip.compress(bytes(2**29))
 
 
 async def send_a_bomb(writer: asyncio.StreamWriter) -> None:
-    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(BOMB)}\r\n\r\n"
-    writer.write(head.encode() + BOMB)
+    bomb = await asyncio.to_thread(a_bomb)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(bomb)}\r\n\r\n"
+    writer.write(head.encode() + bomb)
 
 
 async def test_payments_and_shutdown_do_not_wait_for_a_hook(

@@ -10,14 +10,16 @@ async def test_an_invoice_waits_for_the_worker_with_its_ledger(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path / "own"):
+    async with Worker(namespace.address, tmp_path / "own") as own:
         invoice = await desk.submit()
         await desk.until(invoice, "waiting")
-    async with Worker(namespace.address, tmp_path / "other"):
+        await own.end()  # killed, it would be given the approval for some seconds
+    async with Worker(namespace.address, tmp_path / "other") as other:
         await desk.approve(invoice)
         text = (await desk.once(invoice, lambda status: status.retry)).to_text()
         assert "the invoice belongs to the payment ledger " in text
         assert "start a worker with the data directory" in text
+        await other.end()
     async with Worker(namespace.address, tmp_path / "own"):
         await desk.until(invoice, "completed")
         assert not paid(tmp_path / "other", invoice)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
@@ -21,10 +22,23 @@ async def browser() -> AsyncIterator[Browser]:
         await browser.close()
 
 
-@pytest.fixture
-async def page(browser: Browser) -> AsyncIterator[Page]:
+@asynccontextmanager
+async def a_page(browser: Browser) -> AsyncIterator[Page]:
     page = await browser.new_page(device_scale_factor=2)
     page.on("console", lambda message: print(f"page: {message.text}"))
     page.on("pageerror", lambda error: print(f"page: {error}"))
     yield page
     await page.close()
+
+
+@pytest.fixture
+async def page(browser: Browser) -> AsyncIterator[Page]:
+    async with a_page(browser) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+async def one_page(browser: Browser) -> AsyncIterator[Page]:
+    """A page for a whole file: each further one takes half a second of processor time."""
+    async with a_page(browser) as page:
+        yield page

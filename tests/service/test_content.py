@@ -202,10 +202,11 @@ async def test_lines_paid_earlier_are_told_wherever_they_stand(
             ledger.settle(replace(ledger.add(begun), state="paid"))
     states = ["unpaid", "paid_earlier", "unpaid", "paid_earlier"]
     async with tools_in_memory(namespace.address) as tools:
-        async with Worker(namespace.address, tmp_path):
+        async with Worker(namespace.address, tmp_path) as worker:
             await tools("process_invoice", invoice_data=invoice)
             status = await tools.until(invoice, "waiting")
             assert [line["state"] for line in status["lines"]] == states
+            await worker.end()  # killed, it would be given the approval for some seconds
         without_worker = await tools.status(invoice)
         assert not without_worker.get("worker_answers")  # by the memo
         assert [line["state"] for line in without_worker["lines"]] == states
