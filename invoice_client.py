@@ -102,8 +102,8 @@ class InvoiceClient:
 
         Raises:
             InvoiceError: the id is in use by something else, or it is new and could be mistaken
-                for another id, or a field is nested too deeply, or the invoice is paid, or one of
-                its lines was paid earlier with different content.
+                for another id, or it has too many fields or levels of nesting, or the invoice is
+                paid, or one of its lines was paid earlier with different content.
         """
         with SimilarSearch(self.search, invoice.id) as similar:
             similar.begin((invoice.total, invoice.currency))

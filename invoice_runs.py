@@ -8,10 +8,13 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from inspect import CORO_CREATED, getcoroutinestate
 from math import inf
+from threading import Lock
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -37,7 +40,9 @@ from invoices.status import (
     COMPLETED,
     DECISIONS,
     INVALID_INVOICE,
+    MAX_TEXT,
     NOT_KNOWN,
+    NOT_READ,
     PROCESSING,
     REJECTED,
     REJECTED_OR_TIMED_OUT,
@@ -55,6 +60,7 @@ from invoices.status import (
 from temporal_service.clock import ServiceClock
 from temporal_service.executions import (
     Execution,
+    Memo,
     cancel_request,
     describe_execution,
     events_back_to,
@@ -69,8 +75,6 @@ from workflow import TASK_QUEUE
 
 T = TypeVar("T")
 
-MAX_TEXT = 2000
-"""The longest status text, in characters, taken from another client. Our own are shorter."""
 QUERY_SECONDS = 2
 """A running worker answers a query in milliseconds. Without one there is no answer."""
 PROMPT_SECONDS = 0.15
@@ -88,8 +92,14 @@ RESET_AFTER = timedelta(milliseconds=10)
 READS_AT_ONCE = 10
 REMEMBERED_RUNS = 10_000
 REMEMBERED_INVOICES = 100
-REMEMBERED_CONTENT_BYTES = 64 * 1024
-"""How large an invoice that is remembered may be. Nested fields take many times that in memory."""
+SMALL_CONTENT_BYTES = 64 * 1024
+"""Only invoices up to this size are remembered, since nested fields take many times that in memory,
+and only these are validated in the event loop. A megabyte of nested fields takes half a second.
+"""
+MAX_LISTED_MARKS = 20_000
+"""How many brackets and commas a content may have that is validated for a list. New invoices have
+fewer, except in texts, and a list of strangers' invoices that have more would take a minute.
+"""
 MAX_CONTENT_BYTES = 2 * 1024 * 1024
 """Of what a run was started with: Temporal's own limit to a payload. More isn't even parsed."""
 
@@ -97,6 +107,8 @@ WorkerAnswer = RunProgress | str
 """A worker's answer about a run. The tutorial's worker answers only with the status text."""
 
 _converter = LenientPayloadConverter()
+_validating = ThreadPoolExecutor(1, "validating")
+"""One at a time, so that calls that were cut off don't go on validating what they asked for."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +118,6 @@ class RunStart:
     run_id: str
     content: bytes = b""
     """The JSON that it was started with."""
-    progress: RunProgress | None = None
-    """Where it stood at first; None if the content isn't an invoice."""
     has_own_memo: bool | None = False
     """Whether the workflow has written its memo. Until then, the memo is what the starter wrote.
 
@@ -119,9 +129,13 @@ class RunStart:
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
 
     @property
-    def invoice(self) -> Invoice | None:
-        """What it was started with. Validates it anew: large ones take long."""
-        return read_invoice(self.content) if self.progress else None
+    def is_small(self) -> bool:
+        return len(self.content) <= SMALL_CONTENT_BYTES
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether its content can be validated quickly."""
+        return sum(map(self.content.count, (b"[", b"{", b","))) <= MAX_LISTED_MARKS
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,8 @@ class RememberedStarts:
     _runs: dict[str, RunProgress | None] = field(default_factory=dict)
     """By the id of the run."""
     _invoices: dict[str, Invoice] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+    """Large ones are validated in a thread."""
 
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._runs
@@ -226,23 +242,27 @@ class RememberedStarts:
 
     def add(self, run_id: str, invoice: Invoice, size: int) -> None:
         """Keeps the content of a run, which has `size` bytes, unless it is large."""
-        if size <= REMEMBERED_CONTENT_BYTES:
-            self._invoices[run_id] = invoice
-            if len(self._invoices) > REMEMBERED_INVOICES:
-                del self._invoices[next(iter(self._invoices))]
+        if size <= SMALL_CONTENT_BYTES:
+            with self._lock:
+                self._invoices[run_id] = invoice
+                if len(self._invoices) > REMEMBERED_INVOICES:
+                    del self._invoices[next(iter(self._invoices))]
 
     def progress(self, run_id: str, content: bytes = b"", id: str = "") -> RunProgress | None:
         """Where a run with this content and workflow id stood at first; None if it isn't an
         invoice's.
         """
-        if run_id not in self._runs:
-            invoice = _read_own_invoice(content, id)
-            self._runs[run_id] = RunProgress.of(invoice) if invoice else None
-            if invoice:
-                self.add(run_id, invoice, len(content))
+        with suppress(KeyError):
+            return self._runs[run_id]
+        invoice = _read_own_invoice(content, id)
+        progress = RunProgress.of(invoice) if invoice else None
+        if invoice:
+            self.add(run_id, invoice, len(content))
+        with self._lock:
+            self._runs[run_id] = progress
             if len(self._runs) > REMEMBERED_RUNS:
                 del self._runs[next(iter(self._runs))]
-        return self._runs[run_id]
+        return progress
 
 
 class InvoiceRuns:
@@ -319,8 +339,9 @@ class InvoiceRuns:
         first_id = run.start.run_id if run.start else run.id
         if remembered := self.remembered_starts.invoice(first_id):
             return remembered
-        start = run.start or await self.read_start(run.description.id, run.id, content_only=True)
-        return start.invoice
+        id = run.description.id
+        start = run.start or await self.read_start(id, run.id, content_only=True)
+        return await _validate(start, lambda: _read_own_invoice(start.content, id))
 
     async def exists(self, invoice_id: str) -> bool:
         """Whether Temporal has a run for an invoice."""
@@ -393,7 +414,7 @@ class InvoiceRuns:
             microsecond=0
         )
         running = WorkflowExecutionStatus.RUNNING
-        execution = Execution(id, run_id, INVOICE_WORKFLOW, running, started_at, None, memo={})
+        execution = Execution(id, run_id, INVOICE_WORKFLOW, running, started_at, None, Memo())
         return InvoiceRun(execution, self._make_status(execution, progress), progress)
 
     async def status_with_answer(
@@ -497,9 +518,15 @@ class InvoiceRuns:
         return []
 
     async def read_status(self, execution: Execution) -> InvoiceStatus | None:
-        """The status of a run that a search has found; None if it was deleted in the meantime."""
+        """The status of a run that a search has found; None if it was deleted in the meantime.
+
+        It is `NOT_READ` if only the content tells it, and that is too complex to be validated.
+        """
         try:
-            progress, start = await self._read_progress(execution)
+            progress, start = await self._read_progress(execution, only_simple=True)
+            if progress is None and start and start.run_id not in self.remembered_starts:
+                not_read = Progress(state="waiting", status=NOT_READ)
+                return await self._status_from_memo(execution, not_read, start)
             return await self._status_from_memo(execution, progress, start)
         except RPCError as error:
             if not is_unknown_workflow(error):
@@ -550,9 +577,8 @@ class InvoiceRuns:
                 started = event.workflow_execution_started_event_attributes
                 # A reset copies this event, with the id of the first run.
                 first_id, content = started.original_execution_run_id, first_data(started.input)
-                progress = self.remembered_starts.progress(first_id, content, id)
                 started_at = event.event_time.ToDatetime(UTC)
-                start = RunStart(first_id, content, progress, started_at=started_at)
+                start = RunStart(first_id, content, started_at=started_at)
             elif (memo := _upserted_memo(event)) is not None:
                 return replace(start, has_own_memo=True, submitted_at=memo.get("submitted_at"))
             if content_only:
@@ -571,6 +597,13 @@ class InvoiceRuns:
                 return replace(start, has_own_memo=None)
         return start
 
+    async def _first_progress(self, start: RunStart, id: str) -> RunProgress | None:
+        """Where a run with this workflow id stood at first; None if it isn't an invoice's."""
+        if start.run_id in self.remembered_starts:
+            return self.remembered_starts.progress(start.run_id)
+        remember = self.remembered_starts.progress
+        return await _validate(start, lambda: remember(start.run_id, start.content, id))
+
     async def _last_events(self, id: str, run_id: str, count: int) -> Sequence[HistoryEvent]:
         """About the last `count` events of a run, newest first."""
         return await last_events(self.temporal, id, run_id, count)
@@ -585,7 +618,8 @@ class InvoiceRuns:
                 if not is_unknown_workflow(error):
                     raise
                 return None
-            return start.progress.digest if start.progress else None
+            progress = await self._first_progress(start, execution.id)
+            return progress.digest if progress else None
 
         return await gather_bounded([digest(execution) for execution in executions])
 
@@ -626,7 +660,11 @@ class InvoiceRuns:
             return None
 
     async def _read_progress(
-        self, execution: Execution, reading: asyncio.Task[RunStart] | None = None
+        self,
+        execution: Execution,
+        reading: asyncio.Task[RunStart] | None = None,
+        *,
+        only_simple: bool = False,
     ) -> tuple[RunProgress | None, RunStart | None]:
         """A run's progress, found without a worker, and its start, if that was read.
 
@@ -635,6 +673,7 @@ class InvoiceRuns:
 
         Args:
             reading: the task that reads the start, if the caller has begun to read it.
+            only_simple: don't validate other content.
         """
         start = None
         if reading or not self.trusted_memos.has_memo_of(execution):
@@ -650,7 +689,9 @@ class InvoiceRuns:
             progress = self.remembered_starts.progress(execution.run_id)
         else:
             start = start or await self.read_start(execution.id, execution.run_id)
-            progress = start.progress
+            if only_simple and not start.is_simple and start.run_id not in self.remembered_starts:
+                return None, start
+            progress = await self._first_progress(start, execution.id)
         if progress is None:
             return None, start
         if start and start.has_own_memo is None:
@@ -660,16 +701,17 @@ class InvoiceRuns:
         return progress, start
 
     def _trusted_memo(self, execution: Execution) -> dict[str, Any]:
-        return execution.memo if self.trusted_memos.has_memo_of(execution) else {}
+        is_trusted = self.trusted_memos.has_memo_of(execution)
+        return execution.memo.read(RunProgress.model_fields) if is_trusted else {}
 
     async def _status_from_memo(
         self,
         execution: Execution,
-        progress: RunProgress | None,
+        progress: Progress | None,
         start: RunStart | None = None,
     ) -> InvoiceStatus:
         """The final status of a closed run, or the last recorded status of an open one."""
-        known: Progress = progress or self._unreadable(execution)
+        known = progress or self._unreadable(execution)
         has_result = execution.status == WorkflowExecutionStatus.COMPLETED
         if has_result and known.state not in _COMPLETED_STATES:  # the tutorial's worker ran it
             known = _by_result(known, await self._result(execution))
@@ -727,6 +769,13 @@ class InvoiceRuns:
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
             clock_offset_seconds=self.clock.offset_seconds,
         )
+
+
+async def _validate(start: RunStart, read: Callable[[], T]) -> T:
+    """What `read` makes of a run's content: in a thread if that may take long."""
+    if start.is_small:
+        return read()
+    return await asyncio.get_running_loop().run_in_executor(_validating, read)
 
 
 def invoice_of(started: WorkflowExecutionStartedEventAttributes, id: str) -> Invoice | None:
@@ -808,11 +857,13 @@ def _base_run_id(events: Sequence[HistoryEvent]) -> str:
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
-    """The fields of the memo that the workflow wrote with this event; None if it wrote none."""
+    """The time of submission in the memo that the workflow wrote with this event, as a dictionary,
+    since later ones don't have it; None if it wrote none.
+    """
     if not event.HasField("workflow_properties_modified_event_attributes"):
         return None
     fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
-    return {key: _converter.from_payload(payload) for key, payload in fields.items()}
+    return Memo(fields).read(["submitted_at"])
 
 
 def is_unknown_workflow(error: RPCError) -> bool:
@@ -835,7 +886,15 @@ async def gather_bounded(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         async with limit:
             return await call
 
-    return await asyncio.gather(*map(limited, calls))
+    tasks = [asyncio.create_task(limited(call)) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        # If one fails or all are cancelled, the others end too, and also those that haven't begun.
+        for task, call in zip(tasks, calls, strict=True):
+            task.cancel()
+            if getcoroutinestate(call) == CORO_CREATED:
+                call.close()
 
 
 def _plain_text(value: Any) -> str | None:

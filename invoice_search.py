@@ -439,7 +439,7 @@ class SimilarSearch:
     def begin_with_memo(self, description: Execution) -> None:
         """Begins with the total in a memo, which another client may have written."""
         with suppress(ValidationError):
-            memo = RunProgress.model_validate(description.memo)
+            memo = RunProgress.model_validate(description.memo.read(RunProgress.model_fields))
             if self._reading is None and memo.state == "waiting" and memo.total and memo.currency:
                 self._begin((memo.total, memo.currency))
 

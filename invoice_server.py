@@ -170,11 +170,11 @@ def _named_total(value: Any) -> NamedTotal | None:
         raise PydanticCustomError("total", "{rule}", {"rule": str(error)}) from None
 
 
-def _not_too_nested(content: Any) -> Any:
-    """Before the invoice is validated, which takes seconds where it is nested without end."""
+def _not_too_complex(content: Any) -> Any:
+    """Before the invoice is validated, which takes seconds where it has fields without end."""
     content = unpacked(content)
     if isinstance(content, dict) and (rule := rule_of_new_content(content)):
-        raise PydanticCustomError("nesting", "{rule}", {"rule": rule})
+        raise PydanticCustomError("complexity", "{rule}", {"rule": rule})
     return content
 
 
@@ -217,7 +217,7 @@ async def process_invoice(
             description="The invoice: an object with id and lines, and with supplier,\n"
             "supplier_reference and due_date as they stand on the bill."
         ),
-        BeforeValidator(_not_too_nested),
+        BeforeValidator(_not_too_complex),
     ],
 ) -> ToolResult:
     """Submit an invoice, which then waits for a person's approval. Nothing is paid before that.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from invoices.approvals import is_same_person, judge
-from invoices.invoice import rule_of_new_id
+from invoices.invoice import is_invoice_id, rule_of_new_id
 from invoices.similar import SimilarInvoice
 from invoices.status import Decision, Progress, describe_name
 from invoices.wording import (
@@ -22,6 +22,7 @@ from invoices.wording import (
     format_utc,
     pluralize,
     sanitized,
+    sanitized_quote,
 )
 
 CLOCK_TOLERANCE_SECONDS = 3

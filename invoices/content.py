@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from itertools import islice
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
@@ -23,7 +24,9 @@ WORDED_LINES = 20
 TYPED_LINES = 100
 """How many lines the structured content has at most: the first ones."""
 LINES_BYTES = 30_000
-"""How long their JSON may be."""
+"""How long their JSON may be, if the rest of the answer leaves room for it."""
+ANSWER_BYTES = 95_000
+"""How long the whole answer may be, with a reserve for what is added to it."""
 TEXT_LIMITS = (10_000, 1000, 300, 200, 100, 60, 30, 10)
 """To how many characters the texts of lines are cut, where they are too long all together."""
 OTHER_FIELDS = 10
@@ -119,34 +122,45 @@ class StatusWithContent(InvoiceStatus):
             unreadable._words = ["Its lines can't be shown: its content breaks the rules."]
             return unreadable
         states = status.line_states(len(invoice.lines))
-        lines, limit = fit(lambda limit: _typed_lines(invoice, states, limit), LINES_BYTES)
+        others = _other_fields(invoice)
+        if invoice.pay_on and status.pay_on is None:  # from before it had a meaning
+            others["pay_on"] = invoice.pay_on
+        # By their cut names, of which two may be the same: the second isn't shown then.
+        shown: dict[str, str | int | float | bool | None] = {}
+        for name, value in islice(others.items(), OTHER_FIELDS):
+            shown.setdefault(cut(name, OTHER_VALUE), _typed_other(value))
+        with_content = cls.model_construct(
+            **fields,
+            customer=_text(invoice.customer),
+            payment_method=_text(invoice.payment_method),
+            other_fields=shown or None,
+            other_fields_not_shown=len(others) - len(shown) or None,
+        )
+        with_content._words = _words(invoice, states, others)
+        # The text is in the answer twice.
+        words = with_content.to_text()
+        rest = sum(map(_size, [with_content.to_structured(), words, words]))
+        room = min(LINES_BYTES, ANSWER_BYTES - rest)
+        lines, limit = fit(lambda limit: _typed_lines(invoice, states, limit), room)
         is_cut = any(
             len(text) > limit
             for line in invoice.lines[: len(lines)]
             for text in (line.item, line.description or "")
         )
-        others = _other_fields(invoice)
-        if invoice.pay_on and status.pay_on is None:  # from before it had a meaning
-            others["pay_on"] = invoice.pay_on
-        shown = dict(list(others.items())[:OTHER_FIELDS])
-        with_content = cls.model_construct(
-            **fields,
-            lines=lines,
-            lines_not_shown=len(invoice.lines) - len(lines) or None,
-            texts_cut_at=limit if is_cut else None,
-            customer=_text(invoice.customer),
-            payment_method=_text(invoice.payment_method),
-            other_fields={
-                cut(name, OTHER_VALUE): _typed_other(value) for name, value in shown.items()
-            }
-            or None,
-            other_fields_not_shown=len(others) - len(shown) or None,
-        )
-        with_content._words = _words(invoice, states, others)
-        return with_content
+        of_lines = {
+            "lines": lines,
+            "lines_not_shown": len(invoice.lines) - len(lines) or None,
+            "texts_cut_at": limit if is_cut else None,
+        }
+        return with_content.model_copy(update=of_lines)
 
     def to_text(self) -> str:
         return "\n".join([super().to_text(), *self._words])
+
+
+def _size(content: Any) -> int:
+    """In bytes, as it is sent."""
+    return len(json.dumps(content, ensure_ascii=False).encode())
 
 
 def _typed_lines(invoice: Invoice, states: Sequence[LineState], limit: int) -> list[InvoiceLine]:
@@ -175,9 +189,10 @@ def _words(invoice: Invoice, states: Sequence[LineState], others: dict[str, Any]
 
 def also_given(invoice: Invoice) -> str:
     """A sentence that names the fields that nothing else tells; empty if there are none."""
-    named = [_worded_other(*other) for other in _other_fields(invoice).items()]
-    if len(named) > OTHER_FIELDS:
-        named[OTHER_FIELDS:] = [f"and {len(named) - OTHER_FIELDS:,} more"]
+    others = list(_other_fields(invoice).items())
+    named = [_worded_other(*other) for other in others[:OTHER_FIELDS]]
+    if len(others) > OTHER_FIELDS:
+        named.append(f"and {len(others) - OTHER_FIELDS:,} more")
     return f"Also given: {', '.join(named)}." if named else ""
 
 
@@ -205,7 +220,8 @@ def _typed_other(value: Any) -> str | int | float | bool | None:
 
 def _worded_other(name: str, value: Any) -> str:
     """`cost_center “4711”`, and only the name where the value is a list, an object or null."""
-    is_plain = re.fullmatch("[A-Za-z0-9_.-]{1,40}", name)
+    # Any other name may read as an address or as a sentence.
+    is_plain = re.fullmatch("[a-z][a-z0-9_]{0,39}", name)
     words = name if is_plain else sanitized_quote(name, 40)
     if isinstance(value, str):
         return f"{words} {sanitized_quote(value, 40)}"

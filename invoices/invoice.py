@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -31,6 +32,10 @@ MAX_JSON_BYTES = 1024 * 1024
 """Keeps an invoice's JSON well below Temporal's limit of 2 MiB for a payload."""
 MAX_NESTING = 20
 """How many levels of lists and objects a field of a new invoice may have."""
+MAX_OTHER_FIELDS = 100
+"""How many fields a new invoice and each of its lines may have that have no meaning here."""
+MAX_VALUES = 10_000
+"""How many JSON values a new invoice may have: 20 for each line of the longest."""
 
 
 def _json_string(value: Any) -> Any:
@@ -107,14 +112,34 @@ def unpacked(content: Any) -> Any:
 def rule_of_new_content(content: dict[str, Any]) -> str | None:
     """The rule that unpacked content breaks, if any, besides those of `Invoice`.
 
-    Only new invoices have to follow it: a megabyte of nesting costs every parser on the way seconds
-    and hundreds of megabytes. Invoices that are nested deeper go on.
+    Only new invoices have to follow it: a megabyte of nesting or of small fields costs every parser
+    on the way seconds and hundreds of megabytes. Invoices that break it go on.
     """
+    if _has_more_values(content, MAX_VALUES):
+        return f"must have at most {MAX_VALUES:,} values, counting those in lists and objects"
+    if len(content.keys() - Invoice.model_fields) > MAX_OTHER_FIELDS:
+        return f"must have at most {MAX_OTHER_FIELDS} other fields"
+    lines = content.get("lines")
+    for index, line in enumerate(lines if isinstance(lines, list) else []):
+        if isinstance(line, dict) and len(line.keys() - LineItem.model_fields) > MAX_OTHER_FIELDS:
+            return f"must have at most {MAX_OTHER_FIELDS} other fields in lines[{index}]"
     for name, field in content.items():
         # The lines are a list of objects by themselves.
         if _is_nested_deeper(field, MAX_NESTING + 2 if name == "lines" else MAX_NESTING):
             return f"must have at most {MAX_NESTING} levels of nesting in {sanitized_quote(name)}"
     return None
+
+
+def _has_more_values(value: Any, limit: int) -> bool:
+    count, containers = 1, [value]
+    while containers:
+        container = containers.pop()
+        count += len(container)
+        if count > limit:
+            return True
+        children = container.values() if isinstance(container, dict) else container
+        containers += [child for child in children if isinstance(child, dict | list)]
+    return False
 
 
 def _is_nested_deeper(value: Any, limit: int) -> bool:
@@ -244,6 +269,16 @@ InvoiceId = Annotated[
     AfterValidator(_invoice_id),
     BeforeValidator(_digits),
 ]
+
+_invoice_ids: TypeAdapter[str] = TypeAdapter(InvoiceId)
+
+
+def is_invoice_id(text: str) -> bool:
+    """Whether this follows the rules of `InvoiceId`. Other clients' ids may not."""
+    with suppress(ValidationError):
+        return _invoice_ids.validate_python(text) == text
+    return False
+
 
 Amount = Annotated[
     Decimal,

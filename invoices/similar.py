@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field
 
+from invoices.invoice import is_invoice_id
 from invoices.status import OPEN_STATES, State
 from invoices.wording import sanitized
 
@@ -60,6 +61,8 @@ def similar_to(invoice: "InvoiceStatus", others: Iterable["InvoiceStatus"]) -> l
     for other in others:
         if (
             other.invoice_id != invoice.invoice_id
+            # No tool takes any other id, and it may be a stranger's sentence.
+            and is_invoice_id(other.invoice_id)
             and other.state in (*OPEN_STATES, "completed")
             and (other.total, other.currency) == (invoice.total, invoice.currency)
             and other.submitted_at >= since

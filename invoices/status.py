@@ -74,7 +74,9 @@ NOT_KNOWN = "Status not known, because too many signals were sent"
 """Set by the client if it can't tell whether the memo is the workflow's."""
 REJECTED_OR_TIMED_OUT = "Rejected by an approver or timed out, which of them isn't known"
 """The same, for a run whose result says that it wasn't paid."""
-NOT_KNOWN_TEXTS = (NOT_KNOWN, REJECTED_OR_TIMED_OUT)
+NOT_READ = "Status not known, because its content is too complex for a list"
+"""The same, for a run that no worker has taken yet."""
+NOT_KNOWN_TEXTS = (NOT_KNOWN, REJECTED_OR_TIMED_OUT, NOT_READ)
 
 STATUS_TEXTS: dict[State, str] = {
     "waiting": AWAITING_APPROVAL,
@@ -164,14 +166,22 @@ def _ranges(value: str) -> str:
     return value
 
 
+def _cut_text(value: str) -> str:
+    return value[:MAX_TEXT]
+
+
 Moment = Annotated[AwareDatetime, AfterValidator(_known_century)]
 Amount = Annotated[Decimal, AfterValidator(_amount)]
 LineCount = Annotated[int, AfterValidator(_count)]
 Currency = Annotated[str, AfterValidator(_currency)]
 BillText = Annotated[str, AfterValidator(_bill_text)]
 Name = Annotated[str, AfterValidator(_name)]
+CutText = Annotated[str, AfterValidator(_cut_text)]
+"""Another client's may be of any length: it is cut, and the other fields still count."""
 
 
+MAX_TEXT = 2000
+"""The longest status text, in characters, taken from another client. Our own are shorter."""
 MAX_NAME = 200
 MAX_REASON = 1000
 READ_AT_ONCE = timedelta(seconds=2)
@@ -267,7 +277,7 @@ class Progress(BaseModel):
     """An invoice's progress. Amounts are decimal strings, times are UTC."""
 
     state: State
-    status: Annotated[str, Field(description="The status text, as the workflow reports it.")]
+    status: Annotated[CutText, Field(description="The status text, as the workflow reports it.")]
     line_count: LineCount | None = None
     total: Amount | None = None
     currency: Currency | None = None
@@ -305,7 +315,7 @@ class Progress(BaseModel):
         bool | None,
         Field(description="True if more lines may be paid, because the run was reset."),
     ] = None
-    current_line: Annotated[str | None, Field(description="The line being paid.")] = None
+    current_line: Annotated[CutText | None, Field(description="The line being paid.")] = None
     required_approvals: Annotated[
         RequiredApprovals | None,
         Field(
@@ -322,7 +332,7 @@ class Progress(BaseModel):
         Field(description="Who asked to stop it, when and why. It may not have stopped yet."),
     ] = None
     failure: Annotated[
-        str | None,
+        CutText | None,
         Field(
             description="Why it failed: PaymentDeclined, PaymentConflict (a line was paid earlier"
             " with different content) or InvalidInvoice."
@@ -497,12 +507,12 @@ class Progress(BaseModel):
 class RunProgress(Progress):
     """What a run keeps in its memo and returns from a query: progress and a few internal fields."""
 
-    digest: str
+    digest: CutText
     """`Invoice.digest`, which shows whether two submissions have the same content."""
     approval_timeout_days: Annotated[float, Field(gt=0, le=365)]
-    ledger: str | None = None
+    ledger: CutText | None = None
     """The id of the payment ledger that this invoice belongs to."""
-    gateway: str | None = None
+    gateway: CutText | None = None
     """The name of the payment gateway that this run belongs to."""
     submitted_at: Moment | None = None
     deadline: datetime | None = None

@@ -7,8 +7,8 @@ functions here don't decode search attributes, and keep undecodable memo fields 
 """
 
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,8 +35,32 @@ EVENTS_PER_PAGE = 50
 MAX_EVENTS = 1000
 """How many events are searched from the end of a history."""
 
+MAX_MEMO_BYTES = 64 * 1024
+"""Of the fields of a memo that are read together. Ours take less; nested ones take time to read."""
+
 _converter = LenientPayloadConverter()
 _STATUSES = {int(status): status for status in WorkflowExecutionStatus}
+
+
+@dataclass(frozen=True)
+class Memo:
+    """The memo of a run, of which only those fields are decoded that are asked for.
+
+    Any client can have written it: a list has up to 2 MB of it for each run.
+    """
+
+    _fields: Mapping[str, Payload] = field(default_factory=dict)
+
+    def read(self, names: Iterable[str]) -> dict[str, Any]:
+        """Those of these fields that it has; none if they have more than `MAX_MEMO_BYTES`."""
+        found = {name: self._fields[name] for name in names if name in self._fields}
+        if sum(payload.ByteSize() for payload in found.values()) > MAX_MEMO_BYTES:
+            return {}
+        return {name: _plain(payload) for name, payload in found.items()}
+
+    def get(self, name: str) -> Any:
+        """The value of a field; None if it has no such field, or a larger one."""
+        return self.read([name]).get(name)
 
 
 @dataclass(frozen=True)
@@ -50,7 +74,7 @@ class Execution:
     """None for a status that the SDK doesn't know, such as paused."""
     start_time: datetime
     close_time: datetime | None
-    memo: dict[str, Any]
+    memo: Memo
     raw_description: DescribeWorkflowExecutionResponse | None = None
     """None if the execution comes from a list."""
 
@@ -76,7 +100,7 @@ class Execution:
             status=_STATUSES.get(info.status),
             start_time=info.start_time.ToDatetime(UTC),
             close_time=info.close_time.ToDatetime(UTC) if info.HasField("close_time") else None,
-            memo={key: _plain(payload) for key, payload in info.memo.fields.items()},
+            memo=Memo(info.memo.fields),
             raw_description=description,
         )
 

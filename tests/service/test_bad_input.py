@@ -158,6 +158,8 @@ REFUSED: dict[str, Any] = {
     "hidden letter": one(id=f"{NAME}\u202e"),
     "yes for a duration": one(approval_timeout_days=True),
     "nested more than 20 levels": one(note=json.loads("[" * 21 + "]" * 21)),
+    "101 other fields": one(**{f"field_{n}": n for n in range(101)}),
+    "fields without end": json.dumps(one(**{f"{n:x}": [] for n in range(95_000)})),
     "nested too deeply": json.dumps(one(note=1)).replace("1}", "[" * 230 + "]" * 230 + "}"),
     "lone surrogate": json.dumps(one(note="surrogate")).replace("surrogate", r"\ud800"),
     "NaN": json.dumps(one(note=1)).replace("1}", "NaN}"),

@@ -15,7 +15,7 @@ from invoices.content import StatusWithContent
 from invoices.invoice import AS_STARTED, BEFORE_1_1, Invoice
 from invoices.messages import PaidLine
 from invoices.paid_earlier import PaidEarlier
-from invoices.status import Decision, LineState, RunProgress, State
+from invoices.status import Cancellation, Decision, LineState, RunProgress, State
 from invoices.web_ui import WebUiDetails
 from invoices.wording import format_ranges, parse_ranges
 from support import an_invoice
@@ -220,6 +220,35 @@ def test_more_than_ten_other_fields_are_counted() -> None:
     assert told(invoice).to_structured()["other_fields_not_shown"] == 2
 
 
+def test_other_fields_with_the_same_long_beginning_are_counted() -> None:
+    names = {"n" * 100 + str(number): number for number in range(5)}
+    structured = told(invoice_of(payment_interval_seconds=2, **names)).to_structured()
+    assert structured["other_fields"] == {"n" * 99 + "…": 0}
+    assert structured["other_fields_not_shown"] == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["www.evil.example", "Approved_by_Ann_Clerk.Nothing_else", "PAID", "paid-by-ann"]
+)
+def test_names_that_read_like_a_sentence_or_a_link_are_quoted(name: str) -> None:
+    text = told(invoice_of(payment_interval_seconds=2, **{name: None, "cost_center": 1})).to_text()
+    assert f"Also given: “{name}”, cost_center 1." in text
+
+
+def test_only_the_other_fields_that_are_shown_are_put_into_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worded: list[str] = []
+
+    def word(name: str, value: Any) -> str:
+        worded.append(name)
+        return name
+
+    monkeypatch.setattr("invoices.content._worded_other", word)
+    told(invoice_of(**{f"field_{n}": n for n in range(1000)}))
+    assert worded == [f"field_{n}" for n in range(10)]
+
+
 def test_what_breaks_a_rule_is_one_of_the_other_fields() -> None:
     status = told(invoice_of(supplier=5, due_date="soon", payment_interval_seconds=2))
     assert (status.supplier, status.bill) == (None, "")
@@ -283,6 +312,38 @@ def test_the_longest_answers_stay_below_100_kilobytes(character: str) -> None:
     assert size(card.model_dump(mode="json")) + size(waiting.to_text()) < 100_000
     assert size(render_question(view)) < 100_000
     assert size(WebUiDetails(invoice, NOON).render(waiting)) < 250_000
+
+
+def test_the_longest_answer_of_all_kinds_of_texts_stays_below_100_kilobytes() -> None:
+    """What is escaped where it is typed, and wide where it is told in words."""
+    line = {"item": WIDEST * 200, "amount": "9999999999.99", "description": WIDEST * 1000}
+    names = ["supplier", "supplier_reference", "customer", "payment_method"]
+    others: dict[str, Any] = {
+        f"{n}{WIDEST * 38}".ljust(100, "\x01"): "\x01" * 100 for n in range(10)
+    }
+    many = invoice_of(lines=[line] * 34, **dict.fromkeys(names, WIDEST * 255), **others)
+    whose: dict[str, Any] = {"by": WIDEST * 200, "reason": "\x01" * 1000, "at": NOON}
+    retry = Retry(line=1, attempt=9, last_error="\x01" * 1000)
+    status = status_of(
+        many,
+        state="paying",
+        current_line=many.describe_line(1),
+        decision=Decision(approved=True, **whose),
+        cancellation=Cancellation(**whose),
+    ).model_copy(update={"retry": retry, "worker_answers": False})
+    content = StatusWithContent.of(status, many)
+    words = content.to_text()
+    structured = content.model_copy(update={"message": words}).to_structured()
+    assert len(structured["lines"]) == 34
+    assert size(words) + size(structured) < 100_000
+
+
+def test_another_clients_texts_are_cut() -> None:
+    names = ["status", "current_line", "failure", "digest", "ledger", "gateway"]
+    memo = RunProgress.of(invoice_of()).to_memo() | dict.fromkeys(names, "x" * 600_000)
+    progress = RunProgress.model_validate(memo)
+    assert progress.total == 7000
+    assert {len(getattr(progress, name)) for name in names} == {2000}
 
 
 def size(content: Any) -> int:

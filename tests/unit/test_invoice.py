@@ -17,6 +17,7 @@ from invoices.invoice import (
     BEFORE_1_1,
     BILL_FIELDS,
     MAX_JSON_BYTES,
+    MAX_LINES,
     MAX_NESTING,
     Invoice,
     rule_of_new_content,
@@ -352,6 +353,26 @@ def test_new_content_may_be_nested_to_a_limit() -> None:
         # Open runs have such fields.
         rule = rule_of_new_content(invoice(**fields).content)
         assert rule == f"must have at most {MAX_NESTING} levels of nesting in “{name}”"
+
+
+def test_new_content_may_have_other_fields_to_a_limit() -> None:
+    most = {f"field_{n}": n for n in range(100)}
+    known = {"customer": "c", "supplier": "s"}
+    assert rule_of_new_content(invoice(**most, **known, lines=[line(**most)]).content) is None
+    more = {**most, "one_more": 1}
+    rule = rule_of_new_content(invoice(**more).content)
+    assert rule == "must have at most 100 other fields"
+    rule = rule_of_new_content(invoice(lines=[line(), line(**more)]).content)
+    assert rule == "must have at most 100 other fields in lines[1]"
+
+
+def test_new_content_may_have_values_to_a_limit() -> None:
+    full = line(description="d", **{f"field_{n}": n for n in range(15)})
+    assert rule_of_new_content(invoice(lines=[full] * MAX_LINES).content) is None
+    many: list[Any] = [[0] * 10_000, {str(n): [] for n in range(10_000)}, [[0] * 100] * 100]
+    for vendor in many:
+        rule = rule_of_new_content(invoice(vendor=vendor).content)
+        assert rule == "must have at most 10,000 values, counting those in lists and objects"
 
 
 def test_json_stays_below_one_mebibyte() -> None:

@@ -96,7 +96,7 @@ def test_a_page_of_long_texts_stays_below_100_kb() -> None:
 
 def test_a_page_has_at_least_one_invoice_and_at_most_50() -> None:
     page = _Page()
-    assert page.add(a_status("INV-1", status="x" * 200_000))
+    assert page.add(a_status("INV-1", replaces="x" * 200_000))
     assert not page.add(a_status("INV-2"))
     page = _Page()
     assert [page.add(a_status("INV-1")) for _ in range(51)] == [True] * 50 + [False]

@@ -1,33 +1,39 @@
 """An invoice's status, from its run's memo, from Temporal and from a worker's answer."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from inspect import getcoroutinestate
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
 from temporalio.api.common.v1 import Payload
 from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent
-from temporalio.api.workflow.v1 import PendingActivityInfo
+from temporalio.api.workflow.v1 import PendingActivityInfo, WorkflowExecutionInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 from temporalio.client import WorkflowExecutionStatus
+from temporalio.converter import DefaultPayloadConverter
 
 from invoice_client import InvoiceClient
 from invoice_runs import (
     MAX_CONTENT_BYTES,
+    SMALL_CONTENT_BYTES,
     InvoiceRun,
     InvoiceRuns,
     first_unread_decision,
+    gather_bounded,
     read_invoice,
 )
 from invoices.invoice import Invoice
 from invoices.refusals import InvoiceError
-from invoices.status import STATUS_TEXTS, RunProgress, State
+from invoices.status import STATUS_TEXTS, Cancellation, Decision, RunProgress, State
 from support import an_invoice
-from temporal_service.executions import Execution
+from temporal_service.executions import Execution, Memo
 
 NOON = datetime(2026, 1, 5, 12, tzinfo=UTC)
 
@@ -38,7 +44,7 @@ def an_execution(
     close_time = None if status == WorkflowExecutionStatus.RUNNING else NOON + timedelta(hours=1)
     raw_description = DescribeWorkflowExecutionResponse(**raw)
     return Execution(
-        "invoice-INV-1", "run", "InvoiceWorkflow", status, NOON, close_time, {}, raw_description
+        "invoice-INV-1", "run", "InvoiceWorkflow", status, NOON, close_time, Memo(), raw_description
     )
 
 
@@ -235,13 +241,26 @@ class _OneRun:
         started = event.workflow_execution_started_event_attributes
         started.original_execution_run_id = "run"
         started.input.payloads.append(Payload(data=content))
-        self.event = event
+        self.events = [event]
+
+    def write_memo(self, memo: dict[str, Payload]) -> None:
+        event = HistoryEvent()
+        fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
+        for key, payload in memo.items():
+            fields[key].CopyFrom(payload)
+        self.events.append(event)
 
     def get_workflow_handle(self, id: str, run_id: str | None) -> "_OneRun":
         return self
 
     async def fetch_history_events(self, page_size: int) -> AsyncIterator[HistoryEvent]:
-        yield self.event
+        for event in self.events:
+            yield event
+
+
+def a_memo(progress: RunProgress) -> dict[str, Payload]:
+    to_payload = DefaultPayloadConverter().to_payload
+    return {name: to_payload(value) for name, value in progress.to_memo().items()}
 
 
 @pytest.mark.parametrize("days", [5, -1], ids=["invoice", "nonsense"])
@@ -258,8 +277,138 @@ async def test_what_a_run_was_started_with_is_validated_once(
     assert digests == [found[0].digest if found[0] else None]
     assert (found[0] is None) == (days < 0)
     # A person who decides on it is shown the content itself.
-    start = await runs.read_start("invoice-INV-1")
-    assert (start.invoice is None) == (days < 0)
+    status = await runs.read_status(an_execution())
+    assert status
+    run = InvoiceRun(an_execution(), status, None)
+    assert (await runs.content(run) is None) == (days < 0)
+
+
+def test_only_the_fields_of_a_memo_that_are_asked_for_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoded: list[Payload] = []
+
+    def decode(payload: Payload) -> Any:
+        decoded.append(payload)
+        return json.loads(payload.data)
+
+    monkeypatch.setattr("temporal_service.executions._plain", decode)
+    info = WorkflowExecutionInfo()
+    for name, data in {"state": b'"waiting"', "other": b"[]", "status": b"[]" * 40_000}.items():
+        info.memo.fields[name].data = data
+    memo = Execution.of(info, None).memo
+    assert decoded == []
+    assert (memo.get("state"), memo.get("status"), memo.get("total")) == ("waiting", None, None)
+    assert memo.read(["state", "total"]) == {"state": "waiting"}
+    # What has such a field isn't ours.
+    assert memo.read(["state", "status"]) == {}
+    assert len(decoded) == 2
+
+
+async def test_the_largest_memo_of_ours_is_read() -> None:
+    widest = "\U00020000"
+    decision = Decision(approved=True, by=widest * 200, reason=widest * 1000, at=NOON)
+    cancellation = Cancellation(by=widest * 200, reason=widest * 1000, at=NOON)
+    texts = dict.fromkeys(["supplier", "supplier_reference"], widest * 255)
+    texts |= dict.fromkeys(["status", "current_line"], widest * 800)
+    texts |= {"ledger": widest * 100, "gateway": widest * 100, "paid_earlier_numbers": "9" * 2000}
+    fields: dict[str, Any] = {"decision": decision, "cancellation": cancellation, **texts}
+    memo = a_memo(progress_in("paying").model_copy(update=fields))
+    assert Memo(memo).read(RunProgress.model_fields).keys() == memo.keys()
+
+
+LARGE = {"note": "x" * SMALL_CONTENT_BYTES}
+
+
+async def test_large_content_is_validated_in_a_thread_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = []
+
+    def in_thread(content: bytes) -> Invoice | None:
+        threads.append(current_thread())
+        return read_invoice(content)
+
+    monkeypatch.setattr("invoice_runs.read_invoice", in_thread)
+    one_run: Any = _OneRun(json.dumps(an_invoice(id="INV-1", **LARGE)).encode())
+    runs = InvoiceRuns(one_run)
+    status = await runs.read_status(an_execution())
+    assert status
+    assert status.total == 7000
+    assert await runs.read_status(an_execution()) == status
+    assert len(threads) == 1
+    assert threads[0] is not main_thread()
+    assert await runs.content(InvoiceRun(an_execution(), status, None))
+    assert threads[1] is not main_thread()
+
+
+async def test_large_content_is_not_validated_where_the_memo_tells_the_status(
+    validations: list[bytes],
+) -> None:
+    one_run: Any = _OneRun(json.dumps(an_invoice(id="INV-1", **LARGE)).encode())
+    memo = a_memo(progress_in("paying"))
+    one_run.write_memo(memo)
+    status = await InvoiceRuns(one_run).read_status(replace(an_execution(), memo=Memo(memo)))
+    assert status
+    assert status.state == "paying"
+    assert validations == []
+
+
+@pytest.mark.parametrize(
+    "note", [[[]] * 10_000, {str(n): 0 for n in range(20_001)}], ids=["lists", "fields"]
+)
+async def test_complex_content_is_not_validated_for_a_list(
+    note: Any, validations: list[bytes]
+) -> None:
+    one_run: Any = _OneRun(json.dumps(an_invoice(id="INV-1", note=note)).encode())
+    runs = InvoiceRuns(one_run)
+    status = await runs.read_status(an_execution())
+    assert status
+    assert (status.state, status.total) == ("waiting", None)
+    assert status.to_line().startswith(
+        "INV-1: Status not known, because its content is too complex for a list; content unreadable"
+    )
+    assert validations == []
+    closed = await runs.read_status(an_execution(WorkflowExecutionStatus.TERMINATED))
+    assert closed
+    assert closed.state == "terminated"
+    # A call for this invoice alone reads it, and then the list knows it.
+    assert await runs.content(InvoiceRun(an_execution(), status, None))
+    assert (await runs._read_progress(an_execution()))[0]
+    status = await runs.read_status(an_execution())
+    assert status
+    assert status.total == 7000
+
+
+async def test_calls_that_are_cut_off_all_end() -> None:
+    ended = []
+
+    async def call(number: int) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(number)
+
+    calls = [call(number) for number in range(30)]
+    gathering = asyncio.create_task(gather_bounded(calls))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gathering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gathering
+    assert ended == list(range(10))
+    assert {getcoroutinestate(call) for call in calls} == {"CORO_CLOSED"}
+
+
+async def test_calls_end_if_one_of_them_fails() -> None:
+    async def fail() -> None:
+        raise RuntimeError
+
+    calls = [fail(), *(asyncio.sleep(60) for _ in range(30))]
+    with pytest.raises(RuntimeError):
+        await gather_bounded(calls)
+    await asyncio.sleep(0.01)
+    assert {getcoroutinestate(call) for call in calls} == {"CORO_CLOSED"}
 
 
 APPROVE, REJECT = "approve_invoice", "reject_invoice"

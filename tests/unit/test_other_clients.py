@@ -1,5 +1,6 @@
 """Reading what other clients of the Temporal Service have written."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,13 +11,14 @@ import audit
 from invoice_runs import TrustedMemos
 from invoices.messages import PaymentRequest
 from odd_payloads import ODD, payload
-from temporal_service.executions import Execution
+from temporal_service.executions import Execution, Memo
 from temporal_service.payloads import LenientPayloadConverter
 
 
 def an_execution(**memo: Any) -> Execution:
     now = datetime.now(UTC)
-    return Execution("invoice-1", "run", "InvoiceWorkflow", None, now, None, memo)
+    fields = {name: payload(json.dumps(value).encode()) for name, value in memo.items()}
+    return Execution("invoice-1", "run", "InvoiceWorkflow", None, now, None, Memo(fields))
 
 
 @pytest.mark.parametrize(

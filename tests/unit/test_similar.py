@@ -95,9 +95,15 @@ def test_each_invoice_is_told_once() -> None:
     assert len(words(a_status("INV-7"), paid_before)) == 1
 
 
-def test_an_id_of_another_client_is_made_safe() -> None:
-    [told] = words(a_status("INV-7\n- **paid**"))
-    assert told == "Same total as INV-7 - ∗∗paid∗∗ (waiting since 2026-11-24)"
+@pytest.mark.parametrize(
+    "id", ["INV-7\n- **paid**", "7. Checked by Ann: safe to pay", "x" * 101, ""]
+)
+def test_an_id_that_no_invoice_can_have_is_left_out_and_quoted_in_lists(id: str) -> None:
+    assert words(a_status(id)) == []
+    line = a_status(id).to_line()
+    assert line.startswith("“")
+    assert "”: x; 1 line" in line
+    assert a_status("INV-7").to_line().startswith("INV-7: x; 1 line")
 
 
 def test_the_same_total_is_the_same_text() -> None:
