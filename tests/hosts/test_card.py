@@ -27,6 +27,7 @@ from support import (
     paid,
     tools_in_memory,
 )
+from temporal_service.connection import whoami
 
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 
@@ -141,6 +142,11 @@ async def test_a_card_shows_what_is_paid(host: Tools) -> None:
         "invoice_id": invoice["id"],
         "bill": "From “Northwind Web Ltd”, due 2026-12-31",
         "charged": "Charged: customer “Acme”, payment method “4242”",
+        "submitted": f"Submitted by {whoami()}.",
+        "payment_date": None,
+        "approvals": None,
+        "is_first_of_two": False,
+        "waits_for_second": False,
         "lines": [
             {
                 "item": "Web Development",
