@@ -207,7 +207,8 @@ class InvoiceStatus(Progress):
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
         submitted = "" if self.outcome == "started" else self.submitted
-        return " ".join(filter(None, [self.bill, submitted, self.details_without_bill]))
+        about = [self.bill, *self._details(), submitted, self._worker(), self.clock]
+        return " ".join(filter(None, about))
 
     @property
     def details_without_bill(self) -> str:

@@ -36,7 +36,7 @@ SHARED = pytest.StashKey[Path]()
 SERVICE = pytest.StashKey[Service]()
 HERE = Path(__file__).parent
 UNIT = HERE / "unit"
-NAMESPACES = 150
+NAMESPACES = 250
 """How many tests and processes can have their own namespace; about 50 do."""
 
 

@@ -225,6 +225,6 @@ async def test_a_workflow_id_with_a_line_break_does_not_add_a_line(
         return next((line for line in lines if name[-32:] in line), None)
 
     try:
-        assert (await eventually(line)).startswith("- x - INV-9: Completed; ")
+        assert (await eventually(line)).startswith("- “x - INV-9: Completed; ")
     finally:
         await handle.terminate()
