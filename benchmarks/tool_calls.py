@@ -16,7 +16,7 @@ from collections import defaultdict
 from time import perf_counter
 from typing import Any
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 
 from common import (
     EMPTY_SERVER,
@@ -90,6 +90,7 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
     handle = client.get_workflow_handle(f"invoice-{invoice['id']}")
     if tool != "process_invoice":
         await InvoiceClient(client).submit(Invoice(**invoice))
+        await until_idle(handle)
 
     begin = perf_counter()
     if way in servers:
@@ -103,12 +104,16 @@ async def measure(client: Client, servers: dict[str, RawClient], call: str, way:
         await make_bare_calls(client, invoice, call, way)
     seconds = perf_counter() - begin
 
-    # Wait until the worker is idle, because its workflow task would delay the next call.
-    while await handle.query("get_status") == "Processing":
-        await asyncio.sleep(0.01)
+    await until_idle(handle)
     if not (await handle.describe()).close_time:
         await handle.terminate()
     return seconds
+
+
+async def until_idle(handle: WorkflowHandle[Any, Any]) -> None:
+    """Until the worker has no workflow task, which would delay the next call."""
+    while await handle.query("get_status") == "Processing":
+        await asyncio.sleep(0.01)
 
 
 async def make_bare_calls(client: Client, invoice: dict[str, Any], call: str, way: str) -> None:
