@@ -44,7 +44,7 @@ class WebUiDetails:
 
     def render(self, progress: Progress) -> str:
         """The Markdown."""
-        until = f" until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
+        until = f", until {format_utc(self._deadline)}" if progress.state == "waiting" else ""
         date = f"Payment date: {format_day(progress.pay_on)}." if progress.pay_on else ""
         about = [self._bill, progress.submitted, progress.paid, date, progress.approval_rule]
         sentences = [*about, progress.decided, progress.cancelled]

@@ -136,7 +136,7 @@ async def test_bad_input_names_the_field_and_the_rule(
 async def test_the_web_ui_shows_a_table_of_lines(tools: Tools, client: Client) -> None:
     invoice = await tools.submit()
     text = await details(client, invoice)
-    assert text.startswith("### Awaiting approval until 20")
+    assert text.startswith("### Awaiting approval, until 20")
     assert "2 lines, \\$7,000.00; nothing has been paid." in text
     # No-break spaces keep the columns apart; the Web UI leaves no room between them.
     gap = "\N{NO-BREAK SPACE}" * 2

@@ -102,7 +102,7 @@ async def test_two_people_approve_one_after_the_other(
     picture = await desk.handle(invoice).query(
         "__temporal_workflow_metadata", result_type=temporalio.api.sdk.v1.WorkflowMetadata
     )
-    title = "### Awaiting approval - approved by ann@desk1, needs a second person until 20"
+    title = "### Awaiting approval - approved by ann@desk1, needs a second person, until 20"
     assert title in picture.current_details
     assert "reason: “as agreed”." in picture.current_details
 
