@@ -206,7 +206,7 @@ class InvoiceClient:
             run = processed or await self.runs.get_run(invoice.id, run_id)
             self.runs.clock.compare(call, run.description.start_time)
             if ask and run.is_open and not processed:
-                answer = await self.runs.ask_worker(invoice.id, run_id)
+                answer = await self.runs.ask_worker(invoice.id, run_id, has_waited=True)
                 run = replace(run, status=await self.runs.status_with_answer(run, answer))
         if run.status.state == "failed":
             raise failed_at_start(run.status)
@@ -298,7 +298,7 @@ class InvoiceClient:
         if processed and is_decided:
             status = processed.status
         else:
-            answer = await self.runs.ask_worker(invoice_id, run.id)
+            answer = await self.runs.ask_worker(invoice_id, run.id, has_waited=True)
             status = await self.runs.status_with_answer(run, answer)
         if arrived_at := await arrival:
             self.runs.clock.compare(call, arrived_at)
@@ -374,7 +374,7 @@ class InvoiceClient:
         invoice_id = run.status.invoice_id
         if processed := await self.runs.processed_run(invoice_id, run.id):
             return processed.status
-        answer = await self.runs.ask_worker(invoice_id, run.id)
+        answer = await self.runs.ask_worker(invoice_id, run.id, has_waited=True)
         run = await self.runs.get_run(invoice_id, run.id)
         until = time.monotonic() + CANCEL_SECONDS
         while answer and run.is_open and run.description.has_pending_workflow_task:

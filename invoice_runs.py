@@ -353,13 +353,21 @@ class InvoiceRuns:
             return False
         return True
 
-    async def ask_worker(self, invoice_id: str, run_id: str | None = None) -> WorkerAnswer | None:
+    async def ask_worker(
+        self, invoice_id: str, run_id: str | None = None, *, has_waited: bool = False
+    ) -> WorkerAnswer | None:
         """A worker's answer about a run. None if there is none within `QUERY_SECONDS`, or as soon
         as it is known that no worker runs.
+
+        Args:
+            has_waited: the caller has waited for a worker already, so don't wait as long before
+                finding out whether one runs.
         """
         asking = in_background(self._answer(workflow_id(invoice_id), run_id))
         try:
-            done, _ = await asyncio.wait([asking], timeout=PROMPT_SECONDS)
+            done, _ = await asyncio.wait(
+                [asking], timeout=PROMPT_SECONDS / 5 if has_waited else PROMPT_SECONDS
+            )
             if not done and await has_no_poller(self.temporal, TASK_QUEUE):
                 return None
             answer = await asking

@@ -46,10 +46,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ask_worker = InvoiceRuns.ask_worker
 
     async def counted(
-        runs: InvoiceRuns, invoice_id: str, run_id: str | None = None
+        runs: InvoiceRuns, invoice_id: str, run_id: str | None = None, *, has_waited: bool = False
     ) -> WorkerAnswer | None:
         waits.append(workflow_id(invoice_id))
-        return await ask_worker(runs, invoice_id, run_id)
+        return await ask_worker(runs, invoice_id, run_id, has_waited=has_waited)
 
     monkeypatch.setattr(InvoiceRuns, "ask_worker", counted)
     monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)  # nobody ever answers here
@@ -350,7 +350,7 @@ async def test_after_a_worker_has_died_the_status_stays_true_and_a_decision_is_k
 async def test_a_worker_that_answers_is_not_asked_again(
     client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def asked(*_: Any) -> None:
+    async def asked(*_: Any, **__: Any) -> None:
         raise AssertionError("a query was sent")
 
     monkeypatch.setattr(InvoiceRuns, "ask_worker", asked)
