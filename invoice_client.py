@@ -291,12 +291,12 @@ class InvoiceClient:
             return (await self.runs.get_run(invoice_id)).status  # closed in the meantime
         call = CallTimes(sent, datetime.now(UTC))
         processed = await self.runs.processed_run(invoice_id, run.id)
-        is_decided = processed is not None and _is_taken(processed.status, request)
-        if processed and is_decided and self.runs.clock.is_compared_lately:
-            return processed.status
+        taken = processed.status if processed and _is_taken(processed.status, request) else None
+        if taken and self.runs.clock.is_compared_lately:
+            return taken
         arrival = in_background(self.runs.signal_arrival(run, request))
-        if processed and is_decided:
-            status = processed.status
+        if taken:
+            status = taken
         else:
             answer = await self.runs.ask_worker(invoice_id, run.id, has_waited=True)
             status = await self.runs.status_with_answer(run, answer)

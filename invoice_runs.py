@@ -7,9 +7,9 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from inspect import CORO_CREATED, getcoroutinestate
@@ -73,6 +73,7 @@ from temporal_service.executions import (
 from temporal_service.payloads import LenientPayloadConverter, first_data
 from workflow import TASK_QUEUE
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 QUERY_SECONDS = 2
@@ -196,10 +197,7 @@ class TrustedMemos:
 
     def add(self, id: str, run_id: str, submitted_at: Any) -> None:
         """Trusts memos of this run that have this `submitted_at`, which its history shows."""
-        self._runs.pop(id, None)
-        self._runs[id] = (run_id, submitted_at)
-        if len(self._runs) > REMEMBERED_RUNS:
-            del self._runs[next(iter(self._runs))]
+        keep_latest(self._runs, id, (run_id, submitted_at), REMEMBERED_RUNS)
 
     def add_own(self, id: str, run_id: str) -> None:
         """Trusts every memo of a run that this process started."""
@@ -244,9 +242,7 @@ class RememberedStarts:
         """Keeps the content of a run, which has `size` bytes, unless it is large."""
         if size <= SMALL_CONTENT_BYTES:
             with self._lock:
-                self._invoices[run_id] = invoice
-                if len(self._invoices) > REMEMBERED_INVOICES:
-                    del self._invoices[next(iter(self._invoices))]
+                keep_latest(self._invoices, run_id, invoice, REMEMBERED_INVOICES)
 
     def progress(self, run_id: str, content: bytes = b"", id: str = "") -> RunProgress | None:
         """Where a run with this content and workflow id stood at first; None if it isn't an
@@ -259,9 +255,7 @@ class RememberedStarts:
         if invoice:
             self.add(run_id, invoice, len(content))
         with self._lock:
-            self._runs[run_id] = progress
-            if len(self._runs) > REMEMBERED_RUNS:
-                del self._runs[next(iter(self._runs))]
+            keep_latest(self._runs, run_id, progress, REMEMBERED_RUNS)
         return progress
 
 
@@ -345,13 +339,10 @@ class InvoiceRuns:
 
     async def exists(self, invoice_id: str) -> bool:
         """Whether Temporal has a run for an invoice."""
-        try:
+        with unknown_workflow_suppressed():
             await describe_execution(self.temporal, workflow_id(invoice_id))
-        except RPCError as error:
-            if not is_unknown_workflow(error):
-                raise
-            return False
-        return True
+            return True
+        return False
 
     async def ask_worker(
         self, invoice_id: str, run_id: str | None = None, *, has_waited: bool = False
@@ -418,9 +409,7 @@ class InvoiceRuns:
             sent: when the call that started it was sent, by this computer's clock. The times in
                 the status are at most one second and the length of that call too early.
         """
-        started_at = (sent + timedelta(seconds=self.clock.offset_seconds or 0)).replace(
-            microsecond=0
-        )
+        started_at = self.clock.service_time(sent).replace(microsecond=0)
         running = WorkflowExecutionStatus.RUNNING
         execution = Execution(id, run_id, INVOICE_WORKFLOW, running, started_at, None, Memo())
         return InvoiceRun(execution, self._make_status(execution, progress), progress)
@@ -487,12 +476,9 @@ class InvoiceRuns:
 
         A reset copies signals with its own time. None if there are too many events to tell.
         """
-        try:
+        events: list[HistoryEvent] | None = []  # if it is past its retention, the copies count
+        with unknown_workflow_suppressed():
             events = await events_back_to(self.temporal, id, run_id, lambda _: False)
-        except RPCError as error:
-            if not is_unknown_workflow(error):
-                raise
-            return {}  # it is past its retention, and the copies count
         if events is None:
             return None
         base_id = _base_run_id(events)
@@ -530,15 +516,12 @@ class InvoiceRuns:
 
         It is `NOT_READ` if only the content tells it, and that is too complex to be validated.
         """
-        try:
+        with unknown_workflow_suppressed():
             progress, start = await self._read_progress(execution, only_simple=True)
             if progress is None and start and start.run_id not in self.remembered_starts:
                 not_read = Progress(state="waiting", status=NOT_READ)
                 return await self._status_from_memo(execution, not_read, start)
             return await self._status_from_memo(execution, progress, start)
-        except RPCError as error:
-            if not is_unknown_workflow(error):
-                raise
         return None
 
     async def ledger_of(self, last: InvoiceRun, limit: int) -> str | None:
@@ -620,14 +603,11 @@ class InvoiceRuns:
         """The digest of each run's content; None if it isn't an invoice or was deleted."""
 
         async def digest(execution: Execution) -> str | None:
-            try:
+            with unknown_workflow_suppressed():
                 start = await self.read_start(execution.id, execution.run_id, content_only=True)
-            except RPCError as error:
-                if not is_unknown_workflow(error):
-                    raise
-                return None
-            progress = await self._first_progress(start, execution.id)
-            return progress.digest if progress else None
+                progress = await self._first_progress(start, execution.id)
+                return progress.digest if progress else None
+            return None
 
         return await gather_bounded([digest(execution) for execution in executions])
 
@@ -876,6 +856,24 @@ def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
 
 def is_unknown_workflow(error: RPCError) -> bool:
     return error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message
+
+
+@contextmanager
+def unknown_workflow_suppressed() -> Iterator[None]:
+    """Leaves the block if Temporal doesn't have the workflow: a run can be deleted meanwhile."""
+    try:
+        yield
+    except RPCError as error:
+        if not is_unknown_workflow(error):
+            raise
+
+
+def keep_latest(kept: dict[K, T], key: K, value: T, most: int) -> None:
+    """Adds a value, and forgets the one that was added first if there are more than `most`."""
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
 
 
 def in_background(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

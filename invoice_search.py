@@ -21,8 +21,9 @@ from invoice_runs import (
     InvoiceRuns,
     gather_bounded,
     in_background,
-    is_unknown_workflow,
+    keep_latest,
     read_retry,
+    unknown_workflow_suppressed,
 )
 from invoices.answers import InvoiceStatus
 from invoices.invoice import INVOICE_WORKFLOW, WORKFLOW_ID_PREFIX, workflow_id
@@ -139,9 +140,7 @@ class InvoiceSearch:
         """
         since = datetime.now(UTC) - timedelta(days=SIMILAR_DAYS + 1)
         query = (
-            f"WorkflowType='{INVOICE_WORKFLOW}'"
-            f" AND {INVOICE_TOTAL.name} = {quoted(total_text(total, currency))}"
-            f" AND WorkflowId STARTS_WITH {quoted(WORKFLOW_ID_PREFIX)}"
+            f"{_INVOICES} AND {INVOICE_TOTAL.name} = {quoted(total_text(total, currency))}"
             f" AND WorkflowId != {quoted(workflow_id(invoice_id))}"
         )
         return SameTotal(self._runs, _started_between(query, since, None))
@@ -283,25 +282,19 @@ class InvoiceSearch:
         """The status with the payment that is being retried, which no memo has."""
         if status.state != "paying":
             return status
-        try:
+        with unknown_workflow_suppressed():
             description = await describe_execution(
                 self._runs.temporal, execution.id, execution.run_id
             )
-        except RPCError as error:
-            if not is_unknown_workflow(error):  # a run can be deleted in the meantime
-                raise
-            return status
-        return status.model_copy(update={"retry": read_retry(description)})
+            return status.model_copy(update={"retry": read_retry(description)})
+        return status
 
     async def _is_latest(self, execution: Execution) -> bool:
         """Whether a closed run is the invoice's latest run. Some searches leave out later ones."""
-        try:
+        with unknown_workflow_suppressed():
             latest = await describe_execution(self._runs.temporal, execution.id)
-        except RPCError as error:
-            if not is_unknown_workflow(error):
-                raise
-            return False
-        return latest.run_id == execution.run_id
+            return latest.run_id == execution.run_id
+        return False
 
     async def _end_of_earliest(
         self, query: str, since: datetime | None, until: datetime | None
@@ -446,13 +439,11 @@ class SimilarSearch:
     async def add_to(self, status: InvoiceStatus) -> InvoiceStatus:
         """The status with the similar invoices, if the invoice waits for a decision."""
         totals = self._search.last_totals
-        totals.pop(status.invoice_id, None)
         if status.is_decided or status.total is None or status.currency is None:
+            totals.pop(status.invoice_id, None)
             return status
         total = (status.total, status.currency)
-        totals[status.invoice_id] = total
-        if len(totals) > REMEMBERED_RUNS:
-            del totals[next(iter(totals))]
+        keep_latest(totals, status.invoice_id, total, REMEMBERED_RUNS)
         if self._total != total:
             self._begin(total)
         assert self._same_total, "the search has begun"
@@ -471,11 +462,7 @@ def _is_in_state(status: InvoiceStatus, which: Which) -> bool:
 
 
 def _list_query(which: Which, has_state_attribute: bool, *, is_open: bool) -> str:
-    # The tools can't reach a run with any other workflow id, and it isn't the invoice of that name.
-    query = (
-        f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH {quoted(WORKFLOW_ID_PREFIX)}"
-        f" AND CloseTime IS {'NULL' if is_open else 'NOT NULL'}"
-    )
+    query = f"{_INVOICES} AND CloseTime IS {'NULL' if is_open else 'NOT NULL'}"
     if which == "all":
         return query
     statuses = _EXECUTION_STATUS.get(which)
@@ -498,6 +485,10 @@ def _started_between(query: str, since: datetime | None, until: datetime | None)
     return query + (f" AND StartTime < '{until.isoformat()}'" if until else "")
 
 
+_INVOICES = (
+    f"WorkflowType='{INVOICE_WORKFLOW}' AND WorkflowId STARTS_WITH {quoted(WORKFLOW_ID_PREFIX)}"
+)
+"""The tools can't reach a run with any other workflow id, and it isn't the invoice of that name."""
 _EXECUTION_STATUS: dict[State, list[str]] = {
     "completed": ["Completed"],
     "rejected": ["Completed"],

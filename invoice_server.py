@@ -155,6 +155,17 @@ def _lower_case(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else "all" if value is None else value
 
 
+# What hosts are told about a tool: it only reads, it stops an invoice, or it pays one.
+READS = ToolAnnotations(
+    read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
+)
+STOPS = ToolAnnotations(
+    read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
+)
+PAYS = ToolAnnotations(
+    read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True
+)
+
 STATUS_SCHEMA = InvoiceStatus.model_json_schema(mode="serialization")
 CONTENT_SCHEMA = StatusWithContent.model_json_schema(mode="serialization")
 
@@ -240,9 +251,7 @@ async def process_invoice(
 @_documented(
     mcp.tool,
     title="Approve and pay an invoice",
-    annotations=ToolAnnotations(
-        read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True
-    ),
+    annotations=PAYS,
     output_schema=STATUS_SCHEMA,
 )
 async def approve_invoice(
@@ -312,9 +321,7 @@ NOT_A_YES = {
 @_documented(
     mcp.tool,
     title="Reject an invoice",
-    annotations=ToolAnnotations(
-        read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
-    ),
+    annotations=STOPS,
     output_schema=STATUS_SCHEMA,
 )
 async def reject_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolResult:
@@ -329,9 +336,7 @@ async def reject_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolRe
 @_documented(
     mcp.tool,
     title="Cancel an invoice",
-    annotations=ToolAnnotations(
-        read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False
-    ),
+    annotations=STOPS,
     output_schema=STATUS_SCHEMA,
 )
 async def cancel_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolResult:
@@ -354,9 +359,7 @@ async def cancel_invoice(invoice_id: InvoiceId, reason: Reason = None) -> ToolRe
 @_documented(
     mcp.tool,
     title="Show an invoice's status",
-    annotations=ToolAnnotations(
-        read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-    ),
+    annotations=READS,
     output_schema=CONTENT_SCHEMA,
 )
 async def get_invoice_status(invoice_id: InvoiceId) -> ToolResult:
@@ -374,9 +377,7 @@ async def get_invoice_status(invoice_id: InvoiceId) -> ToolResult:
 @_documented(
     mcp.tool,
     title="List invoices",
-    annotations=ToolAnnotations(
-        read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-    ),
+    annotations=READS,
     output_schema=InvoiceList.model_json_schema(mode="serialization"),
 )
 async def list_invoices(
@@ -442,9 +443,7 @@ def approval_card() -> str:
 @_documented(
     mcp.tool,
     title="Load the card of an invoice",
-    annotations=ToolAnnotations(
-        read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False
-    ),
+    annotations=READS,
     output_schema=InvoiceCard.model_json_schema(mode="serialization"),
     app=AppConfig(visibility=["app"]),
 )
@@ -458,9 +457,7 @@ async def invoice_card(invoice_id: InvoiceId) -> ToolResult:
 @_documented(
     mcp.tool,
     title="Decide on an invoice",
-    annotations=ToolAnnotations(
-        read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True
-    ),
+    annotations=PAYS,
     output_schema=InvoiceCard.model_json_schema(mode="serialization"),
     app=AppConfig(visibility=["app"]),
 )

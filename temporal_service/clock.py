@@ -26,7 +26,11 @@ class ServiceClock:
     @property
     def now(self) -> datetime:
         """The service's time as far as that is known, otherwise this computer's."""
-        return datetime.now(UTC) + timedelta(seconds=self.offset_seconds or 0)
+        return self.service_time(datetime.now(UTC))
+
+    def service_time(self, moment: datetime) -> datetime:
+        """A moment by this computer's clock, as the service's clock has it, as far as is known."""
+        return moment + timedelta(seconds=self.offset_seconds or 0)
 
     @property
     def is_compared_lately(self) -> bool:

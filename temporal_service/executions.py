@@ -142,13 +142,10 @@ async def events_back_to(
     start. None if the last `MAX_EVENTS` don't reach so far.
     """
     events: list[HistoryEvent] = []
-    async for page in _history_from_its_end(client, id, run_id, EVENTS_PER_PAGE):
-        for event in page:
-            events.append(event)
-            if event.event_id == 1 or is_last(event):
-                return events
-        if len(events) >= MAX_EVENTS:
-            break
+    async for event in _searched_events(client, id, run_id):
+        events.append(event)
+        if event.event_id == 1 or is_last(event):
+            return events
     return None
 
 
@@ -157,17 +154,23 @@ async def cancel_request(client: Client, id: str, run_id: str) -> CancelRequest 
 
     A run has at most one: the Temporal Service ignores later ones.
     """
+    async for event in _searched_events(client, id, run_id):
+        if event.HasField("workflow_execution_cancel_requested_event_attributes"):
+            request = event.workflow_execution_cancel_requested_event_attributes
+            at = event.event_time.ToDatetime(UTC)
+            return CancelRequest(request.identity, request.cause, at)
+    return None
+
+
+async def _searched_events(client: Client, id: str, run_id: str) -> AsyncIterator[HistoryEvent]:
+    """About the last `MAX_EVENTS` events of a run, newest first."""
     count = 0
     async for page in _history_from_its_end(client, id, run_id, EVENTS_PER_PAGE):
         for event in page:
-            if event.HasField("workflow_execution_cancel_requested_event_attributes"):
-                request = event.workflow_execution_cancel_requested_event_attributes
-                at = event.event_time.ToDatetime(UTC)
-                return CancelRequest(request.identity, request.cause, at)
+            yield event
         count += len(page)
         if count >= MAX_EVENTS:
-            break
-    return None
+            return
 
 
 async def _history_from_its_end(

@@ -1,11 +1,13 @@
-"""A Chromium for the tests of the card."""
+"""A Chromium for the tests of the card, and a worker that requires two approvals."""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright
+
+from support import Worker
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -42,3 +44,13 @@ async def one_page(browser: Browser) -> AsyncIterator[Page]:
     """A page for a whole file: each further one takes half a second of processor time."""
     async with a_page(browser) as page:
         yield page
+
+
+@pytest.fixture(scope="module")
+async def careful(
+    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Worker]:
+    """A worker in a namespace of its own, with a limit above which two people must approve."""
+    address, data = new_namespace(), tmp_path_factory.mktemp("data")
+    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER="1000.00") as worker:
+        yield worker

@@ -1,6 +1,6 @@
 """The card in Chromium: what a person sees and what a click does."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -431,16 +431,6 @@ async def test_messages_from_other_frames_are_ignored(page: Page, host: Tools) -
     await page.evaluate("message => postToCard(message)", real)
     await card.sees("Approve and pay")
     assert [call["arguments"]["invoice_id"] for call in await card.calls()] == [invoice["id"]]
-
-
-@pytest.fixture(scope="module")
-async def careful(
-    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Worker]:
-    """A worker with a limit above which two people must approve."""
-    address, data = new_namespace(), tmp_path_factory.mktemp("data")
-    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER="1000.00") as worker:
-        yield worker
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -97,16 +97,6 @@ async def open_card(page: Page, invoice_id: str) -> FrameLocator:
     await field.filter(visible=True).last.fill(invoice_id)
     await page.get_by_role("button", name="Open App").click()
     return page.frame_locator("iframe").frame_locator("iframe")
-
-
-@pytest.fixture(scope="module")
-async def careful(
-    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Worker]:
-    """A worker in a namespace of its own, with a limit above which two people must approve."""
-    address, data = new_namespace(), tmp_path_factory.mktemp("data")
-    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER="1000.00") as worker:
-        yield worker
 
 
 @pytest.fixture(scope="module")

@@ -37,15 +37,6 @@ def users() -> Iterator[list[str]]:
             subprocess.run(["userdel", name], check=False, capture_output=True)
 
 
-@pytest.fixture(scope="module")
-async def careful(
-    new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Worker]:
-    address, data = new_namespace(), tmp_path_factory.mktemp("data")
-    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER="1000.00") as worker:
-        yield worker
-
-
 @pytest.fixture(params=ERAS)
 def host(request: pytest.FixtureRequest, careful: Worker) -> Host:
     """Starts a host whose MCP server runs as a system user."""
