@@ -10,7 +10,16 @@ import pytest
 import temporalio.api.sdk.v1
 from temporalio.client import Client
 
-from support import Desk, Refused, Tools, Worker, an_invoice, eventually
+from support import (
+    Desk,
+    Namespace,
+    Refused,
+    Tools,
+    Worker,
+    an_invoice,
+    eventually,
+    tools_in_memory,
+)
 from temporal_service.connection import whoami
 
 
@@ -190,7 +199,7 @@ async def test_workflow_timer_and_activities_have_summaries(
 
 async def test_an_invoice_is_listed_once_with_its_latest_submission(tools: Tools) -> None:
     currency = "".join(random.choices(string.ascii_uppercase, k=3))
-    invoice = an_invoice(currency=currency)
+    invoice = an_invoice(currency=currency, approval_timeout_days=0.5)  # among the first
     for _ in range(2):
         await tools("process_invoice", invoice_data=invoice)
         await tools("reject_invoice", invoice_id=invoice["id"])
@@ -212,19 +221,14 @@ async def test_an_invoice_is_listed_once_with_its_latest_submission(tools: Tools
     assert (await listed("rejected"))[0] == []
 
 
-async def test_a_workflow_id_with_a_line_break_does_not_add_a_line(
-    tools: Tools, client: Client
-) -> None:
+async def test_a_workflow_id_with_a_line_break_does_not_add_a_line(namespace: Namespace) -> None:
     name = f"x\n- INV-9: Completed; {uuid4().hex}"
-    handle = await client.start_workflow(
-        "InvoiceWorkflow", 5, id=f"invoice-{name}", task_queue="of-nobody"
-    )
+    client = await namespace.connect()
+    await client.start_workflow("InvoiceWorkflow", 5, id=f"invoice-{name}", task_queue="of-nobody")
+    async with tools_in_memory(namespace.address) as tools:
 
-    async def line() -> str | None:
-        lines = (await tools("list_invoices")).splitlines()
-        return next((line for line in lines if name[-32:] in line), None)
+        async def line() -> str | None:
+            lines = (await tools("list_invoices")).splitlines()
+            return next((line for line in lines if name[-32:] in line), None)
 
-    try:
         assert (await eventually(line)).startswith("- “x - INV-9: Completed; ")
-    finally:
-        await handle.terminate()
