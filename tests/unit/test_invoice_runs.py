@@ -9,6 +9,7 @@ from decimal import Decimal
 from inspect import getcoroutinestate
 from threading import current_thread, main_thread
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from temporalio.api.common.v1 import Payload
@@ -452,6 +453,14 @@ def test_the_first_decision_that_no_worker_has_read_is_kept(
 
 def test_nothing_is_said_where_an_earlier_decision_may_be_kept() -> None:
     assert first_unread_decision([a_signal(APPROVE, 1)], None) is None
+
+
+def test_a_start_whose_id_has_no_time_is_told_at_most_a_second_too_early(
+    runs: InvoiceRuns,
+) -> None:
+    sent = NOON + timedelta(seconds=0.9)
+    run = runs.new_run("invoice-INV-1", str(uuid4()), progress_in("waiting"), sent)
+    assert (run.status.submitted_at, run.status.deadline) == (NOON, NOON + timedelta(days=5))
 
 
 @pytest.mark.parametrize("state", ["cancelled", "completed", "rejected", "timed_out", "failed"])
