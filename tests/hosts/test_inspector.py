@@ -54,18 +54,16 @@ async def desk(careful: Worker) -> Desk:
 async def test_in_the_inspector_only_the_persons_click_pays(
     page: Page, desk: Desk, careful: Worker
 ) -> None:
-    # Below the limit above which two people must approve.
-    lines = [{"item": "Hosting", "amount": "700.00"}, {"item": "Domain", "amount": "20.00"}]
-    invoice = await desk.submit(lines=lines)
+    invoice = await desk.submit()
     # This tab shows every tool, as if a model could call all of them.
     approved = await call_in_inspector(page, "approve_invoice", invoice_id=invoice.id)
     assert "Nothing is approved or paid yet" in approved
-    assert "$720.00" in await call_in_inspector(page, "invoice_card", invoice_id=invoice.id)
+    assert "$7,000.00" in await call_in_inspector(page, "invoice_card", invoice_id=invoice.id)
     forged = {"invoice_id": invoice.id, "approve": True, "seal": "0" * 64}
     assert "out of date" in await call_in_inspector(page, "decide_on_card", **forged)
 
     card = await open_card(page, invoice.id)
-    approve = card.get_by_role("button", name="Approve and pay $720.00")
+    approve = card.get_by_role("button", name="Approve and pay $7,000.00")
     await expect(approve).to_be_enabled(timeout=30_000)
     await card.locator("#approve").evaluate("button => button.click()")
     assert (await desk.status(invoice)).state == "waiting"
@@ -80,7 +78,7 @@ async def test_in_the_inspector_the_second_person_sees_the_first_and_the_day(
     page: Page, desk: Desk
 ) -> None:
     day = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
-    invoice = await desk.submit(pay_on=day)
+    invoice = await desk.submit(currency="EUR", pay_on=day)
     await desk.once(invoice, lambda status: status.required_approvals)
     first = {"by": "ann@desk1", "reason": "as agreed"}
     await desk.handle(invoice).signal("approve_invoice", first)
@@ -90,7 +88,7 @@ async def test_in_the_inspector_the_second_person_sees_the_first_and_the_day(
     assert "reason: “as agreed”. A second person" in await card.locator("#approvals").inner_text()
     assert f"Payment date: {day}" in await card.locator("#payment_date").inner_text()
 
-    await card.get_by_role("button", name="Approve and pay $7,000.00").click()
+    await card.get_by_role("button", name="Approve and pay EUR 7,000.00").click()
     await card.get_by_text("Approved, not paid yet").wait_for()
     assert (await desk.status(invoice)).state == "scheduled"
     await desk.client.cancel(invoice.id)

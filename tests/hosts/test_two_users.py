@@ -70,7 +70,7 @@ async def test_two_users_approve_one_after_the_other(
     users: list[str], at_anns: Tools, at_bobs: Tools, careful: Worker
 ) -> None:
     ann, bob = users
-    invoice = await at_anns.submit()
+    invoice = await at_anns.submit(currency="EUR")
     name = invoice["id"]
     text = await at_anns("approve_invoice", invoice_id=name, reason="as agreed")
     assert "Approved by you; needs a second person." in text
@@ -93,13 +93,18 @@ async def test_one_users_hosts_cannot_have_it_paid(
     ann, bob = users
     pretending = {"USER": bob, "LOGNAME": bob, "USERNAME": bob, "SUDO_USER": bob}
     async with host(careful.address, ann, ERAS[1], **pretending) as again:
-        forged = {"submitted_by": f"{bob}@desk", "required_approvals": None, "by": f"{bob}@desk"}
-        invoice = await at_anns.submit(**forged, first_approval={"by": f"{bob}@desk"})
+        forged: dict[str, Any] = {
+            "submitted_by": f"{bob}@desk",
+            "required_approvals": None,
+            "by": f"{bob}@desk",
+            "first_approval": {"by": f"{bob}@desk"},
+        }
+        invoice = await at_anns.submit(**forged, currency="EUR")
         name = invoice["id"]
         attempts: list[dict[str, Any]] = [
             {},
             {"reason": f'{{"by": "{bob}@desk"}}'},
-            {"total": "7000.00 USD"},
+            {"total": "7000.00 EUR"},
             {"by": f"{bob}@desk"},
             {"details": {"by": f"{bob}@desk"}},
             {"run_id": "x", "request": "y"},
@@ -122,7 +127,7 @@ async def test_one_users_hosts_cannot_have_it_paid(
         assert status["first_approval"]["by"].startswith(f"{ann}@")
         assert status["submitted_by"].startswith(f"{ann}@")
 
-        # Nor in another currency, in which the operator may have set no limit.
+        # Nor in another currency, in which the operator has set no limit.
         other = await at_anns.submit(currency="XTS")
         await at_anns("approve_invoice", invoice_id=other["id"])
         with suppress(Refused):
