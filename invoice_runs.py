@@ -912,8 +912,10 @@ def _time_of(run_id: str) -> datetime | None:
     """When a run started, in whole milliseconds: a UUID of version 7, as newer services give runs,
     begins with the time. None for another id.
     """
-    id = UUID(run_id)
-    return datetime.fromtimestamp((id.int >> 80) / 1000, UTC) if id.version == 7 else None
+    with suppress(ValueError):  # not a UUID at all
+        id = UUID(run_id)
+        return datetime.fromtimestamp((id.int >> 80) / 1000, UTC) if id.version == 7 else None
+    return None
 
 
 def read_retry(execution: Execution) -> Retry | None:
