@@ -32,6 +32,7 @@ from support import (
 from temporal_service import executions
 from temporal_service.connection import whoami
 from temporal_service.dev_server import temporal_executable
+from worker_here import worker_here
 
 
 async def content(tools: Tools, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -119,7 +120,7 @@ async def test_a_cancellation_is_kept_until_a_worker_runs_and_stops_a_kept_appro
         text = await tools("process_invoice", invoice_data=invoice)
         assert text.startswith("Already in process; nothing was started.")
         assert "reason: “wrong supplier”" in text
-        async with Worker(namespace.address, tmp_path):
+        async with worker_here(namespace.address, tmp_path):
             status = await tools.until(invoice, "cancelled")
     assert status["cancellation"] == kept["cancellation"]
     assert status["decision"]["approved"] is True

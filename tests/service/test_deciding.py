@@ -33,6 +33,7 @@ from support import (
     tools_in_memory,
 )
 from temporal_service.connection import MAX_NAME, whoami
+from worker_here import worker_here
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ async def test_decision_before_the_first_worker_is_kept(
     desk = Desk(await namespace.connect())
     invoice = await desk.submit()
     assert (await desk.approve(invoice)).outcome == "decision_kept"
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         await desk.until(invoice, "completed")
     assert len(paid(tmp_path, invoice)) == 2
 

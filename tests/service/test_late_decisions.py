@@ -14,10 +14,11 @@ import activities
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
-from support import Desk, Namespace, Worker, an_invoice, paid, workflows_only
+from support import Desk, Namespace, an_invoice, paid, workflows_only
+from worker_here import worker_here
 
 ENDS = ("completed", "rejected", "timed_out", "cancelled")
-TIMEOUT = timedelta(seconds=5)
+TIMEOUT = timedelta(seconds=3)
 HOUR = timedelta(hours=1)
 
 
@@ -81,7 +82,7 @@ async def test_a_decision_read_late_counts_if_the_service_received_it_in_time(
     assert datetime.now(UTC) < min(deadlines.values())
     await until(max(deadlines.values()))
     await send("late")
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         statuses = {name: await desk.until(invoices[name], *ENDS, bound=30) for name in CASES}
     assert {name: status.state for name, status in statuses.items()} == {
         name: case.state for name, case in CASES.items()
@@ -116,7 +117,7 @@ async def test_after_a_reset_a_decision_counts_by_when_it_was_first_received(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         invoice = await submitted(desk)
         deadline = await deadline_of(desk, invoice)
         await desk.reject(invoice)
@@ -136,7 +137,7 @@ async def test_after_a_reset_a_kept_decision_is_dated_by_when_it_was_first_recei
     namespace: Namespace, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         invoice = await submitted(desk)
         await desk.once(invoice, lambda status: status.paid_earlier_lines is not None)
     deadline = await deadline_of(desk, invoice)
@@ -149,7 +150,7 @@ async def test_after_a_reset_a_kept_decision_is_dated_by_when_it_was_first_recei
         status = await desk.status(invoice)
         assert status.kept_decision == kept
         assert "It was made before the deadline, which has passed." in status.to_text()
-        async with Worker(namespace.address, tmp_path):
+        async with worker_here(namespace.address, tmp_path):
             await desk.until(invoice, "completed")
 
 
