@@ -24,7 +24,6 @@ from support import (
     an_invoice,
     connect,
     eventually,
-    mcp,
     paid,
     tools_in_memory,
     workflows_only,
@@ -68,8 +67,8 @@ async def test_a_waiting_invoice_is_cancelled_at_once(tools: Tools) -> None:
 
 @pytest.fixture(params=ERAS)
 async def own_tools(request: pytest.FixtureRequest, own_worker: Worker) -> AsyncIterator[Tools]:
-    async with mcp(own_worker.address, request.param) as client:
-        yield Tools(client)
+    async with tools_in_memory(own_worker.address, request.param) as tools:
+        yield tools
 
 
 async def test_a_payment_in_progress_is_finished_first(

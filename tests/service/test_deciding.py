@@ -28,7 +28,6 @@ from support import (
     Worker,
     an_invoice,
     eventually,
-    mcp,
     paid,
     tools_in_memory,
 )
@@ -179,10 +178,13 @@ class Person:
 async def host(
     request: pytest.FixtureRequest, address: str, worker: Worker
 ) -> AsyncIterator[tuple[Tools, Person]]:
-    """Yields the tools in a host that asks a person, and the person."""
+    """Yields the tools in a host that asks a person, and the person.
+
+    `raw_host` asks over stdio.
+    """
     person = Person()
-    async with mcp(address, request.param, elicitation_handler=person) as client:
-        yield Tools(client), person
+    async with tools_in_memory(address, request.param, elicitation_handler=person) as tools:
+        yield tools, person
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from support import (
     Worker,
     an_invoice,
     eventually,
-    mcp,
     paid,
+    tools_in_memory,
 )
 
 
@@ -117,8 +117,8 @@ async def asking(
         asked.append(message)
         return {"approve": True}
 
-    async with mcp(address, request.param, elicitation_handler=answer) as client:
-        yield Tools(client), asked
+    async with tools_in_memory(address, request.param, elicitation_handler=answer) as tools:
+        yield tools, asked
 
 
 async def test_the_day_is_in_the_question_the_status_and_the_list(
