@@ -284,10 +284,10 @@ async def test_a_total_is_checked_against_the_content_and_not_the_memo(
 
 
 async def test_only_what_the_service_received_before_the_deadline_counts_after_it(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, waits: list[str], tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    seconds = timedelta(seconds=10) / timedelta(days=1)
+    seconds = timedelta(seconds=4) / timedelta(days=1)
     invoices = await asyncio.gather(*(desk.submit(approval_timeout_days=seconds) for _ in range(4)))
     in_time, bare, late, forged = invoices
     assert (await desk.approve(in_time)).outcome == "decision_kept"
