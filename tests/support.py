@@ -1,6 +1,7 @@
 """Starts what the tests run for real: Temporal Services, workers and MCP servers, as processes."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from functools import cache
 from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -428,20 +430,50 @@ async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
         return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
 
 
+@cache
+def check_each_schema_once() -> None:
+    """An MCP client checks each tool's output schema, which takes longer than a call to the tool.
+    All the clients in this process get the same schemas.
+    """
+    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+    check, checked = Draft202012Validator.check_schema, set[str]()
+
+    def check_if_new(schema: dict[str, Any]) -> None:
+        if (text := json.dumps(schema)) not in checked:
+            check(schema)
+            checked.add(text)
+
+    Draft202012Validator.check_schema = check_if_new
+
+
 @asynccontextmanager
 async def tools_in_memory(
     address: str, mode: str = "legacy", **client: Any
 ) -> AsyncIterator[Tools]:
     """The tools in this process, for tests of what they do and say."""
+    async with host_here(mode, **client) as host, tools_of(host, address) as tools:
+        yield tools
+
+
+def host_here(mode: str = "legacy", **client: Any) -> "McpClient[Any]":
+    """An MCP client of the server in this process, which `tools_of` gives a Temporal Service."""
     from fastmcp import Client as McpClient
 
+    import invoice_server
+
+    check_each_schema_once()
+    return McpClient(invoice_server.mcp, mode=mode, **client)
+
+
+@asynccontextmanager
+async def tools_of(host: "McpClient[Any]", address: str) -> AsyncIterator[Tools]:
     import invoice_server
 
     invoices = InvoiceClient(await connect(address, identity=whoami()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(invoice_server, "shared_client", invoices)
-        async with McpClient(invoice_server.mcp, mode=mode, **client) as host:
-            yield Tools(host)
+        yield Tools(host)
 
 
 class Desk:
