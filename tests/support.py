@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pkgutil
 import random
 import signal
 import socket
@@ -431,20 +432,26 @@ async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
 
 
 @cache
-def check_each_schema_once() -> None:
-    """An MCP client checks each tool's output schema, which takes longer than a call to the tool.
-    All the clients in this process get the same schemas.
+def treat_each_schema_once() -> None:
+    """Spares the clients and the server in this process to treat the tools' schemas, which are
+    always the same, again and again. For each client, it would take longer than its calls.
     """
-    from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+    results: dict[tuple[Any, str], Any] = {}
 
-    check, checked = Draft202012Validator.check_schema, set[str]()
+    def once(treat: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+        def treat_if_new(schema: dict[str, Any]) -> Any:
+            key = (treat, json.dumps(schema))
+            if key not in results:
+                results[key] = treat(schema)
+            return results[key]
 
-    def check_if_new(schema: dict[str, Any]) -> None:
-        if (text := json.dumps(schema)) not in checked:
-            check(schema)
-            checked.add(text)
+        return treat_if_new
 
-    Draft202012Validator.check_schema = check_if_new
+    for place in (
+        "fastmcp.server.middleware.dereference.dereference_refs",
+        "jsonschema.Draft202012Validator.check_schema",
+    ):
+        pytest.MonkeyPatch().setattr(place, once(pkgutil.resolve_name(place)))
 
 
 @asynccontextmanager
@@ -462,7 +469,7 @@ def host_here(mode: str = "legacy", **client: Any) -> "McpClient[Any]":
 
     import invoice_server
 
-    check_each_schema_once()
+    treat_each_schema_once()
     return McpClient(invoice_server.mcp, mode=mode, **client)
 
 
