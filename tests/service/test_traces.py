@@ -348,9 +348,12 @@ async def main():
     replayer = Replayer(
         workflows=[InvoiceWorkflow], plugins=client_plugins(), data_converter=data_converter
     )
-    for file in FILES:
-        if file.suffix == ".json":
-            await replayer.replay_workflow(recorded(file))
+    async def histories():
+        for file in FILES:
+            if file.suffix == ".json":
+                yield recorded(file)
+
+    await replayer.replay_workflows(histories())
 
 asyncio.run(main())
 """
