@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -28,9 +28,13 @@ from support import (
     Worker,
     connect,
     eventually,
+    host_here,
     mcp,
-    tools_in_memory,
+    tools_of,
 )
+
+if TYPE_CHECKING:  # the import takes a second, and the unit tests don't need it
+    from fastmcp import Client as McpClient
 
 SHARED = pytest.StashKey[Path]()
 SERVICE = pytest.StashKey[Service]()
@@ -217,10 +221,18 @@ def configure(
     return configure
 
 
+@pytest.fixture(scope="session")
+async def host_of_all() -> "AsyncIterator[McpClient[Any]]":
+    async with host_here() as host:
+        yield host
+
+
 @pytest.fixture
-async def tools_here(address: str, worker: Worker) -> AsyncIterator[Tools]:
+async def tools_here(
+    address: str, worker: Worker, host_of_all: "McpClient[Any]"
+) -> AsyncIterator[Tools]:
     """The tools in this process, if neither the server's process nor the era matters."""
-    async with tools_in_memory(address) as tools:
+    async with tools_of(host_of_all, address) as tools:
         yield tools
 
 

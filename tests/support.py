@@ -1,7 +1,9 @@
 """Starts what the tests run for real: Temporal Services, workers and MCP servers, as processes."""
 
 import asyncio
+import json
 import os
+import pkgutil
 import random
 import signal
 import socket
@@ -10,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from functools import cache
 from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -428,20 +431,56 @@ async def answers_of_all_tools(tools: Tools) -> dict[str, str]:
         return dict(zip(CALLS, await asyncio.gather(*map(answer, CALLS)), strict=True))
 
 
+@cache
+def treat_each_schema_once() -> None:
+    """Spares the clients and the server in this process to treat the tools' schemas, which are
+    always the same, again and again. For each client, it would take longer than its calls.
+    """
+    results: dict[tuple[Any, str], Any] = {}
+
+    def once(treat: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+        def treat_if_new(schema: dict[str, Any]) -> Any:
+            key = (treat, json.dumps(schema))
+            if key not in results:
+                results[key] = treat(schema)
+            return results[key]
+
+        return treat_if_new
+
+    for place in (
+        "fastmcp.server.middleware.dereference.dereference_refs",
+        "jsonschema.Draft202012Validator.check_schema",
+    ):
+        pytest.MonkeyPatch().setattr(place, once(pkgutil.resolve_name(place)))
+
+
 @asynccontextmanager
 async def tools_in_memory(
     address: str, mode: str = "legacy", **client: Any
 ) -> AsyncIterator[Tools]:
     """The tools in this process, for tests of what they do and say."""
+    async with host_here(mode, **client) as host, tools_of(host, address) as tools:
+        yield tools
+
+
+def host_here(mode: str = "legacy", **client: Any) -> "McpClient[Any]":
+    """An MCP client of the server in this process, which `tools_of` gives a Temporal Service."""
     from fastmcp import Client as McpClient
 
+    import invoice_server
+
+    treat_each_schema_once()
+    return McpClient(invoice_server.mcp, mode=mode, **client)
+
+
+@asynccontextmanager
+async def tools_of(host: "McpClient[Any]", address: str) -> AsyncIterator[Tools]:
     import invoice_server
 
     invoices = InvoiceClient(await connect(address, identity=whoami()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(invoice_server, "shared_client", invoices)
-        async with McpClient(invoice_server.mcp, mode=mode, **client) as host:
-            yield Tools(host)
+        yield Tools(host)
 
 
 class Desk:

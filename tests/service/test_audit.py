@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Self
 
 import pytest
 import temporalio.worker
@@ -44,6 +45,7 @@ from support import (
     payments,
 )
 from temporal_service.connection import whoami
+from worker_here import settings_here, worker_here
 
 AGREE, DISAGREE, UNREADABLE = 0, 1, 2
 
@@ -65,19 +67,22 @@ class Books:
             if row["invoice_id"] == invoice_id
         ]
 
+    @classmethod
+    def read(cls, code: int, out: bytes, err: bytes) -> Self:
+        problems, _, rest = err.decode().partition("Lines in the books")
+        *sums, summary = rest.splitlines() or [""]
+        return cls(code, out.decode(), problems.splitlines() or [summary], sums)
+
 
 async def audited(address: str, data: Path, *arguments: str, **env: str) -> Books:
-    process = await asyncio.create_subprocess_exec(
-        *[sys.executable, str(ROOT / "audit.py"), *arguments],
-        env=environment(address, INVOICE_DATA_DIR=str(data), **env),
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    problems, _, rest = err.decode().partition("Lines in the books")
-    *sums, summary = rest.splitlines() or [""]
-    return Books(process.returncode, out.decode(), problems.splitlines() or [summary], sums)
+    """Runs `audit.py` in this process."""
+    out, err = io.BytesIO(), io.BytesIO()
+    with settings_here(environment(address, INVOICE_DATA_DIR=str(data), **env)) as patch:
+        patch.setattr(sys, "argv", ["audit.py", *arguments])
+        patch.setattr(sys, "stdout", io.TextIOWrapper(out, write_through=True))
+        patch.setattr(sys, "stderr", io.TextIOWrapper(err, "utf-8", write_through=True))
+        code = await asyncio.to_thread(audit.main)
+        return Books.read(code, out.getvalue(), err.getvalue())
 
 
 @dataclass
@@ -98,7 +103,7 @@ async def books(
     folder = office.directory
     desk = Desk(await connect(office.address))
     lines = [{"item": "Domain", "amount": "9.90"}, {"item": "=1+1", "amount": "6000.01"}]
-    async with Worker(office.address, folder, INVOICE_DECLINE_OVER="6000"):
+    async with worker_here(office.address, folder, INVOICE_DECLINE_OVER="6000"):
         paid, rejected, timed_out, declined = await asyncio.gather(
             desk.submit(id="PAID", customer="=cmd|calc", supplier="=1+1", due_date="2026-12-31"),
             desk.submit(id="REJECTED"),
@@ -138,7 +143,16 @@ async def books(
 
 @pytest.fixture(scope="module")
 async def agreed(books: Office) -> Books:
-    return await audited(books.address, books.directory)
+    """What the process prints."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, str(ROOT / "audit.py")],
+        env=environment(books.address, INVOICE_DATA_DIR=str(books.directory)),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Books.read(process.returncode, out, err)
 
 
 @pytest.fixture
@@ -236,10 +250,10 @@ async def test_the_books_for_a_period_have_its_rows_and_every_disagreement(
 ) -> None:
     edit(copy, f"UPDATE payments SET at = '2020-01-31T23:59:59.9+00:00' WHERE {KEY}")
     edit(copy, "UPDATE payments SET state = 'declined' WHERE idempotency_key LIKE '%PAID/line-2'")
-    january, february = await asyncio.gather(
-        audited(books.address, copy, "--since", "2020-01-31", "--until", "2020-01-31"),
-        audited(books.address, copy, "--since", "2020-02-01", "--until", "2020-02-29"),
-    )
+    january, february = [
+        await audited(books.address, copy, "--since", since, "--until", until)
+        for since, until in (("2020-01-31", "2020-01-31"), ("2020-02-01", "2020-02-29"))
+    ]
     [row] = csv.DictReader(io.StringIO(january.printed))
     assert (row["invoice_id"], row["line"], row["payment_at"][:10]) == ("PAID", "1", "2020-01-31")
     first = " from 2020-01-31 until 2020-01-31:"
@@ -337,7 +351,7 @@ async def test_a_payment_repeated_after_a_reset_is_in_the_books_once(
 ) -> None:
     client = await namespace.connect()
     desk = Desk(client)
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         invoice = await desk.submit_and_approve(id="RESET")
         await desk.until(invoice, "completed")
         handle = desk.handle(invoice)
@@ -375,7 +389,7 @@ async def test_runs_on_two_ledgers_that_both_paid_disagree(
     desk = Desk(await namespace.connect())
     invoice = an_invoice(id="TWICE")
     for name in ("one", "other"):
-        async with Worker(namespace.address, tmp_path / name):
+        async with worker_here(namespace.address, tmp_path / name):
             # The tutorial's client doesn't say which ledger the invoice belongs to.
             handle = await desk.start(invoice)
             await handle.signal("approve_invoice")
@@ -401,7 +415,7 @@ async def test_the_books_of_a_shared_ledger_agree(
 ) -> None:
     url = postgresql.create_database()
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url):
+    async with worker_here(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url):
         invoice = await desk.submit_and_approve(id="SHARED")
         await desk.until(invoice, "completed")
     found = await audited(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url)
@@ -409,7 +423,7 @@ async def test_the_books_of_a_shared_ledger_agree(
     assert [row["payment"] for row in found.of("SHARED")] == ["paid", "paid"]
 
     # An invoice that began with the file stays with it.
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         earlier = await desk.submit_and_approve(id="EARLIER")
         await desk.until(earlier, "completed")
     found = await audited(namespace.address, tmp_path, PAYMENT_LEDGER_URL=url)
@@ -482,11 +496,9 @@ async def test_a_payment_of_a_workflow_without_an_invoices_id_disagrees(
 
 
 async def test_what_cannot_be_read_is_reported_in_a_sentence(books: Office, tmp_path: Path) -> None:
-    missing, away, unknown = await asyncio.gather(
-        audited(books.address, tmp_path / "missing"),
-        audited("127.0.0.1:9", books.directory),
-        audited(books.address, books.directory, TEMPORAL_NAMESPACE="books"),
-    )
+    missing = await audited(books.address, tmp_path / "missing")
+    away = await audited("127.0.0.1:9", books.directory)
+    unknown = await audited(books.address, books.directory, TEMPORAL_NAMESPACE="books")
     assert (missing.code, missing.printed) == (UNREADABLE, "")
     path = tmp_path / "missing" / "payments.db"
     assert f"{path} can't be used: unable to open database file" in missing.problems[0]
@@ -500,10 +512,8 @@ async def test_what_cannot_be_read_is_reported_in_a_sentence(books: Office, tmp_
 async def test_wrong_arguments_are_reported_before_anything_is_read(tmp_path: Path) -> None:
     SQLiteLedger(tmp_path / "payments.db").close()
     missing = tmp_path / "none.db"
-    a_date, a_ledger = await asyncio.gather(
-        audited("127.0.0.1:9", tmp_path, "--since", "yesterday"),
-        audited("127.0.0.1:9", tmp_path, "--ledger", str(missing)),
-    )
+    a_date = await audited("127.0.0.1:9", tmp_path, "--since", "yesterday")
+    a_ledger = await audited("127.0.0.1:9", tmp_path, "--ledger", str(missing))
     assert a_date.problems == ["--since must be a date such as 2026-11-30, not “yesterday”."]
     assert a_ledger.problems == [
         f"The payment ledger {missing} can't be used: unable to open database file."

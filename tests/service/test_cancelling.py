@@ -24,7 +24,6 @@ from support import (
     an_invoice,
     connect,
     eventually,
-    mcp,
     paid,
     tools_in_memory,
     workflows_only,
@@ -32,6 +31,7 @@ from support import (
 from temporal_service import executions
 from temporal_service.connection import whoami
 from temporal_service.dev_server import temporal_executable
+from worker_here import worker_here
 
 
 async def content(tools: Tools, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -67,8 +67,8 @@ async def test_a_waiting_invoice_is_cancelled_at_once(tools: Tools) -> None:
 
 @pytest.fixture(params=ERAS)
 async def own_tools(request: pytest.FixtureRequest, own_worker: Worker) -> AsyncIterator[Tools]:
-    async with mcp(own_worker.address, request.param) as client:
-        yield Tools(client)
+    async with tools_in_memory(own_worker.address, request.param) as tools:
+        yield tools
 
 
 async def test_a_payment_in_progress_is_finished_first(
@@ -119,7 +119,7 @@ async def test_a_cancellation_is_kept_until_a_worker_runs_and_stops_a_kept_appro
         text = await tools("process_invoice", invoice_data=invoice)
         assert text.startswith("Already in process; nothing was started.")
         assert "reason: “wrong supplier”" in text
-        async with Worker(namespace.address, tmp_path):
+        async with worker_here(namespace.address, tmp_path):
             status = await tools.until(invoice, "cancelled")
     assert status["cancellation"] == kept["cancellation"]
     assert status["decision"]["approved"] is True

@@ -27,6 +27,7 @@ from support import (
 )
 from temporal_service import executions
 from temporal_service.connection import whoami
+from worker_here import worker_here
 
 BILL = {
     "supplier": "Northwind Web Ltd",
@@ -205,11 +206,10 @@ async def test_lines_paid_earlier_are_told_wherever_they_stand(
             ledger.settle(replace(ledger.add(begun), state="paid"))
     states = ["unpaid", "paid_earlier", "unpaid", "paid_earlier"]
     async with tools_in_memory(namespace.address) as tools:
-        async with Worker(namespace.address, tmp_path) as worker:
+        async with worker_here(namespace.address, tmp_path):
             await tools("process_invoice", invoice_data=invoice)
             status = await tools.until(invoice, "waiting")
             assert [line["state"] for line in status["lines"]] == states
-            await worker.end()  # killed, it would be given the approval for some seconds
         without_worker = await tools.status(invoice)
         assert not without_worker.get("worker_answers")  # by the memo
         assert [line["state"] for line in without_worker["lines"]] == states
@@ -218,7 +218,7 @@ async def test_lines_paid_earlier_are_told_wherever_they_stand(
             "1. $1.00 for “Day 1” (unpaid)",
             "2. $2.00 for “Day 2” (paid earlier)",
         ]
-        async with Worker(namespace.address, tmp_path):
+        async with worker_here(namespace.address, tmp_path):
             await tools("approve_invoice", invoice_id=invoice["id"])
             status = await tools.until(invoice, "completed")
             assert [line["state"] for line in status["lines"]] == [

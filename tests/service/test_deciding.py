@@ -28,11 +28,11 @@ from support import (
     Worker,
     an_invoice,
     eventually,
-    mcp,
     paid,
     tools_in_memory,
 )
 from temporal_service.connection import MAX_NAME, whoami
+from worker_here import worker_here
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ async def test_decision_before_the_first_worker_is_kept(
     desk = Desk(await namespace.connect())
     invoice = await desk.submit()
     assert (await desk.approve(invoice)).outcome == "decision_kept"
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         await desk.until(invoice, "completed")
     assert len(paid(tmp_path, invoice)) == 2
 
@@ -178,10 +178,13 @@ class Person:
 async def host(
     request: pytest.FixtureRequest, address: str, worker: Worker
 ) -> AsyncIterator[tuple[Tools, Person]]:
-    """Yields the tools in a host that asks a person, and the person."""
+    """Yields the tools in a host that asks a person, and the person.
+
+    `raw_host` asks over stdio.
+    """
     person = Person()
-    async with mcp(address, request.param, elicitation_handler=person) as client:
-        yield Tools(client), person
+    async with tools_in_memory(address, request.param, elicitation_handler=person) as tools:
+        yield tools, person
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from support import (
     Namespace,
     Refused,
     Tools,
-    Worker,
     an_invoice,
     eventually,
     tools_in_memory,
 )
+from worker_here import worker_here
 
 
 class Idle:
@@ -205,10 +205,10 @@ async def test_a_payment_that_is_retried_stands_in_its_line(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     async with (
-        Worker(namespace.address, tmp_path) as worker,
+        worker_here(namespace.address, tmp_path),
         tools_in_memory(namespace.address) as tools,
     ):
-        (worker.data / "gateway-down").touch()
+        (tmp_path / "gateway-down").touch()
         invoice = await tools.submit()
         await tools("approve_invoice", invoice_id=invoice["id"])
 
@@ -225,7 +225,7 @@ async def test_a_reset_run_is_listed_with_its_first_submission(
     idle: Idle, namespace: Namespace, tmp_path: Path
 ) -> None:
     invoice = await idle.desk.submit()
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         await idle.desk.once(invoice, lambda status: status.paid_earlier_lines is not None)
     status = await idle.desk.status(invoice)
     run_id = await idle.desk.reset(invoice)

@@ -54,6 +54,7 @@ from support import (
     paid,
     tools_in_memory,
 )
+from worker_here import worker_here
 from workflow import TASK_QUEUE
 
 
@@ -207,10 +208,7 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
     lines = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
     ended, invalid, elsewhere = broken = [an_invoice(lines=lines) for _ in range(3)]
     directories = tmp_path / "own", tmp_path / "other"
-    for directory in directories:
-        directory.mkdir()
-    other = Worker(namespace.address, directories[1])
-    async with Worker(namespace.address, directories[0], INVOICE_DECLINE_OVER="50") as own:
+    async with worker_here(namespace.address, directories[0], INVOICE_DECLINE_OVER="50"):
         for invoice in broken:
             await desk.client.submit(Invoice.model_validate(invoice))
             await desk.approve(invoice)
@@ -220,19 +218,18 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
         assert ledger
         await desk.start({"id": invalid["id"]}, memo={})
         await desk.until(invalid, "failed")
-        await own.end()
-        async with other:
-            await desk.start(elsewhere, memo={})
-            await desk.until(elsewhere, "waiting")
-        monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)  # nobody answers from here on
-        await desk.start(ended, memo={})
-        for invoice in (ended, elsewhere):
-            await client.get_workflow_handle(workflow_id(invoice["id"])).terminate()
-        for invoice in broken:
-            # Through another client, because this one knows which runs it started itself.
-            await InvoiceClient(client).submit(Invoice.model_validate(invoice))
-            handle = client.get_workflow_handle(workflow_id(invoice["id"]))
-            assert (await (await handle.describe()).memo()).get("ledger") == ledger
+    async with worker_here(namespace.address, directories[1]):
+        await desk.start(elsewhere, memo={})
+        await desk.until(elsewhere, "waiting")
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.2)  # nobody answers from here on
+    await desk.start(ended, memo={})
+    for invoice in (ended, elsewhere):
+        await client.get_workflow_handle(workflow_id(invoice["id"])).terminate()
+    for invoice in broken:
+        # Through another client, because this one knows which runs it started itself.
+        await InvoiceClient(client).submit(Invoice.model_validate(invoice))
+        handle = client.get_workflow_handle(workflow_id(invoice["id"]))
+        assert (await (await handle.describe()).memo()).get("ledger") == ledger
 
 
 async def test_what_the_workflow_has_written_is_believed(
@@ -244,7 +241,7 @@ async def test_what_the_workflow_has_written_is_believed(
     await Desk(client).start(invoice, memo=forged(invoice, **FORGERIES["paid-earlier"]))
     handle = client.get_workflow_handle(workflow_id(invoice["id"]))
     await asyncio.gather(*(handle.signal("no_such_signal") for _ in range(40)))
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         run = await InvoiceRuns(client).get_run(invoice["id"])
 
         async def memo_has_no_earlier_lines() -> bool:
@@ -280,7 +277,7 @@ async def test_signals_before_the_first_memo_do_not_hide_the_state(
         listed = (await InvoiceSearch(InvoiceRuns(client)).list_invoices(state)).invoices
         return run.status.state == state and invoice["id"] in [one.invoice_id for one in listed]
 
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         await Desk(client).approve(paying)
         await eventually(lambda: is_told(paying, "paying"))
         await eventually(lambda: is_told(timed_out, "timed_out"))

@@ -26,6 +26,7 @@ from support import (
     states,
     workflows_only,
 )
+from worker_here import worker_here
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
 ) -> None:
     desk = Desk(await namespace.connect())
     lines = [{"item": f"Item {n}", "amount": f"{n}0.00"} for n in (1, 9, 2)]
-    async with Worker(namespace.address, tmp_path, INVOICE_DECLINE_OVER="50"):
+    async with worker_here(namespace.address, tmp_path, INVOICE_DECLINE_OVER="50"):
         invoice = await desk.submit_and_approve(lines=lines)
         text = (await desk.until(invoice, "failed")).to_text()
         assert "Payment failed: line 2 of 3, “Item 9”, $90.00: declined" in text
@@ -69,7 +70,7 @@ async def test_a_declined_line_ends_the_invoice_and_the_rest_is_paid_later(
         first = paid(tmp_path, invoice)
         assert first == [f"invoice-{invoice.id}/line-1"]
 
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         assert (await desk.client.submit(invoice)).outcome == "started"
         await desk.approve(invoice)
         await desk.until(invoice, "completed")

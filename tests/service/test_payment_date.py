@@ -22,9 +22,10 @@ from support import (
     Worker,
     an_invoice,
     eventually,
-    mcp,
     paid,
+    tools_in_memory,
 )
+from worker_here import worker_here
 
 
 def ahead(**time: float) -> str:
@@ -92,13 +93,12 @@ async def test_a_scheduled_invoice_survives_the_end_of_its_worker(
 ) -> None:
     desk = Desk(await namespace.connect())
     async with a_hook(accept) as hook:
-        worker = Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url)
-        async with worker:
+        async with worker_here(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url):
             invoice = await desk.submit(pay_on=ahead(seconds=5))
             await desk.approve(invoice)
             await eventually(lambda: "scheduled" in hook.events(invoice))
         assert (await desk.status(invoice)).state == "scheduled"
-        async with worker:
+        async with Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url) as worker:
             await desk.until(invoice, "completed")
             await eventually(
                 lambda: set(hook.events(invoice)) == {"waiting", "scheduled", "completed"}
@@ -117,8 +117,8 @@ async def asking(
         asked.append(message)
         return {"approve": True}
 
-    async with mcp(address, request.param, elicitation_handler=answer) as client:
-        yield Tools(client), asked
+    async with tools_in_memory(address, request.param, elicitation_handler=answer) as tools:
+        yield tools, asked
 
 
 async def test_the_day_is_in_the_question_the_status_and_the_list(

@@ -30,6 +30,7 @@ from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
 from reports import RunReport
 from support import Desk, Namespace, Worker
+from worker_here import worker_here
 from workflow import TASK_QUEUE, InvoiceWorkflow
 
 
@@ -71,7 +72,7 @@ async def test_a_reset_while_a_notice_is_being_delivered_leaves_it_alone(
     desk = Desk(client)
     async with (
         a_hook(fail) as hook,
-        Worker(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url),
+        worker_here(namespace.address, tmp_path, INVOICE_NOTIFY_URL=hook.url),
     ):
         invoice = await desk.submit()
         await desk.pay(invoice)

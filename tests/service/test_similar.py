@@ -24,12 +24,12 @@ from support import (
     Namespace,
     Refused,
     Tools,
-    Worker,
     an_invoice,
     eventually,
     tools_in_memory,
 )
 from temporal_service.executions import list_executions
+from worker_here import worker_here
 
 BILL = {"supplier": "Northwind Web Ltd", "supplier_reference": "2026-4711"}
 KEYWORD = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
@@ -143,7 +143,7 @@ async def test_a_paid_one_is_told_with_the_day_it_was_paid(
     equipped: Namespace, tools: Tools, amount: str, tmp_path: Path
 ) -> None:
     client = await equipped.connect()
-    async with Worker(equipped.address, tmp_path):
+    async with worker_here(equipped.address, tmp_path):
         paid = (await Desk(client).submit_and_approve(**a_bill(amount))).id
         await tools.until({"id": paid}, "completed")
     await until_found(client, amount)
@@ -268,7 +268,7 @@ async def test_many_open_invoices_do_not_hide_the_same_bill(
 ) -> None:
     client = await equipped.connect()
     desk = Desk(client)
-    async with Worker(equipped.address, tmp_path):
+    async with worker_here(equipped.address, tmp_path):
         paid = await desk.submit(**a_bill(amount, **BILL))
         await desk.pay(paid)
     same_bill = f"Same bill as {paid.id} (paid 20"

@@ -14,7 +14,8 @@ from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from stripe_stand_in import TERMS, Fault, FaultKind, StripeStandIn
-from support import ROOT, Desk, Namespace, Worker, an_invoice
+from support import ROOT, Desk, Namespace, an_invoice
+from worker_here import worker_here
 
 
 async def test_a_key_in_the_environment_does_not_move_money(
@@ -22,7 +23,7 @@ async def test_a_key_in_the_environment_does_not_move_money(
 ) -> None:
     desk = Desk(await namespace.connect())
     settings = {**stand_in.settings, "PAYMENT_GATEWAY": ""}
-    async with Worker(namespace.address, tmp_path, **settings):
+    async with worker_here(namespace.address, tmp_path, **settings):
         invoice = await desk.submit_and_approve(**TERMS)
         assert await desk.handle(invoice).result() == "COMPLETED"
         assert not stand_in.intents
@@ -35,7 +36,7 @@ async def test_a_cancelled_run_reports_what_was_charged_without_an_answer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path, **stand_in.settings):
+    async with worker_here(namespace.address, tmp_path, **stand_in.settings):
         stand_in.lay(Fault("confirm", "drop after"))
         for _ in range(10):
             stand_in.lay(Fault("confirm", 500))
@@ -57,7 +58,7 @@ async def test_what_a_terminated_run_has_left_open_is_known_to_the_next_submissi
     namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path, **stand_in.settings):
+    async with worker_here(namespace.address, tmp_path, **stand_in.settings):
         lines = [{"item": "Hosting", "amount": "5.00"}]
         invoices: list[Invoice] = []
         kinds: list[FaultKind] = ["drop after", "drop before"]
@@ -122,7 +123,9 @@ async def test_an_invoice_without_a_customer_fails_at_its_start_with_stripe(
 ) -> None:
     desk = Desk(await namespace.connect())
     settings = {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": "sk_test_ok"}
-    async with Worker(namespace.address, tmp_path, **settings, STRIPE_API_BASE="http://x.invalid"):
+    async with worker_here(
+        namespace.address, tmp_path, **settings, STRIPE_API_BASE="http://x.invalid"
+    ):
         for fields, problem in (
             ({}, "customer: is required, since Stripe pays"),
             (

@@ -6,7 +6,7 @@ import random
 import re
 import sqlite3
 from collections.abc import Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +21,7 @@ from invoices.invoice import Invoice, workflow_id
 from invoices.refusals import InvoiceError, NamedTotal, content_code
 from invoices.status import RunProgress
 from support import Desk, Refused, Tools, Worker, an_invoice, eventually, paid, tools_in_memory
+from worker_here import worker_here
 from workflow import TASK_QUEUE
 
 
@@ -138,24 +139,21 @@ async def test_nothing_is_paid_again_after_the_service_lost_its_data(
     invoice = an_invoice()
     other = an_invoice(id=invoice["id"], lines=[{"item": "Something else", "amount": "1.00"}])
     # An empty namespace stands for a service that has lost its database.
-    addresses = [new_namespace() for _ in range(3)]
-    async with AsyncExitStack() as stack:
-        workers = [Worker(address, tmp_path) for address in addresses]
-        await asyncio.gather(*map(stack.enter_async_context, workers))
-        rows = []
-        for address in addresses[:2]:
-            async with tools_in_memory(address) as tools:
-                text = await tools("process_invoice", invoice_data=invoice)
-                assert text.startswith("Started processing")
-                await tools("approve_invoice", invoice_id=invoice["id"])
-                await tools.until(invoice, "completed")
-            rows.append(ledger_rows(tmp_path, invoice["id"]))
-        assert len(rows[0]) == 2
-        assert rows[0] == rows[1]
-        async with tools_in_memory(addresses[2]) as tools:
-            with pytest.raises(Refused, match=r"line 1 was paid earlier as “Web Development”"):
-                await tools("process_invoice", invoice_data=other)
-        assert ledger_rows(tmp_path, invoice["id"]) == rows[0]
+    first, second, third = [new_namespace() for _ in range(3)]
+    rows = []
+    for address in (first, second):
+        async with worker_here(address, tmp_path), tools_in_memory(address) as tools:
+            text = await tools("process_invoice", invoice_data=invoice)
+            assert text.startswith("Started processing")
+            await tools("approve_invoice", invoice_id=invoice["id"])
+            await tools.until(invoice, "completed")
+        rows.append(ledger_rows(tmp_path, invoice["id"]))
+    assert len(rows[0]) == 2
+    assert rows[0] == rows[1]
+    async with worker_here(third, tmp_path), tools_in_memory(third) as tools:
+        with pytest.raises(Refused, match=r"line 1 was paid earlier as “Web Development”"):
+            await tools("process_invoice", invoice_data=other)
+    assert ledger_rows(tmp_path, invoice["id"]) == rows[0]
 
 
 def ledger_rows(data: Path, name: str) -> list[tuple[str, ...]]:

@@ -204,7 +204,8 @@ async def test_no_span_has_what_an_invoice_or_a_decision_says(
         span.name for span in failed
     }
     everything = "".join(map(str, collector.requests))
-    for word in ("Secret", "idden", "40.3", "1500", "1,500", "1,540", "1540"):
+    # Not the digits alone, which a time or an id has now and then.
+    for word in ("Secret", "idden", "40.3", "1500.3", "1,500", "1,540", "1540.6"):
         assert word not in everything
 
 
@@ -348,9 +349,12 @@ async def main():
     replayer = Replayer(
         workflows=[InvoiceWorkflow], plugins=client_plugins(), data_converter=data_converter
     )
-    for file in FILES:
-        if file.suffix == ".json":
-            await replayer.replay_workflow(recorded(file))
+    async def histories():
+        for file in FILES:
+            if file.suffix == ".json":
+                yield recorded(file)
+
+    await replayer.replay_workflows(histories())
 
 asyncio.run(main())
 """

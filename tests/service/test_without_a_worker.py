@@ -31,6 +31,7 @@ from support import (
 )
 from temporal_service import executions
 from temporal_service.connection import whoami
+from worker_here import worker_here
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,10 @@ async def test_a_paused_invoice_is_told_as_paused_and_keeps_what_it_is_sent(
         "once it is unpaused in Temporal",
         "is paused in Temporal, or in a status that isn't known",
     }
-    async with Worker(namespace.address, tmp_path), tools_in_memory(namespace.address) as tools:
+    async with (
+        worker_here(namespace.address, tmp_path),
+        tools_in_memory(namespace.address) as tools,
+    ):
         invoice, cancelled = await tools.submit(), await tools.submit()
         for one in (invoice, cancelled):
             await tools.until(one, "waiting")
@@ -194,7 +198,7 @@ async def test_a_kept_decision_is_dated_when_it_was_made(
     reject = DecisionDetails(by="boss", sent_at=made.at - timedelta(seconds=1))
     await desk.handle(kept).signal("reject_invoice", reject.model_dump(mode="json"))
     await desk.once(kept, lambda status: status.now - made.at > timedelta(seconds=3))
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         decision = (await desk.until(kept, "completed")).decision
         assert decision
         assert decision.by == whoami()
@@ -280,10 +284,10 @@ async def test_a_total_is_checked_against_the_content_and_not_the_memo(
 
 
 async def test_only_what_the_service_received_before_the_deadline_counts_after_it(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, waits: list[str], tmp_path: Path
 ) -> None:
     desk = Desk(await namespace.connect())
-    seconds = timedelta(seconds=10) / timedelta(days=1)
+    seconds = timedelta(seconds=4) / timedelta(days=1)
     invoices = await asyncio.gather(*(desk.submit(approval_timeout_days=seconds) for _ in range(4)))
     in_time, bare, late, forged = invoices
     assert (await desk.approve(in_time)).outcome == "decision_kept"
@@ -297,7 +301,7 @@ async def test_only_what_the_service_received_before_the_deadline_counts_after_i
         details = DecisionDetails(sent_at=sent_at).model_dump(mode="json")
         await desk.handle(invoice).signal("approve_invoice", details)
 
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         results = [await desk.handle(invoice).result() for invoice in invoices]
         assert results == ["COMPLETED", "REJECTED", "REJECTED", "REJECTED"]
         assert (await desk.status(bare)).state == "timed_out"
@@ -382,7 +386,7 @@ async def test_a_kept_approval_is_told_instead_of_asking_again(
         raise AssertionError("the person was asked")
 
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path):
+    async with worker_here(namespace.address, tmp_path):
         invoice = await desk.submit()
         await desk.once(invoice, lambda status: status.paid_earlier_lines == 0)
     monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.5)
