@@ -221,6 +221,8 @@ class Run:
     invoice: Invoice | None = None
     signals: list[tuple[Decision, str]] = field(default_factory=list)
     """Each decision that was sent, with the identity of the Temporal client that sent it."""
+    was_taken: bool = False
+    """Whether a worker has taken it up. Before that, nobody knows how many approvals it needs."""
     cancellation: Cancellation | None = None
     """The request to cancel it, as the history has it."""
     payments: dict[str, PaymentActivity] = field(default_factory=dict)
@@ -243,21 +245,33 @@ class Run:
 
     @property
     def decision(self) -> tuple[Decision | None, str | None]:
-        """The one that stands, and who sent it; for the tutorial's worker, the first one sent.
+        """The one that stands by this run's rule, and who sent it.
 
         Dated by the history, which has the time at which the Temporal Service received it.
         """
-        standing = self.found.status.decision
         if self.found.status.state == "timed_out":
             return None, None
-        if standing is None:
-            return next(iter(self.signals), (None, None))
-        return self._as_sent(standing)
+        standing = self.found.status.decision or self._judged
+        return self._as_sent(standing) if standing else (None, None)
+
+    @property
+    def _judged(self) -> Decision | None:
+        """What the signals mean, where the memo has no decision. Runs of the tutorial's worker and
+        of 1.0 have none, and for them the first signal stands.
+        """
+        status = self.found.status
+        required = status.required_approvals or self.required_approvals
+        until = status.deadline or datetime.max.replace(tzinfo=UTC)
+        in_time = [decision for decision, _ in self.signals if decision.at < until]
+        decision = judge(in_time, required, status.submitted_by).decision
+        return decision if decision and (self.was_taken or not decision.approved) else None
 
     def _as_sent(self, decision: Decision) -> tuple[Decision, str | None]:
         """A decision as the history dates it, and who sent it."""
+        # `by` as well, because other clients send no `request`.
+        wanted = (decision.approved, decision.by, decision.request)
         for sent, identity in self.signals:
-            if (decision.approved, decision.request) == (sent.approved, sent.request):
+            if wanted == (sent.approved, sent.by, sent.request):
                 # A reset copies signals with its own time.
                 is_reset = self.original_id != self.found.id
                 at = min(decision.at, sent.at) if is_reset else sent.at
@@ -281,6 +295,7 @@ class Run:
         kind = event.WhichOneof("attributes") or ""
         attributes: Any = getattr(event, kind)
         at = event.event_time.ToDatetime(UTC)
+        self.was_taken |= event.HasField("workflow_task_completed_event_attributes")
         match kind.removesuffix("_event_attributes"), attributes:
             case "workflow_execution_started", started:
                 self.original_id = started.original_execution_run_id

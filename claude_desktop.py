@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections import Counter
@@ -16,10 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import uuid4
 
 from settings import environment, find_setting
 
 NAME = "invoice-processor"
+AS_WRITTEN = f"number {uuid4().hex} "
+"""Marks the text of a number until it is written back. Python's own numbers would lose digits."""
 
 
 class ConfigError(Exception):
@@ -179,7 +183,8 @@ def _new_text(file: Path, new_entry: dict[str, Any] | None) -> tuple[bytes | Non
             servers[NAME] = new
         else:
             del servers[NAME]
-        return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(), env
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        return (re.sub(f'"{AS_WRITTEN}([^"]*)"', r"\1", text) + "\n").encode(), env
     except RecursionError as error:
         raise ConfigError(f"{file} is nested too deeply; nothing was changed.") from error
     except UnicodeEncodeError as error:
@@ -203,10 +208,10 @@ def _parsed(file: Path) -> Any:
             raise ConfigError(f"{file} has {name!r} twice in one object; nothing was changed.")
         return found
 
-    def finite(text: str) -> float:
+    def finite(text: str) -> str:
         if not math.isfinite(float(text)):
             raise ConfigError(f"{file} has {text} for a number; nothing was changed.")
-        return float(text)
+        return AS_WRITTEN + text
 
     if file.exists() and not file.is_file():  # reading a pipe would never end
         raise ConfigError(f"{file} isn't a regular file; nothing was changed.")
@@ -216,6 +221,7 @@ def _parsed(file: Path) -> Any:
             file.read_bytes() or b"{}",
             object_pairs_hook=unique,
             parse_float=finite,
+            parse_int=AS_WRITTEN.__add__,
             parse_constant=finite,
         )
     except FileNotFoundError:
@@ -228,7 +234,8 @@ def _back_up(file: Path) -> Path:
     """A copy beside the file, for its owner alone; earlier ones with other content stay."""
     number = 1
     backup = file.with_name(f"{file.name}.bak")
-    while backup.exists() and not (backup.is_file() and backup.read_bytes() == file.read_bytes()):
+    # A symlink may lead anywhere, and to nowhere.
+    while os.path.lexists(backup) and not _is_copy(backup, file):
         number += 1
         backup = file.with_name(f"{file.name}.bak{number}")
     if not backup.exists():
@@ -240,6 +247,11 @@ def _back_up(file: Path) -> Path:
             raise
     backup.chmod(0o600)  # one of an earlier version has the permissions that the file had
     return backup
+
+
+def _is_copy(backup: Path, file: Path) -> bool:
+    is_file = backup.is_file() and not backup.is_symlink()
+    return is_file and backup.read_bytes() == file.read_bytes()
 
 
 def _write(file: Path, text: bytes, private: bool) -> None:

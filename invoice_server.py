@@ -545,7 +545,7 @@ async def invoices(*, read_only: bool = False) -> AsyncIterator["InvoiceClient"]
             yield shared_client
     except (InvoiceError, StartupError) as error:
         raise ToolError(str(error), log_level=logging.INFO) from error
-    except (RPCError, RuntimeError, TimeoutError) as error:
+    except (RPCError, RuntimeError, TimeoutError, ValueError) as error:
         if not shared_client or not (
             reason := describe_rpc_error(shared_client.temporal, error, read_only=read_only)
         ):

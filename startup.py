@@ -1,5 +1,6 @@
 """The data directory, and the error that keeps a program from starting."""
 
+import re
 from pathlib import Path
 
 from settings import read_setting
@@ -35,4 +36,6 @@ def is_web_address(url: str) -> bool:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL:  # its text may quote a secret
         return False
-    return parsed.scheme in {"http", "https"} and bool(parsed.host)
+    # A blank, for example, would become part of the host's name, as %20.
+    is_host = re.fullmatch(rb"[\w.-]+|[\w.:%-]*:[\w.:%-]*", parsed.raw_host)
+    return parsed.scheme in {"http", "https"} and bool(is_host) and (parsed.port or 0) < 2**16

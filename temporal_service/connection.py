@@ -105,7 +105,9 @@ async def connect(
         runtime: a runtime from `quiet_runtime`, by default the one without metrics.
 
     Raises:
-        StartupError: the service can't be reached within 10 s, or refuses the connection.
+        StartupError: the service can't be reached within 10 s, or refuses the connection, or the
+            address or the TLS certificate can't be used. With `lazy`, the first call raises the
+            SDK's own errors instead, for `describe_rpc_error`.
     """
     try:
         async with asyncio.timeout(10):
@@ -117,10 +119,29 @@ async def connect(
                 data_converter=data_converter,
                 plugins=client_plugins(),
             )
+    except ValueError as error:
+        reason = _describe_unusable(config["target_host"], str(error))
+        raise StartupError(
+            reason or f"The Temporal configuration can't be used: {error}."
+        ) from error
     except (RuntimeError, TimeoutError) as error:
         # A worker with a configured address starts no service.
         address, how = config["target_host"], START if address_is_configured() else None
         raise StartupError(describe_connection_error(address, str(error), how)) from error
+
+
+def _describe_unusable(address: str, detail: str) -> str | None:
+    """Names the setting that the SDK refused before it sent anything; None for other errors."""
+    if "client cert" in detail:
+        return (
+            "A client certificate and its key go together: set both TEMPORAL_TLS_CLIENT_CERT_PATH"
+            " and TEMPORAL_TLS_CLIENT_KEY_PATH (or ..._DATA), or none."
+        )
+    if "target URL" not in detail:
+        return None
+    is_variable = read_setting("TEMPORAL_ADDRESS") == address
+    name = "TEMPORAL_ADDRESS" if is_variable else "The address in the Temporal configuration"
+    return f"{name} must be host:port, such as localhost:7233 or [::1]:7233, and is {address!r}."
 
 
 def describe_connection_error(address: str, detail: str, start: str | None = None) -> str:
@@ -138,6 +159,12 @@ def describe_connection_error(address: str, detail: str, start: str | None = Non
             f"{service} has a certificate that this computer doesn't trust; check"
             " TEMPORAL_TLS_SERVER_CA_CERT_PATH and TEMPORAL_TLS_SERVER_NAME."
         )
+    if "invalid headers" in detail:
+        return f"{service} can't be called: check the names and values of TEMPORAL_GRPC_META_*."
+    if "privatekeyparseerror" in detail:
+        return f"{service} can't be called: TEMPORAL_TLS_CLIENT_KEY_... isn't a private key in PEM."
+    if "invalid uri" in detail:
+        return f"{service} can't be called: TEMPORAL_TLS_SERVER_NAME isn't a host name."
     if "invalidcontenttype" in detail:
         return f"{service} doesn't speak TLS; unset TEMPORAL_TLS and TEMPORAL_API_KEY."
     # Not checked whether these are ports: an address may be configured, and then they don't matter.
@@ -168,6 +195,8 @@ NO_ANSWER = (
 def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> str | None:
     """Explains a failed call to a person, and what to do. None for other kinds of errors."""
     address = client.service_client.config.target_host
+    if isinstance(error, ValueError):
+        return _describe_unusable(address, str(error))
     if isinstance(error, RPCError) and error.status not in NO_ANSWER:
         if error.status == RPCStatusCode.NOT_FOUND:
             return (
@@ -212,6 +241,11 @@ def _configured() -> ClientConnectConfig:
         reason = str(error).splitlines()[0]
         where = f" in {file}" if file else ""
         raise StartupError(f"The Temporal configuration{where} can't be used: {reason}.") from error
+    # The SDK would leave out such a key without a word.
+    if not re.fullmatch("[!-~]*", config.get("api_key") or ""):
+        raise StartupError(
+            "TEMPORAL_API_KEY must have no blanks, line breaks or characters outside ASCII."
+        )
     if "target_host" not in config and ("api_key" in config or config.get("tls")):
         raise StartupError(
             "The Temporal configuration has an API key or TLS but no address: set TEMPORAL_ADDRESS."

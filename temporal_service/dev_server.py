@@ -49,6 +49,8 @@ RETENTION = timedelta(days=365)
 """The minimum time for which an embedded server keeps closed invoices."""
 START_ATTEMPTS = 6
 """One second apart. A server that is ending keeps its ports and database for up to a second."""
+LOCK_SECONDS = 60
+"""How long to wait for another worker to start its server, which takes seconds."""
 DOWNLOAD_SECONDS = 300
 """The limit for the download of the CLI, because a firewall may make it hang."""
 LOG_LIMIT = 1_000_000
@@ -416,14 +418,27 @@ async def _one_at_a_time(port: int) -> AsyncIterator[None]:
     """Lets only one worker with this port at a time look for a server and start one.
 
     The next worker then finds a server that already has the record of its directory.
+
+    Raises:
+        StartupError: it isn't this one's turn within `LOCK_SECONDS`, and there is no server to use.
     """
     # The lock is the UDP port with the service's number, which nothing else uses. On every system,
     # it is free again as soon as the process that holds it ends.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lock:
         if not _bound(lock, port):
             log.info("Another worker is starting its Temporal Service; waiting for it.")
-            while not _bound(lock, port):
-                await asyncio.sleep(0.2)
+            try:
+                async with asyncio.timeout(LOCK_SECONDS):
+                    while not _bound(lock, port):
+                        await asyncio.sleep(0.2)
+            except TimeoutError:
+                if not await listens(port):
+                    raise StartupError(
+                        f"UDP port {port} has been in use for {LOCK_SECONDS} s, by a worker that"
+                        " can't start its Temporal Service or by another program; stop it, or set"
+                        " INVOICE_TEMPORAL_PORT to another port for the worker, the MCP server and"
+                        " the audit."
+                    ) from None
         yield
 
 

@@ -4,10 +4,11 @@ import asyncio
 import json
 import shutil
 import signal
+import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -513,6 +514,39 @@ async def test_workers_started_at_once_share_a_service_even_after_its_owner_ends
     for worker in workers:
         assert await worker.end() == 0
     assert await embedded.has_no_server()
+
+
+@pytest.fixture
+def taken(embedded: Embedded, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another program uses the UDP port of the service's number."""
+    monkeypatch.setattr(dev_server, "LOCK_SECONDS", 0.5)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", embedded.port))
+        yield
+
+
+async def test_a_worker_does_not_wait_for_ever_to_start_a_service(
+    embedded: Embedded, here: Callable[[Embedded], None], taken: None
+) -> None:
+    here(embedded)
+    async with asyncio.timeout(20):
+        with pytest.raises(StartupError, match=f"^UDP port {embedded.port} has been in use for"):
+            async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
+                pytest.fail("it started")
+    assert not embedded.servers()
+
+
+async def test_a_worker_that_has_to_start_no_service_joins_the_one_that_runs(
+    embedded: Embedded, service: Service, here: Callable[[Embedded], None], taken: None
+) -> None:
+    service.port, service.address = embedded.port, embedded.address
+    await service.start()
+    here(embedded)
+    async with (
+        asyncio.timeout(20),
+        dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES) as client,
+    ):
+        assert await retention_days(client) == 365
 
 
 @unix

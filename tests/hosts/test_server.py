@@ -68,6 +68,16 @@ async def test_each_tool_says_that_the_service_is_not_there(
         assert not re.search(r"https?:|Traceback|rpc|tonic|\{", text)
 
 
+async def test_each_tool_names_an_address_that_is_not_one(
+    configure: Callable[[dict[str, str]], None],
+) -> None:
+    configure(environment("localhost:72333"))
+    async with McpClient(invoice_server.mcp) as host:
+        for text in (await answers_of_all_tools(Tools(host))).values():
+            assert "TEMPORAL_ADDRESS must be host:port" in text
+            assert text.endswith(", and is 'localhost:72333'.")
+
+
 async def test_an_unknown_invoice_is_named(address: str) -> None:
     async with tools_in_memory(address) as tools:
         for tool in ("get_invoice_status", "approve_invoice", "reject_invoice"):

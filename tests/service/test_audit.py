@@ -514,12 +514,17 @@ async def test_wrong_arguments_are_reported_before_anything_is_read(tmp_path: Pa
     missing = tmp_path / "none.db"
     a_date = await audited("127.0.0.1:9", tmp_path, "--since", "yesterday")
     a_ledger = await audited("127.0.0.1:9", tmp_path, "--ledger", str(missing))
+    an_address = await audited("localhost:72333", tmp_path)
     assert a_date.problems == ["--since must be a date such as 2026-11-30, not “yesterday”."]
     assert a_ledger.problems == [
         f"The payment ledger {missing} can't be used: unable to open database file."
     ]
-    assert [a_date.code, a_ledger.code] == [UNREADABLE] * 2
-    assert a_date.printed + a_ledger.printed == ""
+    assert an_address.problems == [
+        "TEMPORAL_ADDRESS must be host:port, such as localhost:7233 or [::1]:7233, and is"
+        " 'localhost:72333'."
+    ]
+    assert [a_date.code, a_ledger.code, an_address.code] == [UNREADABLE] * 3
+    assert a_date.printed + a_ledger.printed + an_address.printed == ""
     assert not missing.exists()
 
 

@@ -142,6 +142,32 @@ async def test_two_people_approve_one_after_the_other(
     assert invoice.id not in disagreements
 
 
+async def test_the_books_have_no_decision_while_a_second_approval_is_missing(
+    desk: Desk, careful: Worker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    invoices = waiting, cancelled, terminated, rejected = await asyncio.gather(
+        *(desk.submit() for _ in range(4))
+    )
+    with acting(ANN):
+        await asyncio.gather(*(desk.approve(invoice) for invoice in invoices))
+    await desk.handle(cancelled).cancel()
+    await desk.until(cancelled, "cancelled")
+    await desk.handle(terminated).terminate()
+    with acting(BOB):
+        await desk.reject(rejected)
+    rows, disagreements = await books(desk, careful, capsys)
+    for invoice, state in ((waiting, "waiting"), (cancelled, "cancelled"), (terminated, None)):
+        [first, _] = [row for row in rows if row["invoice_id"] == invoice.id]
+        assert (first["state"], first["first_approved_by"]) == (state or "terminated", ANN)
+        decided = [first[name] for name in ("decision", "decided_at", "decided_by", "reason")]
+        assert decided == [None] * 4
+        assert first["decided_through"] is None
+        assert invoice.id not in disagreements
+    [first, _] = [row for row in rows if row["invoice_id"] == rejected.id]
+    assert (first["decision"], first["decided_by"]) == ("rejected", BOB)
+    assert first["first_approved_by"] == ANN
+
+
 async def books(
     desk: Desk, worker: Worker, capsys: pytest.CaptureFixture[str]
 ) -> tuple[list[dict[str, str]], str]:

@@ -83,6 +83,12 @@ async def test_a_service_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert f"The Temporal Service at {address} can't be reached" in line
 
 
+async def test_an_address_that_is_not_one_is_named(tmp_path: Path) -> None:
+    line = await refused_start(INVOICE_DATA_DIR=str(tmp_path), TEMPORAL_ADDRESS="localhost:72333")
+    assert "TEMPORAL_ADDRESS must be host:port, such as localhost:7233 or " in line
+    assert line.endswith(", and is 'localhost:72333'.")
+
+
 async def test_a_broken_data_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     line = await refused_start(INVOICE_DATA_DIR=str(tmp_path / "file"))

@@ -20,7 +20,13 @@ from invoice_runs import InvoiceRun
 from invoices.answers import InvoiceStatus
 from invoices.invoice import Invoice
 from invoices.messages import PaymentRequest
-from invoices.status import NOT_KNOWN_TEXTS, Decision, RunProgress, State
+from invoices.status import (
+    NOT_KNOWN_TEXTS,
+    Decision,
+    RequiredApprovals,
+    RunProgress,
+    State,
+)
 from payments.gateway import LedgerEntry, Payment
 from payments.ledger import SQLiteLedger
 from startup import StartupError
@@ -53,7 +59,9 @@ def recorded(
     description: Any = SimpleNamespace(run_id=run_id, close_time=None)
     payments = {"1": payment} if payment else {}
     found = InvoiceRun(description, status, progress=None)
-    return audit.Run(found, run_id, signals=[(signal, "a client")], payments=payments)
+    return audit.Run(
+        found, run_id, signals=[(signal, "a client")], was_taken=True, payments=payments
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,6 +93,66 @@ def test_a_decision_is_dated_by_the_history() -> None:
     reset = run_with(standing=APPROVAL, signal=read_late)
     reset.original_id = "another"
     assert reset.decision == (APPROVAL, "a client")
+
+
+def sent(by: str | None, *, approved: bool = True, hours: int = 0) -> Decision:
+    return Decision(approved=approved, by=by, at=NOON + timedelta(hours=hours))
+
+
+ANN, BOB, SUE = sent("ann@desk1"), sent("bob@desk2", hours=1), sent("sue@desk3")
+NO = sent("bob@desk2", approved=False, hours=1)
+
+
+@pytest.mark.parametrize(
+    ("required", "signals", "decision"),
+    [
+        (None, [ANN], ANN),
+        (None, [ANN, NO], ANN),
+        ("two_people", [ANN], None),
+        ("two_people", [sent(None)], None),
+        ("two_people", [ANN, sent("ANN@desk9", hours=1)], None),
+        ("two_people", [ANN, BOB], BOB),
+        ("two_people", [ANN, NO], NO),
+        ("two_other_people", [SUE], None),
+        ("two_other_people", [SUE, BOB], None),
+    ],
+)
+@pytest.mark.parametrize("state", ["waiting", "cancelled", "terminated"])
+def test_the_books_have_the_decision_that_stands_by_the_runs_rule(
+    state: State,
+    required: RequiredApprovals | None,
+    signals: list[Decision],
+    decision: Decision | None,
+) -> None:
+    run = recorded(state, signals[0])
+    known = {"required_approvals": required, "submitted_by": SUE.by}
+    run.found = replace(run.found, status=run.found.status.model_copy(update=known))
+    run.signals = [(one, f"client of {one.by}") for one in signals]
+    identity = decision and f"client of {decision.by}"
+    assert run.decision == (decision, identity)
+    found = audit._row("MADE-UP", run, "1", None)
+    assert bool(found["decided_at"]) == bool(found["decision"]) == bool(decision)
+
+
+@pytest.mark.parametrize(("signal", "decision"), [(ANN, None), (NO, NO)])
+def test_an_approval_decides_nothing_before_a_worker_has_said_how_many_it_needs(
+    signal: Decision, decision: Decision | None
+) -> None:
+    run = recorded("waiting", signal)
+    run.was_taken = False
+    assert run.decision[0] == decision
+    event = HistoryEvent()
+    event.workflow_task_completed_event_attributes.SetInParent()
+    run.add(event)
+    assert run.decision[0] == signal
+
+
+def test_a_kept_decision_that_came_after_the_deadline_does_not_count() -> None:
+    run = recorded("waiting", BOB)
+    for minutes, decision in ((61, BOB), (60, None)):
+        known = {"deadline": NOON + timedelta(minutes=minutes)}
+        run.found = replace(run.found, status=run.found.status.model_copy(update=known))
+        assert run.decision[0] == decision
 
 
 @pytest.mark.parametrize(("state", "is_told"), [("cancelled", True), ("completed", False)])

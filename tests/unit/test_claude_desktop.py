@@ -270,6 +270,28 @@ def test_other_content_stays_in_its_order(machine: Machine) -> None:
     assert "théme" in text
 
 
+NUMBERS: list[Any] = [
+    *["0.12345678901234567890123", "-0", "-0.0", "1.10", "1E5", "1e-400", "12345678901234567890"],
+    pytest.param("9" * 5000, id="5000 digits"),
+]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_every_number_stays_as_it_was_written(machine: Machine, number: str) -> None:
+    old = f'{{"command": "uv", "env": {{"TEMPORAL_NAMESPACE": {number}}}}}'
+    content = f'{{"a": [{number}], "mcpServers": {{"invoice-processor": {old}}}, "text": "1.10"}}'
+    file = machine.file(content=content)
+    for _ in range(2):
+        assert run() == 0
+        texts: dict[str, Any] = json.loads(
+            file.read_text(), parse_float=lambda text: [text], parse_int=lambda text: [text]
+        )
+        assert (texts["a"], texts["text"]) == ([[number]], "1.10")
+        env = texts["mcpServers"]["invoice-processor"]["env"]
+        assert env == {"TEMPORAL_NAMESPACE": [number]}
+    assert len(list(file.parent.iterdir())) == 2  # the second run changed nothing
+
+
 def test_old_entry_is_replaced_in_its_place(machine: Machine) -> None:
     old = {"invoice-processor": {"command": "uv"}, "other": {}}
     file = machine.file(content=json.dumps({"mcpServers": old}))
@@ -291,6 +313,27 @@ def test_earlier_backup_is_not_overwritten(machine: Machine) -> None:
     run()
     assert file.with_name("claude_desktop_config.json.bak").read_bytes() == OTHERS.encode()
     assert file.with_name("claude_desktop_config.json.bak2").read_text() == "{}"
+
+
+@posix_only
+@pytest.mark.parametrize("target", ["missing", "same", "other"])
+def test_a_symlink_in_the_backups_place_is_left_alone(
+    machine: Machine, tmp_path: Path, target: str
+) -> None:
+    file = machine.file(content=OTHERS)
+    elsewhere = tmp_path / "elsewhere"
+    if target != "missing":
+        elsewhere.write_bytes(OTHERS.encode() if target == "same" else b"{}")
+        elsewhere.chmod(0o644)
+    link = file.with_name(f"{file.name}.bak")
+    link.symlink_to(elsewhere)
+    before = elsewhere.exists() and (elsewhere.read_bytes(), elsewhere.stat().st_mode)
+    run()
+    backup = file.with_name(f"{file.name}.bak2")
+    assert backup.read_bytes() == OTHERS.encode()
+    assert not backup.is_symlink()
+    assert link.is_symlink()
+    assert before == (elsewhere.exists() and (elsewhere.read_bytes(), elsewhere.stat().st_mode))
 
 
 def test_same_content_is_backed_up_once(machine: Machine) -> None:

@@ -1,12 +1,18 @@
 """An unusable Temporal configuration is reported before anything is sent."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
 from startup import StartupError
-from temporal_service.connection import START, connect_config, describe_connection_error
+from temporal_service.connection import (
+    START,
+    connect,
+    connect_config,
+    describe_connection_error,
+)
 
 
 def test_profile_that_is_not_in_the_file_is_named(
@@ -68,3 +74,76 @@ def test_an_address_with_the_web_uis_port_is_told_the_services(
     monkeypatch.setenv("INVOICE_WEB_UI_PORT", "8300")
     told = describe_connection_error("localhost:8300", "connection refused")
     assert told.endswith("8300 is the Web UI's port; use port 7300.")
+
+
+IMPOSSIBLE = [
+    *["localhost:72333", "localhost:-1", "host:x", "local host:7233", " localhost:7233"],
+    *["::1:7233", "[::1", ":7233", "localhost:7233,localhost:7234"],
+]
+
+
+@pytest.mark.parametrize("address", IMPOSSIBLE)
+async def test_an_address_that_is_not_one_is_named(
+    address: str, unconfigured: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rule = f"must be host:port, such as localhost:7233 or [::1]:7233, and is {address!r}."
+    monkeypatch.setenv("TEMPORAL_ADDRESS", address)
+    with pytest.raises(StartupError) as refusal:
+        await connect(connect_config())
+    assert str(refusal.value) == f"TEMPORAL_ADDRESS {rule}"
+    file = tmp_path / "temporal.toml"
+    file.write_text(f"[profile.default]\naddress = '{address}'")
+    monkeypatch.delenv("TEMPORAL_ADDRESS")
+    monkeypatch.setenv("TEMPORAL_CONFIG_FILE", str(file))
+    with pytest.raises(StartupError) as refusal:
+        await connect(connect_config())
+    assert str(refusal.value) == f"The address in the Temporal configuration {rule}"
+
+
+async def test_a_certificate_without_its_key_is_named(
+    unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "localhost:7233")
+    monkeypatch.setenv("TEMPORAL_TLS_CLIENT_CERT_DATA", "a certificate")
+    with pytest.raises(StartupError, match="TEMPORAL_TLS_CLIENT_KEY_PATH"):
+        await connect(connect_config())
+
+
+@pytest.mark.parametrize("key", ["a\nkey", "a-key\n", " a-key", "kéy"])
+def test_an_api_key_that_could_not_be_sent_is_refused_without_being_quoted(
+    key: str, unconfigured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPORAL_ADDRESS", "localhost:7233")
+    monkeypatch.setenv("TEMPORAL_API_KEY", key)
+    with pytest.raises(StartupError, match=r"^TEMPORAL_API_KEY must have no blanks") as refusal:
+        connect_config()
+    assert key not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "blamed"),
+    [
+        ({"TEMPORAL_GRPC_META_TEAM": "a\nb"}, "TEMPORAL_GRPC_META_*"),
+        ({"TEMPORAL_GRPC_META_A:B": "c"}, "TEMPORAL_GRPC_META_*"),
+        ({"TEMPORAL_TLS_SERVER_NAME": "a b"}, "TEMPORAL_TLS_SERVER_NAME"),
+        (
+            {"TEMPORAL_TLS_CLIENT_CERT_DATA": "a", "TEMPORAL_TLS_CLIENT_KEY_DATA": "b"},
+            "TEMPORAL_TLS_CLIENT_KEY_...",
+        ),
+    ],
+)
+async def test_a_setting_that_the_sdk_refuses_is_blamed_and_not_the_service(
+    variables: dict[str, str],
+    blamed: str,
+    unconfigured: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The SDK reads headers only once it is connected to something.
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", f"127.0.0.1:{listening.getsockname()[1]}")
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(StartupError) as refusal:
+            await connect(connect_config())
+    assert blamed in str(refusal.value)
+    assert "can't be reached" not in str(refusal.value)

@@ -13,6 +13,7 @@ from temporalio.worker import Replayer
 import notices
 from hooks import Answer, Hook, a_hook, accept, dribble, hang, never_end, redirect
 from notices import NoticeWorkflow
+from startup import StartupError
 from support import ROOT, eventually
 from worker import SANDBOX
 
@@ -23,6 +24,43 @@ async def post(hook: Hook) -> int:
     posting = asyncio.run_coroutine_threadsafe(notices._post(hook.url, "{}"), notices._loop())
     async with asyncio.timeout(10):
         return await asyncio.wrap_future(posting)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "user:x@exa mple",
+        "a ",
+        "exa%20mple",
+        "${HOST}",
+        "<host>",
+        "a|b",
+        "",
+        "a:99999",
+        "a:x",
+        "[::1",
+    ],
+)
+def test_an_address_whose_host_is_not_one_is_refused_at_startup(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_NOTIFY_URL", f"http://{host}/hook")
+    with pytest.raises(StartupError, match=r"^INVOICE_NOTIFY_URL must begin with http.*a host\.$"):
+        notices.notify_url()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *["localhost:8080", "user:a%20b@hooks.example.", "my_host", "тест.example", "127.0.0.1"],
+        *["[::1]:8080", "[fe80::1%25eth0]"],
+    ],
+)
+def test_an_address_with_any_kind_of_host_is_taken(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INVOICE_NOTIFY_URL", f"https://{host}/a hook?b=c d")
+    assert notices.notify_url() == f"https://{host}/a hook?b=c d"
 
 
 async def test_the_body_of_an_answer_is_not_waited_for() -> None:
