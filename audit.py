@@ -231,6 +231,8 @@ class Run:
     paid_earlier: dict[str, PaidLine] = field(default_factory=dict)
     """What the ledger had as paid when this run asked for it."""
     has_asked: bool = False
+    can_have_rule: bool = False
+    """Whether it keeps to what a worker requires. Runs that began under 1.0 don't."""
     has_rule: bool = False
     required_approvals: RequiredApprovals | None = None
     """What the worker that answered first required, if it did."""
@@ -321,8 +323,9 @@ class Run:
                 ended,
             ):
                 self._end_payment(ended)
-            case "marker_recorded", marker if "result" in marker.details:  # of a local activity
-                self._take_answer(marker.details["result"])
+            case "marker_recorded", marker:  # a field that it hasn't has no payloads
+                self._take_answer(marker.details["result"])  # of a local activity
+                self.can_have_rule |= b'"paid-earlier"' in first_data(marker.details["patch-data"])
 
     def _take_activity(self, event_id: int, activity: Any, at: datetime) -> None:
         line = _short(activity.activity_id)
@@ -341,7 +344,7 @@ class Run:
 
     def _take_answer(self, result: Payloads) -> None:
         answer = _parsed(LedgerAnswer, result)
-        if answer and answer.gateway and not self.has_rule:
+        if answer and answer.gateway and self.can_have_rule and not self.has_rule:
             self.has_rule, self.required_approvals = True, answer.required_approvals
         if answer and answer.ledger and answer.lines is not None:
             self.has_asked = True

@@ -35,6 +35,13 @@ from support import (
 )
 
 
+def a_marker(name: str, data: bytes) -> HistoryEvent:
+    event = HistoryEvent()
+    details = event.marker_recorded_event_attributes.details
+    details[name].payloads.append(Payload(data=data))
+    return event
+
+
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
 def test_a_text_that_starts_like_a_formula_is_quoted(start: str) -> None:
     assert audit.spreadsheet_safe(f"{start}1") == f"'{start}1"
@@ -182,13 +189,23 @@ def test_a_payment_without_the_second_approval_disagrees(ledger: SQLiteLedger) -
     ann, bob = (APPROVAL.model_copy(update={"by": by}) for by in ("ann@desk1", "bob@desk1"))
     answer = b'{"gateway": "simulated", "required_approvals": "two_people"}'
     run = recorded("completed", ann, audit.PaymentActivity(PaymentRequest(), NOON))
+    run.add(a_marker("patch-data", b'{"id": "paid-earlier", "deprecated": false}'))
     for data in (b'{"approved": true}', answer, b'{"gateway": "simulated"}'):
-        run._take_answer(Payloads(payloads=[Payload(data=data)]))
+        run.add(a_marker("result", data))
     for again in (ann, APPROVAL, ann.model_copy(update={"by": "ANN@desk2"})):
         run.signals.append((again, "a client"))
         [text] = audit._disagreements({ledger.id}, [run], [], [])
         assert text == f"payments without the approval of two people, which {run} needs"
     run.signals.append((bob, "a client"))
+    assert not list(audit._disagreements({ledger.id}, [run], [], []))
+
+
+def test_a_run_that_began_under_1_0_needs_one_approval_whatever_its_worker_requires(
+    ledger: SQLiteLedger,
+) -> None:
+    run = recorded("completed", APPROVAL, audit.PaymentActivity(PaymentRequest(), NOON))
+    run.add(a_marker("patch-data", b'{"id": "ledger-before-paying", "deprecated": false}'))
+    run.add(a_marker("result", b'{"gateway": "simulated", "required_approvals": "two_people"}'))
     assert not list(audit._disagreements({ledger.id}, [run], [], []))
 
 
