@@ -310,8 +310,8 @@ class Campaign:
     hook: HangingHook
     under_way: list[Case] = field(default_factory=list)
     """Those on which users work now."""
-    waits_for: str = ""
-    """What the comparison waits for, in words."""
+    unclosed: list[Case] = field(default_factory=list)
+    """The one whose end is waited for after that."""
     kills: Counter[str] = field(default_factory=Counter)
     cancellations: Counter[str] = field(default_factory=Counter)
     together: int = 0
@@ -896,7 +896,7 @@ async def pay_the_rest(campaign: Campaign) -> None:
         end = time.monotonic() + 6 * ACTIVITY_SECONDS + len(campaign.cases)
         waiting, left = left, []
         for case in waiting:
-            campaign.waits_for = f"; {case.name}, {case.course}, isn't closed yet"
+            campaign.unclosed = [case]
             await try_again(campaign, [case])
             seconds = max(1, end - time.monotonic())
             if not await is_closed(campaign, case, payers[0].gateway, seconds):
@@ -1245,13 +1245,12 @@ def make_workers(
 
 async def print_progress(campaign: Campaign) -> None:
     while True:
+        waits = [f"{case.name} {case.course}" for case in campaign.under_way or campaign.unclosed]
         print(
             f"{time.monotonic() - campaign.began:5.0f} s: {campaign.decided} invoices decided,"
             f" {sum(campaign.outcomes.values())} compared, {campaign.kills.total()} kills,"
-            f" {campaign.faults.total()} faults, {campaign.repeated} calls repeated",
-            *(f"; {case.name}, {case.course}, is under way" for case in campaign.under_way),
-            campaign.waits_for,
-            sep="",
+            f" {campaign.faults.total()} faults, {campaign.repeated} calls repeated"
+            f"; waits for: {', '.join(waits) or 'none'}",
             flush=True,
         )
         await asyncio.sleep(PROGRESS_SECONDS)
