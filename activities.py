@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from temporalio import activity
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
 from invoices.approvals import TwoPeopleRule, that_matter
 from invoices.invoice import (
@@ -54,7 +55,7 @@ from payments.pay_once import pay_once, settled_entries, was_paid
 from payments.simulated import SimulatedGateway, decline_limit
 from settings import read_setting
 from startup import StartupError, data_directory
-from temporal_service.executions import cancel_request
+from temporal_service.executions import cancel_request, date_by_originals
 from temporal_service.payloads import first_data
 from temporal_service.traces import record_outcome
 
@@ -280,7 +281,7 @@ async def decision_in_time(
         decisions = await _decisions_received(workflow_id, info.workflow_run_id)
     except RPCError as error:
         raise _history_unavailable(error) from error
-    in_time = [decision for _, decision in decisions if decision.at < until]
+    in_time = [decision for decision in decisions if decision.at < until]
     if all_that_matter:
         return [decision.model_dump(mode="json") for decision in that_matter(in_time)]
     return in_time[0].model_dump(mode="json") if in_time else None
@@ -363,33 +364,20 @@ async def _to_its_end(payment: Coroutine[Any, Any, T]) -> T:
     return await paying
 
 
-async def _decisions_received(workflow_id: str, run_id: str) -> list[tuple[str, Decision]]:
-    """The decisions in a run's history, each with the id of the request that brought it."""
-    decisions: list[tuple[str, Decision]] = []
-    reset_from = ""
-    run = activity.client().get_workflow_handle(workflow_id, run_id=run_id)
-    async for event in run.fetch_history_events():
-        reset_from = event.workflow_task_failed_event_attributes.base_run_id or reset_from
+async def _decisions_received(workflow_id: str, run_id: str) -> list[Decision]:
+    async def read(run_id: str) -> list[HistoryEvent]:
+        run = activity.client().get_workflow_handle(workflow_id, run_id=run_id)
+        return [event async for event in run.fetch_history_events()][::-1]
+
+    events = await read(run_id)
+    await date_by_originals(events, read)
+    decisions = []
+    for event in reversed(events):
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
             at = event.event_time.ToDatetime(UTC)
-            decision = Decision.from_signal(
-                DECISIONS[signal.signal_name], first_data(signal.input), at
-            )
-            decisions.append((signal.request_id, decision))
-    if not reset_from:
-        return decisions
-    # A reset copies the later signals with the time of the reset, but keeps their request ids.
-    try:
-        originals = dict(await _decisions_received(workflow_id, reset_from))
-    except RPCError as error:
-        if error.status != RPCStatusCode.NOT_FOUND:  # the run is past its retention
-            raise
-        return decisions
-    for request_id, decision in decisions:
-        original = originals.get(request_id) if request_id else None
-        if original and original == decision.model_copy(update={"at": original.at}):
-            decision.at = original.at
+            approved = DECISIONS[signal.signal_name]
+            decisions.append(Decision.from_signal(approved, first_data(signal.input), at))
     return decisions
 
 

@@ -7,15 +7,17 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from inspect import CORO_CREATED, getcoroutinestate
 from math import inf
 from threading import Lock
 from typing import Any, TypeVar
+from uuid import UUID
 
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
@@ -62,13 +64,16 @@ from temporal_service.executions import (
     Execution,
     Memo,
     cancel_request,
+    date_by_originals,
     describe_execution,
     events_back_to,
     has_no_poller,
+    is_unknown_workflow,
     last_events,
     list_executions,
     query_execution,
     quoted,
+    unknown_workflow_suppressed,
 )
 from temporal_service.payloads import LenientPayloadConverter, first_data
 from workflow import TASK_QUEUE
@@ -406,10 +411,11 @@ class InvoiceRuns:
         """A run that has just been started, without asking the Temporal Service for it.
 
         Args:
-            sent: when the call that started it was sent, by this computer's clock. The times in
-                the status are at most one second and the length of that call too early.
+            sent: when the call that started it was sent, by this computer's clock. Unless the
+                run's id has the time, the times in the status are at most one second and the length
+                of that call too early.
         """
-        started_at = self.clock.service_time(sent).replace(microsecond=0)
+        started_at = _time_of(run_id) or self.clock.service_time(sent).replace(microsecond=0)
         running = WorkflowExecutionStatus.RUNNING
         execution = Execution(id, run_id, INVOICE_WORKFLOW, running, started_at, None, Memo())
         return InvoiceRun(execution, self._make_status(execution, progress), progress)
@@ -462,31 +468,10 @@ class InvoiceRuns:
         events = await events_back_to(
             self.temporal, id, run.id, lambda event: event.event_type == _TASK_COMPLETED
         )
-        if events is None:
+        read = partial(events_back_to, self.temporal, id)
+        if events is None or not await date_by_originals(events, read):
             return None, False
-        originals: dict[_SignalKey, datetime] | None = {}
-        if base_id := _base_run_id(events):
-            originals = await self._signal_times(id, base_id)
-        if originals is None:
-            return None, False
-        return first_unread_decision(events, status.deadline, originals), True
-
-    async def _signal_times(self, id: str, run_id: str) -> dict["_SignalKey", datetime] | None:
-        """When the Temporal Service received the signals of a run from which another was reset.
-
-        A reset copies signals with its own time. None if there are too many events to tell.
-        """
-        events: list[HistoryEvent] | None = []  # if it is past its retention, the copies count
-        with unknown_workflow_suppressed():
-            events = await events_back_to(self.temporal, id, run_id, lambda _: False)
-        if events is None:
-            return None
-        base_id = _base_run_id(events)
-        earlier = await self._signal_times(id, base_id) if base_id else {}
-        if earlier is None:
-            return None
-        keyed = ((_signal_key(event), event.event_time.ToDatetime(UTC)) for event in events)
-        return {key: at for key, at in keyed if key} | earlier
+        return first_unread_decision(events, status.deadline), True
 
     async def _with_cancellation(
         self, execution: Execution, status: InvoiceStatus
@@ -798,15 +783,12 @@ def _read_own_invoice(content: bytes, id: str) -> Invoice | None:
 
 
 def first_unread_decision(
-    latest: Sequence[HistoryEvent],
-    deadline: datetime | None,
-    originals: Mapping["_SignalKey", datetime] | None = None,
+    latest: Sequence[HistoryEvent], deadline: datetime | None
 ) -> Decision | None:
     """The first decision that was received after the last completed workflow task, in time.
 
     Args:
         latest: the last events of the history, newest first.
-        originals: the times of the signals that a reset has copied.
 
     Returns:
         None if there is none, or if the events don't reach back far enough.
@@ -816,32 +798,12 @@ def first_unread_decision(
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
             at = event.event_time.ToDatetime(UTC)
-            if originals and (key := _signal_key(event)):
-                at = originals.get(key, at)
             if deadline is None or at < deadline:
                 approved = DECISIONS[signal.signal_name]
                 first = Decision.from_signal(approved, first_data(signal.input), at)
         elif event.event_id == 1 or event.event_type == _TASK_COMPLETED:
             return first
     return None
-
-
-_SignalKey = tuple[str, str, bytes]
-"""The request id of a signal, its name and its content: all that a reset copies."""
-
-
-def _signal_key(event: HistoryEvent) -> _SignalKey | None:
-    """None if the event isn't a signal, or if it has no request id."""
-    signal = event.workflow_execution_signaled_event_attributes
-    if not signal.request_id:
-        return None
-    return signal.request_id, signal.signal_name, first_data(signal.input)
-
-
-def _base_run_id(events: Sequence[HistoryEvent]) -> str:
-    """The run from which the last reset made this one; empty if the events have no reset."""
-    ids = (event.workflow_task_failed_event_attributes.base_run_id for event in events)
-    return next(filter(None, ids), "")
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
@@ -852,20 +814,6 @@ def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
         return None
     fields = event.workflow_properties_modified_event_attributes.upserted_memo.fields
     return Memo(fields).read(["submitted_at"])
-
-
-def is_unknown_workflow(error: RPCError) -> bool:
-    return error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message
-
-
-@contextmanager
-def unknown_workflow_suppressed() -> Iterator[None]:
-    """Leaves the block if Temporal doesn't have the workflow: a run can be deleted meanwhile."""
-    try:
-        yield
-    except RPCError as error:
-        if not is_unknown_workflow(error):
-            raise
 
 
 def keep_latest(kept: dict[K, T], key: K, value: T, most: int) -> None:
@@ -958,6 +906,16 @@ def _submitted_at(execution: Execution, progress: Progress, start: RunStart | No
             return extended.original_start_time.ToDatetime(UTC)
     known = progress.submitted_at if isinstance(progress, RunProgress) else None
     return known or (start.started_at if start else None) or execution.start_time
+
+
+def _time_of(run_id: str) -> datetime | None:
+    """When a run started, in whole milliseconds: a UUID of version 7, as newer services give runs,
+    begins with the time. None for another id.
+    """
+    with suppress(ValueError):  # not a UUID at all
+        id = UUID(run_id)
+        return datetime.fromtimestamp((id.int >> 80) / 1000, UTC) if id.version == 7 else None
+    return None
 
 
 def read_retry(execution: Execution) -> Retry | None:

@@ -23,7 +23,6 @@ from invoice_runs import (
     in_background,
     keep_latest,
     read_retry,
-    unknown_workflow_suppressed,
 )
 from invoices.answers import InvoiceStatus
 from invoices.invoice import INVOICE_WORKFLOW, WORKFLOW_ID_PREFIX, workflow_id
@@ -37,7 +36,13 @@ from invoices.similar import (
 )
 from invoices.status import NOT_KNOWN_TEXTS, RunProgress, State
 from reports import INVOICE_STATE, INVOICE_TOTAL
-from temporal_service.executions import Execution, describe_execution, list_executions, quoted
+from temporal_service.executions import (
+    Execution,
+    describe_execution,
+    list_executions,
+    quoted,
+    unknown_workflow_suppressed,
+)
 
 LIST_LIMIT = 50
 """How many invoices `list_invoices` returns at most."""

@@ -236,8 +236,7 @@ class InvoiceWorkflow:
 
     async def _require_earlier_payments(self) -> None:
         """Asks the ledger again, for as long as it takes, if it gave no answer at first."""
-        is_known = self.progress.paid_earlier_lines is not None
-        if is_known or not workflow.patched("ledger-before-paying"):
+        if self.progress.paid_earlier_lines is not None or not _asks_again(self.asks_ledger):
             return
         self._set_state("paying")
         question = LedgerQuestion.about(self.invoice, self._terms()).to_json()
@@ -346,6 +345,17 @@ def _read_invoice(payload: RawValue, context: str) -> Invoice | str:
         if rule := invoice.rule_of_pay_on(now):
             return f"pay_on: {rule}"
     return invoice
+
+
+def _asks_again(asks_ledger: bool) -> bool:
+    """Whether a run asks the ledger before paying: always, if it asks at the start too.
+
+    Such a run needs no `patched`, which would be asked right after a local activity. The deprecated
+    marker is for histories that have it, and a replay doesn't miss it.
+    """
+    if asks_ledger:
+        workflow.deprecate_patch("ledger-before-paying")
+    return asks_ledger or workflow.patched("ledger-before-paying")
 
 
 def _read_answer(found: Any) -> LedgerAnswer | None:

@@ -7,7 +7,16 @@ functions here don't decode search attributes, and keep undecodable memo fields 
 """
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -28,8 +37,9 @@ from temporalio.api.workflowservice.v1 import (
 )
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
+from temporalio.service import RPCError, RPCStatusCode
 
-from temporal_service.payloads import LenientPayloadConverter
+from temporal_service.payloads import LenientPayloadConverter, first_data
 
 EVENTS_PER_PAGE = 50
 MAX_EVENTS = 1000
@@ -136,7 +146,7 @@ async def last_events(client: Client, id: str, run_id: str, count: int) -> Seque
 
 
 async def events_back_to(
-    client: Client, id: str, run_id: str, is_last: Callable[[HistoryEvent], bool]
+    client: Client, id: str, run_id: str, is_last: Callable[[HistoryEvent], bool] = lambda _: False
 ) -> list[HistoryEvent] | None:
     """The events of a run, newest first, up to the first for which `is_last` is true, or to the
     start. None if the last `MAX_EVENTS` don't reach so far.
@@ -160,6 +170,41 @@ async def cancel_request(client: Client, id: str, run_id: str) -> CancelRequest 
             at = event.event_time.ToDatetime(UTC)
             return CancelRequest(request.identity, request.cause, at)
     return None
+
+
+async def date_by_originals(
+    events: Sequence[HistoryEvent], read: Callable[[str], Awaitable[Sequence[HistoryEvent] | None]]
+) -> bool:
+    """Gives the signals that a reset has copied into a run the times of the originals.
+
+    Args:
+        events: the last events of the run, newest first. Their times are changed.
+        read: gives the events of another run, newest first, or None if there are too many.
+
+    Returns:
+        False if there are too many.
+    """
+    ids = (event.workflow_task_failed_event_attributes.base_run_id for event in events)
+    if not (base_id := next(filter(None, ids), "")):
+        return True
+    base: Sequence[HistoryEvent] | None = ()  # if it is past its retention, the copies count
+    with unknown_workflow_suppressed():
+        base = await read(base_id)
+    if base is None or not await date_by_originals(base, read):
+        return False
+    originals = {_signal_key(event): event.event_time for event in base}
+    for event in events:
+        if (key := _signal_key(event)) and key in originals:
+            event.event_time.CopyFrom(originals[key])
+    return True
+
+
+def _signal_key(event: HistoryEvent) -> tuple[str, str, bytes] | None:
+    """All of a signal that a reset copies; None if the event isn't one, or has no request id."""
+    signal = event.workflow_execution_signaled_event_attributes
+    if not signal.request_id:
+        return None
+    return signal.request_id, signal.signal_name, first_data(signal.input)
 
 
 async def _searched_events(client: Client, id: str, run_id: str) -> AsyncIterator[HistoryEvent]:
@@ -188,6 +233,20 @@ async def _history_from_its_end(
         if not page.next_page_token:
             return
         request.next_page_token = page.next_page_token
+
+
+def is_unknown_workflow(error: RPCError) -> bool:
+    return error.status == RPCStatusCode.NOT_FOUND and "amespace" not in error.message
+
+
+@contextmanager
+def unknown_workflow_suppressed() -> Iterator[None]:
+    """Leaves the block if Temporal doesn't have the workflow: a run can be deleted meanwhile."""
+    try:
+        yield
+    except RPCError as error:
+        if not is_unknown_workflow(error):
+            raise
 
 
 async def query_execution(client: Client, id: str, run_id: str | None, query: str) -> Any:

@@ -48,8 +48,8 @@ class PostgreSQL:
             stdout=subprocess.DEVNULL,
         )
 
-    def url(self, database: str = "postgres") -> str:
-        return f"postgresql://invoices:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str = "postgres", user: str = "invoices") -> str:
+        return f"postgresql://{user}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
 
     async def start(self) -> None:
         """Starts it, or starts it again on the same data."""
@@ -84,6 +84,17 @@ class PostgreSQL:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
         return self.url(name)
+
+    def create_user(self) -> str:
+        """Creates a user whose tables are in a schema of its own, and returns its URL.
+
+        That takes a twentieth of the time that a database takes.
+        """
+        name = f"test-{uuid4().hex}"
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute(f"CREATE USER \"{name}\" PASSWORD '{PASSWORD}'".encode())
+            connection.execute(f'CREATE SCHEMA AUTHORIZATION "{name}"'.encode())
+        return self.url(user=name)
 
     def end_connections(self) -> None:
         """Ends all connections except its own."""

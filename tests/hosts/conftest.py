@@ -50,7 +50,10 @@ async def one_page(browser: Browser) -> AsyncIterator[Page]:
 async def careful(
     new_namespace: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Worker]:
-    """A worker in a namespace of its own, with a limit above which two people must approve."""
+    """A worker in a namespace of its own. Two people must approve above 1,000 euros, and whatever
+    is in a currency without a limit. No invoice in dollars reaches theirs.
+    """
     address, data = new_namespace(), tmp_path_factory.mktemp("data")
-    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER="1000.00") as worker:
+    limits = "EUR=1000,USD=9999999999999"
+    async with Worker(address, data, INVOICE_TWO_PEOPLE_OVER=limits) as worker:
         yield worker

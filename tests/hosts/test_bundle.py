@@ -14,7 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 import invoice_server
-from node_tools import MCPB, npx
+from node_tools import node_command
 from support import ROOT
 from temporal_service import connection
 
@@ -26,6 +26,7 @@ NO_CODE = {"LICENSE", "approval/card.html", "manifest.json", "pyproject.toml", "
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The unpacked bundle of a project that has all kinds of private files."""
+    mcpb = node_command("@anthropic-ai/mcpb@2", "mcpb")
     folder = tmp_path_factory.mktemp("bundle")
     project = folder / "project"
     project.mkdir()
@@ -37,7 +38,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (project / private).parent.mkdir(exist_ok=True)
         (project / private).write_text("private")
     # This also validates the manifest.
-    packed = npx(MCPB, "pack", project, folder / "invoice-processor.mcpb")
+    packed = subprocess.run(
+        [mcpb, "pack", project, folder / "invoice-processor.mcpb"],
+        capture_output=True,
+        encoding="utf-8",
+    )
     assert packed.returncode == 0, packed.stdout + packed.stderr
     with ZipFile(folder / "invoice-processor.mcpb") as archive:
         archive.extractall(folder / "unpacked")

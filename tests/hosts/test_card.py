@@ -1,9 +1,9 @@
 """Approving with a card: what hosts are told, what a model can call, and what a click does."""
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
 from mcp.client.extension import advertise
 
 import invoice_server
-from approval.card import APP_TOOLS, CARD_URI, LOADING_SECONDS, card_html
+from approval.card import APP_TOOLS, CARD_URI, LOADING_SECONDS, ApprovalCards, card_html
 from invoice_client import InvoiceClient
 from support import (
     ERAS,
+    PROCESSES,
+    ROOT,
     Namespace,
     Refused,
     Tools,
@@ -32,13 +34,34 @@ from temporal_service.connection import whoami
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 
 
-@pytest.fixture(scope="module", params=ERAS)
-async def host(
-    request: pytest.FixtureRequest, address: str, worker: Worker
-) -> AsyncIterator[Tools]:
-    """The tools in a host that shows cards and can't ask."""
-    async with mcp(address, request.param, extensions=[SHOWS_CARDS]) as client:
+@asynccontextmanager
+async def impatient(address: str, era: str) -> AsyncIterator[Tools]:
+    """The tools in a host that shows cards and can't ask, and has a second to load the first."""
+    script, env = PROCESSES / "impatient_server.py", {"PYTHONPATH": str(ROOT)}
+    async with mcp(address, era, script=script, env=env, extensions=[SHOWS_CARDS]) as client:
         yield Tools(client)
+
+
+@pytest.fixture(scope="module")
+async def hosts(address: str, worker: Worker) -> AsyncIterator[dict[str, Tools]]:
+    """Two hosts, by their era, which have loaded a card."""
+    legacy, modern = ERAS
+    async with impatient(address, legacy) as earlier, impatient(address, modern) as later:
+        hosts = {legacy: earlier, modern: later}
+        for host in hosts.values():
+            await load_card(host, await host.submit())
+        yield hosts
+
+
+@pytest.fixture(params=ERAS)
+def each_host(request: pytest.FixtureRequest, hosts: dict[str, Tools]) -> Tools:
+    return hosts[request.param]
+
+
+@pytest.fixture
+def host(hosts: dict[str, Tools]) -> Tools:
+    """One of the hosts, where the era can't matter."""
+    return hosts[ERAS[1]]
 
 
 async def load_card(tools: Tools, invoice: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -54,8 +77,8 @@ async def listed(client: McpClient[Any]) -> dict[str, dict[str, Any]]:
     return {tool.name: tool.model_dump(mode="json", by_alias=True) for tool in tools}
 
 
-async def test_a_host_with_cards_is_told_which_tool_has_one(host: Tools) -> None:
-    tools = await listed(host.client)
+async def test_a_host_with_cards_is_told_which_tool_has_one(each_host: Tools) -> None:
+    tools = await listed(each_host.client)
     assert set(tools) > APP_TOOLS
     assert all(tools[name]["_meta"]["ui"] == {"visibility": ["app"]} for name in APP_TOOLS)
     meta = tools["approve_invoice"]["_meta"]
@@ -88,9 +111,9 @@ async def test_a_host_without_cards_is_not_told_about_them(
     assert '"ui' not in json.dumps(tools)
 
 
-async def test_the_card_is_listed_and_read_as_a_card(host: Tools) -> None:
-    [resource] = await host.client.list_resources()
-    [content] = await host.client.read_resource(CARD_URI)
+async def test_the_card_is_listed_and_read_as_a_card(each_host: Tools) -> None:
+    [resource] = await each_host.client.list_resources()
+    [content] = await each_host.client.read_resource(CARD_URI)
     assert str(resource.uri) == CARD_URI
     assert content.mime_type == UI_MIME_TYPE
     assert content.text == card_html(invoice_server.VERSION)  # type: ignore[union-attr]
@@ -102,8 +125,8 @@ def test_a_card_is_of_the_servers_version() -> None:
     assert "{{" not in card
 
 
-async def test_the_server_says_that_it_has_cards(host: Tools) -> None:
-    capabilities = await advertised(host.client)
+async def test_the_server_says_that_it_has_cards(each_host: Tools) -> None:
+    capabilities = await advertised(each_host.client)
     assert UI_EXTENSION_ID in capabilities["extensions"]
     assert "resources" in capabilities
 
@@ -121,10 +144,10 @@ async def test_other_hosts_are_not_told_about_the_card(
                 await tools(name, invoice_id=invoice["id"], approve=True, seal="")
 
 
-async def test_approving_shows_a_card_and_pays_nothing(host: Tools, worker: Worker) -> None:
-    invoice = await host.submit()
+async def test_approving_shows_a_card_and_pays_nothing(each_host: Tools, worker: Worker) -> None:
+    invoice = await each_host.submit()
     arguments = {"invoice_id": invoice["id"], "total": "7000.00", "reason": "the person said so"}
-    result = await host.client.call_tool("approve_invoice", arguments)
+    result = await each_host.client.call_tool("approve_invoice", arguments)
     assert "Nothing is approved or paid yet" in result.content[0].text  # type: ignore[union-attr]
     assert result.structured_content
     assert result.structured_content["state"] == "waiting"
@@ -195,24 +218,24 @@ async def test_a_card_tells_what_was_paid_earlier(
     assert card["total"] == "$5,010.00"
 
 
-async def test_a_click_pays(host: Tools, worker: Worker) -> None:
-    invoice = await host.submit()
-    _, seal = await load_card(host, invoice)
-    await host("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
-    await host.until(invoice, "completed")
+async def test_a_click_pays(each_host: Tools, worker: Worker) -> None:
+    invoice = await each_host.submit()
+    _, seal = await load_card(each_host, invoice)
+    await each_host("decide_on_card", invoice_id=invoice["id"], approve=True, seal=seal)
+    await each_host.until(invoice, "completed")
     assert len(paid(worker.data, invoice)) == 2
-    card, seal = await load_card(host, invoice)
+    card, seal = await load_card(each_host, invoice)
     assert card["state"] == "completed"
     assert not seal
 
 
-async def test_a_click_rejects_with_a_reason(host: Tools, worker: Worker) -> None:
-    invoice = await host.submit()
-    _, seal = await load_card(host, invoice)
-    await host(
+async def test_a_click_rejects_with_a_reason(each_host: Tools, worker: Worker) -> None:
+    invoice = await each_host.submit()
+    _, seal = await load_card(each_host, invoice)
+    await each_host(
         "decide_on_card", invoice_id=invoice["id"], approve=False, seal=seal, reason="wrong hours"
     )
-    assert (await host.until(invoice, "rejected"))["decision"]["reason"] == "wrong hours"
+    assert (await each_host.until(invoice, "rejected"))["decision"]["reason"] == "wrong hours"
     assert not paid(worker.data, invoice)
 
 
@@ -296,35 +319,46 @@ async def test_a_host_that_asks_and_shows_cards_asks(
         await tools.until(invoice, "completed")
 
 
-@pytest.mark.slow
-async def test_only_a_host_that_loads_no_card_falls_back(address: str, worker: Worker) -> None:
+async def test_only_a_host_that_loads_no_card_falls_back(
+    host: Tools, address: str, worker: Worker
+) -> None:
     # In this era each request is its own session, so the whole process falls back.
-    era, required = ERAS[1], {"INVOICE_APPROVAL_CARD": "required"}
-    async with (
-        mcp(address, era, extensions=[SHOWS_CARDS]) as loading,
-        mcp(address, era, extensions=[SHOWS_CARDS], env=required) as requiring,
-        mcp(address, era, extensions=[SHOWS_CARDS]) as never_loading,
-    ):
-        hosts = [Tools(client) for client in (loading, requiring, never_loading)]
-        invoices = await asyncio.gather(*(host.submit() for host in hosts))
+    async with impatient(address, ERAS[1]) as never_loading:
+        invoice, of_another = await never_loading.submit(), await host.submit()
 
-        async def approve(number: int) -> str:
-            return await hosts[number]("approve_invoice", invoice_id=invoices[number]["id"])
+        async def approve(host: Tools, invoice: dict[str, Any]) -> str:
+            return await host("approve_invoice", invoice_id=invoice["id"])
 
         started = time.monotonic()
-        for text in await asyncio.gather(*(approve(number) for number in range(3))):
-            assert "Nothing is approved" in text
-        await load_card(hosts[0], invoices[0])
+        assert "Nothing is approved" in await approve(host, of_another)
+        assert "Nothing is approved" in await approve(never_loading, invoice)
 
         async def has_fallen_back() -> bool:
-            return (await approve(2)).startswith("Sent approval signal")
+            return (await approve(never_loading, invoice)).startswith("Sent approval signal")
 
-        await eventually(has_fallen_back, LOADING_SECONDS + 30)
-        assert time.monotonic() - started > LOADING_SECONDS
-        await hosts[2].until(invoices[2], "completed")
-        for number in range(2):
-            assert "Nothing is approved" in await approve(number)
-            assert (await hosts[number].status(invoices[number]))["state"] == "waiting"
+        await eventually(has_fallen_back)
+        assert time.monotonic() - started > 1
+        await never_loading.until(invoice, "completed")
+        assert "Nothing is approved" in await approve(host, of_another)
+        assert (await host.status(of_another))["state"] == "waiting"
+
+
+async def test_a_server_that_requires_cards_never_falls_back(
+    address: str, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("approval.card.monotonic", lambda: now)
+    monkeypatch.setenv("INVOICE_APPROVAL_CARD", "required")
+    for name, value in vars(ApprovalCards()).items():
+        if not name.startswith("_"):  # as when a server starts
+            monkeypatch.setattr(invoice_server.cards, name, value)
+    async with tools_in_memory(address, ERAS[1], extensions=[SHOWS_CARDS]) as host:
+        invoice = await host.submit()
+        for _ in range(2):
+            text = await host("approve_invoice", invoice_id=invoice["id"])
+            assert "Nothing is approved" in text
+            now += 2 * LOADING_SECONDS
+        assert (await host.status(invoice))["state"] == "waiting"
 
 
 async def test_only_an_answer_with_a_card_starts_the_cards_clock(

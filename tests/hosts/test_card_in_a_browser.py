@@ -35,6 +35,18 @@ HOST = (ROOT / "tests" / "processes" / "host.html").read_text("utf-8")
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 
 
+def hastened(card: str, **times: tuple[float, float]) -> str:
+    """The card with other times, each given as it is and as it shall be."""
+    for name, (before, after) in times.items():
+        assert card.count(f"{name} = {before}") == 1
+        card = card.replace(f"{name} = {before}", f"{name} = {after}")
+    return card
+
+
+QUICK_CARD = hastened(CARD, ARM_MILLISECONDS=(600, 60), nextDelay=(1000, 100))
+"""The card with a shorter time before a click counts, and before it asks again."""
+
+
 class Card:
     """The card of one invoice in the tests' own host, whose calls go to `host`."""
 
@@ -52,7 +64,7 @@ class Card:
         call = f"call{uuid4().hex}"  # the cards of all tests are in one page
         await self.page.expose_function(call, self._call)
         await self.page.set_content(HOST)
-        options = {"html": CARD, "args": args, "departures": departures, "result": result}
+        options = {"html": QUICK_CARD, "args": args, "departures": departures, "result": result}
         options |= {"call": call, **how}
         await self.page.evaluate("o => openCard(o)", options)
         return self
@@ -111,11 +123,11 @@ async def page(one_page: Page) -> AsyncIterator[Page]:
 
 
 @pytest.fixture(scope="module")
-async def host(address: str, worker: Worker) -> AsyncIterator[Tools]:
+async def host(careful: Worker) -> AsyncIterator[Tools]:
     """The tools of a server that knows that its host shows cards."""
     # A test's host that doesn't load a card must not make the server fall back for the others.
     required = {"INVOICE_APPROVAL_CARD": "required"}
-    async with mcp(address, extensions=[SHOWS_CARDS], env=required) as client:
+    async with mcp(careful.address, extensions=[SHOWS_CARDS], env=required) as client:
         yield Tools(client)
 
 
@@ -132,9 +144,10 @@ def amounts(worker: Worker, invoice: dict[str, Any]) -> list[str]:
 
 
 async def test_the_persons_click_pays_what_the_card_shows(
-    page: Page, host: Tools, worker: Worker
+    page: Page, host: Tools, careful: Worker
 ) -> None:
-    card = await opened(page, host, customer="Acme Corporation", supplier="Northwind Web Ltd")
+    invoice = await host.submit(customer="Acme Corporation", supplier="Northwind Web Ltd")
+    card = await Card(page, host, invoice).open(html=CARD)
     text = await card.sees("Approve and pay $7,000.00")
     for shown in (
         card.invoice["id"],
@@ -145,10 +158,10 @@ async def test_the_persons_click_pays_what_the_card_shows(
         "Decide by",
     ):
         assert shown in text
-    assert not paid(worker.data, card.invoice)
+    assert not paid(careful.data, card.invoice)
     await card.click("Approve and pay $7,000.00")
     assert f"Approved by {whoami()}" in await card.sees("Paid: 2 of 2 lines")
-    assert amounts(worker, card.invoice) == ["5000.00", "2000.00"]
+    assert amounts(careful, card.invoice) == ["5000.00", "2000.00"]
     assert f"approved invoice {card.invoice['id']} on the card" in await card.told_to_the_model()
 
 
@@ -230,7 +243,7 @@ async def test_a_scripts_click_does_nothing(page: Page, host: Tools) -> None:
 
 
 async def test_the_keyboard_decides_only_from_a_button(
-    page: Page, host: Tools, worker: Worker
+    page: Page, host: Tools, careful: Worker
 ) -> None:
     card = await opened(page, host)
     await card.sees("Approve and pay")
@@ -290,11 +303,11 @@ async def test_a_click_on_what_was_replaced_decides_nothing(page: Page, host: To
 
 
 async def test_a_card_of_an_earlier_process_is_out_of_date(
-    page: Page, host: Tools, address: str, worker: Worker
+    page: Page, host: Tools, careful: Worker
 ) -> None:
     card = await opened(page, host)
     await card.sees("Approve and pay")
-    async with tools_in_memory(address, extensions=[SHOWS_CARDS]) as restarted:
+    async with tools_in_memory(careful.address, extensions=[SHOWS_CARDS]) as restarted:
         card.host = restarted
         await card.click("Approve and pay")
         await card.sees("server was restarted")
@@ -303,7 +316,7 @@ async def test_a_card_of_an_earlier_process_is_out_of_date(
         await card.sees("Approve and pay")
         await card.click("Approve and pay")
         await card.sees("Paid: 2 of 2 lines")
-    assert len(paid(worker.data, card.invoice)) == 2
+    assert len(paid(careful.data, card.invoice)) == 2
 
 
 async def test_a_click_after_another_decision_is_told_that(page: Page, host: Tools) -> None:
@@ -375,7 +388,7 @@ async def test_the_card_looks_like_its_host(
 
 
 async def test_a_host_that_passes_on_only_text_still_shows_the_card(
-    page: Page, host: Tools, worker: Worker
+    page: Page, host: Tools, careful: Worker
 ) -> None:
     card = await opened(page, host, "bare-result")
     await card.sees("Approve and pay")
@@ -396,8 +409,7 @@ async def test_a_host_that_refuses_calls_is_reported(page: Page, host: Tools) ->
 
 
 async def test_a_silent_host_does_not_leave_the_card_loading(page: Page, host: Tools) -> None:
-    impatient = CARD.replace("INPUT_SECONDS = 10;", "INPUT_SECONDS = 1;")
-    assert impatient != CARD
+    impatient = hastened(CARD, INPUT_SECONDS=(10, 0.5))
     card = await Card(page, host, await host.submit()).open("silent", html=impatient)
     assert "Loading" not in await card.sees("hasn’t said which invoice")
     assert await card.buttons() == ["Load again"]
@@ -433,19 +445,12 @@ async def test_messages_from_other_frames_are_ignored(page: Page, host: Tools) -
     assert [call["arguments"]["invoice_id"] for call in await card.calls()] == [invoice["id"]]
 
 
-@pytest.fixture
-async def careful_host(careful: Worker) -> AsyncIterator[Tools]:
-    required = {"INVOICE_APPROVAL_CARD": "required"}
-    async with mcp(careful.address, extensions=[SHOWS_CARDS], env=required) as client:
-        yield Tools(client)
-
-
 async def test_the_first_of_two_people_is_told_that_a_second_must_approve(
-    page: Page, careful_host: Tools, careful: Worker
+    page: Page, host: Tools, careful: Worker
 ) -> None:
-    card = await opened(page, careful_host)
+    card = await opened(page, host, currency="EUR")
     assert "Two different people must approve it." in await card.sees("as the first of two")
-    await card.click("Approve $7,000.00 as the first of two")
+    await card.click("Approve EUR 7,000.00 as the first of two")
     text = await card.sees("Approved by you; needs a second person")
     assert f"First approved by {whoami()}" in text
     assert await card.buttons() == []
@@ -458,27 +463,27 @@ async def test_the_first_of_two_people_is_told_that_a_second_must_approve(
 
 
 async def test_the_second_of_two_people_sees_who_approved_first_and_why(
-    page: Page, careful_host: Tools, careful: Worker
+    page: Page, host: Tools, careful: Worker
 ) -> None:
-    invoice = await careful_host.submit()
-    await careful_host.until(invoice, "waiting")
+    invoice = await host.submit(currency="EUR")
+    await host.until(invoice, "waiting")
     desk = Desk(await Namespace(careful.address).connect())
     first = {"by": "ann@desk1", "reason": "as agreed <b>"}
     await desk.handle(invoice).signal("approve_invoice", first)
     await desk.once(invoice, lambda status: status.first_approval)
-    card = await Card(page, careful_host, invoice).open()
+    card = await Card(page, host, invoice).open()
     text = await card.sees("First approved by ann@desk1 on ")
     assert "reason: “as agreed ‹b›”. A second person must approve it too." in text
-    await card.click("Approve and pay $7,000.00")
+    await card.click("Approve and pay EUR 7,000.00")
     await card.sees("Paid: 2 of 2 lines")
     assert len(paid(careful.data, invoice)) == 2
 
 
-async def test_the_card_shows_the_payment_date(page: Page, host: Tools, worker: Worker) -> None:
+async def test_the_card_shows_the_payment_date(page: Page, host: Tools, careful: Worker) -> None:
     day = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
     card = await opened(page, host, pay_on=day)
     assert f"Payment date: {day} (in 29 days" in await card.sees("Approve and pay")
     await card.click("Approve and pay $7,000.00")
     assert f"Payment date: {day}" in await card.sees("Approved, not paid yet")
-    assert not paid(worker.data, card.invoice)
+    assert not paid(careful.data, card.invoice)
     await host("cancel_invoice", invoice_id=card.invoice["id"])

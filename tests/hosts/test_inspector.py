@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -12,13 +13,12 @@ from typing import Any
 import pytest
 from playwright.async_api import FrameLocator, Page, expect
 
-from node_tools import INSPECTOR, npm_exec, npx
+from node_tools import node_command
 from support import (
     CALLS,
     ROOT,
     Desk,
     Namespace,
-    Tools,
     Worker,
     environment,
     eventually,
@@ -27,61 +27,68 @@ from support import (
 )
 
 
+def inspector_command() -> str:
+    return node_command("@modelcontextprotocol/inspector@2", "mcp-inspector")
+
+
 def test_tools_pass_the_strict_check() -> None:
     # In one era, because `test_schemas.py` checks that the tools are the same in both.
     arguments = [sys.executable, "invoice_server.py", "--method", "tools/list"]
-    checked = npx(INSPECTOR, "--cli", *arguments, "--strict")
+    checked = subprocess.run(
+        [inspector_command(), "--cli", *arguments, "--strict"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+    )
     assert checked.returncode == 0, checked.stderr
     assert len(json.loads(checked.stdout)["tools"]) == len(CALLS)
 
 
+@pytest.fixture
+async def desk(careful: Worker) -> Desk:
+    return Desk(await Namespace(careful.address).connect())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_in_the_inspector_only_the_persons_click_pays(
-    era: str, page: Page, inspector: str, tools_here: Tools, worker: Worker
+    page: Page, desk: Desk, careful: Worker
 ) -> None:
-    invoice = await tools_here.submit()
-    await page.goto(inspector)
-    await page.get_by_role("switch", name=f"one person, {era}").press(" ")
-    await page.get_by_text("Tools", exact=True).first.click()
+    invoice = await desk.submit()
     # This tab shows every tool, as if a model could call all of them.
-    approved = await call_in_inspector(page, "approve_invoice", invoice_id=invoice["id"])
+    approved = await call_in_inspector(page, "approve_invoice", invoice_id=invoice.id)
     assert "Nothing is approved or paid yet" in approved
-    assert "$7,000.00" in await call_in_inspector(page, "invoice_card", invoice_id=invoice["id"])
-    forged = {"invoice_id": invoice["id"], "approve": True, "seal": "0" * 64}
+    assert "$7,000.00" in await call_in_inspector(page, "invoice_card", invoice_id=invoice.id)
+    forged = {"invoice_id": invoice.id, "approve": True, "seal": "0" * 64}
     assert "out of date" in await call_in_inspector(page, "decide_on_card", **forged)
 
-    card = await open_card(page, invoice["id"])
+    card = await open_card(page, invoice.id)
     approve = card.get_by_role("button", name="Approve and pay $7,000.00")
     await expect(approve).to_be_enabled(timeout=30_000)
     await card.locator("#approve").evaluate("button => button.click()")
-    assert (await tools_here.status(invoice))["state"] == "waiting"
+    assert (await desk.status(invoice)).state == "waiting"
 
     await approve.click()
     await card.get_by_text("Paid: 2 of 2 lines").wait_for()
-    assert len(paid(worker.data, invoice)) == 2
+    assert len(paid(careful.data, invoice)) == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("era", ["legacy", "modern"])
 async def test_in_the_inspector_the_second_person_sees_the_first_and_the_day(
-    era: str, page: Page, inspector: str, careful: Worker
+    page: Page, desk: Desk
 ) -> None:
     day = f"{datetime.now(UTC) + timedelta(days=30):%Y-%m-%d}"
-    desk = Desk(await Namespace(careful.address).connect())
-    invoice = await desk.submit(pay_on=day)
+    invoice = await desk.submit(currency="EUR", pay_on=day)
     await desk.once(invoice, lambda status: status.required_approvals)
     first = {"by": "ann@desk1", "reason": "as agreed"}
     await desk.handle(invoice).signal("approve_invoice", first)
     await desk.once(invoice, lambda status: status.first_approval)
-    await page.goto(inspector)
-    await page.get_by_role("switch", name=f"two people, {era}").press(" ")
     card = await open_card(page, invoice.id)
     await card.get_by_text("First approved by ann@desk1 on ").wait_for(timeout=30_000)
     assert "reason: “as agreed”. A second person" in await card.locator("#approvals").inner_text()
     assert f"Payment date: {day}" in await card.locator("#payment_date").inner_text()
 
-    await card.get_by_role("button", name="Approve and pay $7,000.00").click()
+    await card.get_by_role("button", name="Approve and pay EUR 7,000.00").click()
     await card.get_by_text("Approved, not paid yet").wait_for()
     assert (await desk.status(invoice)).state == "scheduled"
     await desk.client.cancel(invoice.id)
@@ -99,23 +106,40 @@ async def open_card(page: Page, invoice_id: str) -> FrameLocator:
     return page.frame_locator("iframe").frame_locator("iframe")
 
 
+@pytest.fixture(scope="module", params=["legacy", "modern"])
+async def connected(request: pytest.FixtureRequest, one_page: Page, inspector: str) -> Page:
+    """The Inspector's page, on which the server is connected in one era."""
+    await one_page.goto(inspector)
+    await one_page.get_by_role("switch", name=request.param).press(" ")
+    return one_page
+
+
+@pytest.fixture
+async def page(connected: Page) -> AsyncIterator[Page]:
+    """The page without the card of an earlier test."""
+    yield connected
+    back = connected.get_by_role("button", name="Back to Input")
+    if await back.is_visible():
+        await back.click()
+
+
 @pytest.fixture(scope="module")
 async def inspector(
-    address: str, worker: Worker, careful: Worker, tmp_path_factory: pytest.TempPathFactory
+    careful: Worker, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[str]:
     """The address of an MCP Inspector's page, in which the server can be connected in either era.
 
     The Inspector can also ask, and then no card is offered. So that capability is removed.
     """
     folder, port = tmp_path_factory.mktemp("inspector"), free_port()
+    env = environment(careful.address)
     servers = {
-        f"{people}, {era}": {
+        era: {
             "command": sys.executable,
             "args": [str(ROOT / "tests" / "processes" / "without_elicitation.py")],
-            "env": {name: value for name, value in environment(of).items() if "TEMPORAL" in name},
+            "env": {name: value for name, value in env.items() if "TEMPORAL" in name},
             "protocolEra": era,
         }
-        for people, of in (("one person", address), ("two people", careful.address))
         for era in ("legacy", "modern")
     }
     (folder / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
@@ -128,8 +152,7 @@ async def inspector(
         "MCP_INSPECTOR_SECRET_STORE": "memory",
     }
     process = await asyncio.create_subprocess_exec(
-        *npm_exec(INSPECTOR),
-        *("mcp-inspector", "--web", "--config", str(folder / "mcp.json")),
+        *(inspector_command(), "--web", "--config", str(folder / "mcp.json")),
         env={**os.environ, **settings},
         cwd=folder,
         stdout=asyncio.subprocess.DEVNULL,

@@ -135,8 +135,9 @@ def test_a_host_that_closes_its_side_ends_the_server(
 
 
 async def test_a_failing_worker_is_not_reported_as_missing(
-    namespace: Namespace, tmp_path: Path
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("invoice_runs.QUERY_SECONDS", 0.5)  # it would answer no query later either
     async with Worker(namespace.address, tmp_path, PROCESSES / "failing_worker.py"):
         invoice = an_invoice()
         async with tools_in_memory(namespace.address) as tools:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import temporalio.api.sdk.v1
@@ -290,14 +290,7 @@ async def test_a_run_whose_status_was_asked_for_at_its_start_can_be_replayed(
     """Then, what follows the ledger's answer is in a later workflow task than the answer."""
     desk = Desk(await namespace.connect())
     invoices = [await desk.submit() for _ in range(4)]
-
-    async def ask(invoice: Invoice) -> None:
-        while True:
-            with suppress(RPCError):
-                await desk.handle(invoice).query("get_status")
-                return
-
-    asking = [asyncio.create_task(ask(invoice)) for invoice in invoices]
+    asking = [asyncio.create_task(status_asked(desk, invoice)) for invoice in invoices]
     for invoice in invoices:
         await desk.handle(invoice).signal("approve_invoice", {"by": ANN})
     async with Worker(namespace.address, tmp_path, INVOICE_TWO_PEOPLE_OVER="1000"):
@@ -308,6 +301,38 @@ async def test_a_run_whose_status_was_asked_for_at_its_start_can_be_replayed(
         for invoice in invoices:
             with acting(BOB):
                 await desk.approve(invoice)
+            await desk.until(invoice, "completed")
+
+
+async def status_asked(desk: Desk, invoice: Invoice) -> None:
+    while True:
+        with suppress(RPCError):
+            await desk.handle(invoice).query("get_status")
+            return
+
+
+async def test_so_can_a_run_that_asks_the_ledger_again_because_it_was_away(
+    namespace: Namespace,
+    answers: Callable[[bool], None],
+    ledger: SQLiteLedger,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers(True)
+    client = await namespace.connect()
+    desk = Desk(client)
+    invoices = [await desk.submit() for _ in range(4)]
+    asking = [asyncio.create_task(status_asked(desk, invoice)) for invoice in invoices]
+    for invoice in invoices:
+        for by in (ANN, BOB):
+            await desk.handle(invoice).signal("approve_invoice", {"by": by})
+    with monkeypatch.context() as away:
+        away.setattr(ledger, "providers", Mock(side_effect=GatewayUnavailable("away")))
+        async with workflows_only(client):
+            await asyncio.gather(*asking)
+            for invoice in invoices:
+                await desk.once(invoice, lambda status: status.state == "paying")
+    async with workflows_only(client), questions_and_payments(client):
+        for invoice in invoices:
             await desk.until(invoice, "completed")
 
 

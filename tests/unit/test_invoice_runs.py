@@ -454,6 +454,15 @@ def test_nothing_is_said_where_an_earlier_decision_may_be_kept() -> None:
     assert first_unread_decision([a_signal(APPROVE, 1)], None) is None
 
 
+@pytest.mark.parametrize("run_id", ["a3d1ff0c-2f7b-4b53-9b62-3f3e1d0c5a11", "run-1", ""])
+def test_a_start_whose_id_has_no_time_is_told_at_most_a_second_too_early(
+    run_id: str, runs: InvoiceRuns
+) -> None:
+    sent = NOON + timedelta(seconds=0.9)
+    run = runs.new_run("invoice-INV-1", run_id, progress_in("waiting"), sent)
+    assert (run.status.submitted_at, run.status.deadline) == (NOON, NOON + timedelta(days=5))
+
+
 @pytest.mark.parametrize("state", ["cancelled", "completed", "rejected", "timed_out", "failed"])
 async def test_an_invoice_that_has_ended_and_is_still_open_is_not_called_in_process(
     state: State, runs: InvoiceRuns

@@ -37,8 +37,8 @@ BEGUN = LedgerEntry(PAYMENT, 1, "provider", "ref-1", "begun", datetime.now(UTC))
 
 @pytest.fixture
 def database(postgresql: PostgreSQL) -> str:
-    """The URL of a new PostgreSQL database."""
-    return postgresql.create_database()
+    """The URL of a PostgreSQL database, for a new user who has no tables yet."""
+    return postgresql.create_user()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -470,7 +470,7 @@ def test_payments_go_on_when_all_connections_were_ended(database: str) -> None:
     with psycopg.connect(database) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " WHERE usename = current_user AND pid <> pg_backend_pid()"
         )
     assert ledger.latest(PAYMENT.idempotency_key) == BEGUN
 

@@ -14,6 +14,7 @@ import notices
 from hooks import Answer, Hook, a_hook, accept, dribble, hang, never_end, redirect
 from notices import NoticeWorkflow
 from support import ROOT, eventually
+from worker import SANDBOX
 
 HISTORIES = sorted((ROOT / "tests" / "notice_histories").iterdir())
 
@@ -63,4 +64,5 @@ async def test_the_address_is_not_logged_at_any_level(caplog: pytest.LogCaptureF
 @pytest.mark.parametrize("file", HISTORIES, ids=lambda file: file.name)
 async def test_a_recorded_notice_replays(file: Path) -> None:
     history = WorkflowHistory.from_json("notice", json.loads(file.read_text()))
-    await Replayer(workflows=[NoticeWorkflow]).replay_workflow(history)
+    replayer = Replayer(workflows=[NoticeWorkflow], workflow_runner=SANDBOX)
+    await replayer.replay_workflow(history)
