@@ -38,14 +38,15 @@ import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -83,12 +84,11 @@ from postgres import PASSWORD, PostgreSQL, programs
 from raw_client import RawClient
 from stripe_stand_in import KEY_LIFE_HOURS, Fault, FaultKind, Step, StripeStandIn
 from support import PROCESSES, ROOT, Service, Worker, eventually
+from temporal_service.dev_server import listens
 from temporal_service.payloads import first_data
 from worker import NOTICES_AT_ONCE, PAYMENTS_AT_ONCE
 from workflow import TASK_QUEUE
 
-USERS = 12
-HOSTS = 3
 DEADLINE_SECONDS = 2
 PATIENCE_SECONDS = 600
 """How long a user waits. After timeouts, Temporal waits ever longer to retry a workflow task."""
@@ -99,8 +99,8 @@ ACTIVITY_SECONDS = 30
 """The time after which Temporal retries a payment whose worker was killed."""
 MOMENT_SECONDS = 6
 """How long a cancellation waits for its line to be paid."""
-LAST_SECONDS = 60
-"""How long faults continue after all invoices have begun, so that the last ones can end."""
+TURN_SECONDS = 9
+"""How long the right workers run, and then the other one alone, while users wait for both."""
 MAX_WORKER_MIB = 500
 """The limit for a worker's memory. About 150 is usual."""
 MAX_HANGING_SECONDS = 60
@@ -161,8 +161,34 @@ FAULT_KINDS: list[FaultKind] = [
     500,
 ]
 
-Part = tuple[Literal["MCP server", "service", "worker", "PostgreSQL", "connections"], int]
+Stretch = Literal["beside", "alone"]
+Kind = Literal["MCP server", "service", "worker", "PostgreSQL", "connections"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Part = tuple[Kind, int]
 """What is killed: its kind, and its number among those of that kind."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a campaign is. By default it is the long one."""
+
+    users: int = 12
+    hosts: int = 3
+    kinds: Collection[Kind] = KINDS
+    """What is killed at random."""
+    stretches: Sequence[Stretch] = ("beside", "alone")
+    """How the worker with the other gateway runs: beside the right workers, or without them."""
+    pace: float = 1
+    """The factor for the pauses between faults, and for how long the other worker runs."""
+    last_seconds: float = 60
+    """How long faults continue after all invoices have begun, so that the last ones can end."""
+    payments_at_once: int = PAYMENTS_AT_ONCE
+    """How many lines a worker pays at once."""
+    notices_hang: bool = True
+    """Whether more notices than that hang at the beginning."""
+
+
+LONG = Scale()
 
 
 class Payer(Worker):
@@ -173,6 +199,9 @@ class Payer(Worker):
             env |= {"PAYMENT_GATEWAY": "stripe", "STRIPE_API_KEY": KEYS[gateway]}
         super().__init__(address, data, PROCESSES / "hesitant_worker.py", **env)
         self.gateway = gateway
+        urls = [f"//{address}", env.get("PAYMENT_LEDGER_URL", "")]
+        self.ports = [port for url in urls if (port := urlsplit(url).port)]
+        """Those of the service and of the database."""
         self.lock = asyncio.Lock()
         self.is_up = False
         self.deaths: list[str] = []
@@ -198,9 +227,11 @@ class Payer(Worker):
         """Starts it once everything that it needs is up."""
 
         async def is_started() -> bool:
+            if not all([await listens(port) for port in self.ports]):
+                return False
             try:
                 await self.start()
-            except AssertionError:  # the service or the database is down, so it has ended
+            except AssertionError:  # one of them was killed meanwhile, so it has ended
                 return False
             self.is_up = True
             return True
@@ -263,7 +294,7 @@ class Campaign:
     """The running parts, and what happened so far."""
 
     seed: int
-    users: int
+    scale: Scale
     service: Service
     client: Client
     """Another client of the service, as the Web UI is."""
@@ -277,6 +308,10 @@ class Campaign:
     stripe: StripeStandIn
     """Either all workers pay through it, or only the other one."""
     hook: HangingHook
+    under_way: list[Case] = field(default_factory=list)
+    """Those on which users work now."""
+    unclosed: list[Case] = field(default_factory=list)
+    """The one whose end is waited for after that."""
     kills: Counter[str] = field(default_factory=Counter)
     cancellations: Counter[str] = field(default_factory=Counter)
     together: int = 0
@@ -549,14 +584,16 @@ async def all_users(campaign: Campaign) -> None:
 
     async def user() -> None:
         for case in queue:
+            campaign.under_way.append(case)
             try:
                 await use(campaign, case, random.Random(f"{campaign.seed}/{case.name}"))
             except (TimeoutError, KeyError) as error:
                 case.problems.append(f"the course was not finished: {error!r}")
+            campaign.under_way.remove(case)
             campaign.decided += 1
         campaign.all_begun.set()
 
-    await asyncio.gather(*(user() for _ in range(campaign.users)))
+    await asyncio.gather(*(user() for _ in range(campaign.scale.users)))
 
 
 async def pause(seconds: float, over: asyncio.Event) -> None:
@@ -569,14 +606,15 @@ async def kill_at_random(campaign: Campaign, chance: random.Random, over: asynci
     """Again and again, kills one or more parts at once and starts them again."""
     parts: list[Part] = [("service", 0), *(("MCP server", n) for n in range(len(campaign.hosts)))]
     parts += [("worker", n) for n in range(len(campaign.workers))] * 3
-    waves: list[list[Part]] = [[("service", 0)], [("MCP server", 0)]]
     if campaign.database:
         parts += [("PostgreSQL", 0), ("connections", 0)]
-        waves += [[("PostgreSQL", 0)], [("connections", 0)]]
+    parts = [part for part in parts if part[0] in campaign.scale.kinds]
+    first: list[Part] = [(kind, 0) for kind in campaign.scale.kinds]
+    waves = [[part] for part in first if part in parts]
     recovery = 0.0
     while waves or not over.is_set():  # each kind once, even in a short campaign
         # Starts take long on a slow machine, so leave everything running for as long as they took.
-        await asyncio.sleep(chance.uniform(0.3, 4) + recovery)
+        await asyncio.sleep(chance.uniform(0.3, 4) * campaign.scale.pace + recovery)
         began = time.monotonic()
         free = [part for part in parts if part[0] != "worker" or campaign.workers[part[1]].is_free]
         wave = waves.pop() if waves else chance.sample(free, chance.choice([1, 1, 1, 2, 3]))
@@ -617,21 +655,47 @@ async def kill(campaign: Campaign, part: Part, seconds: float) -> None:
 
 async def change_gateways(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
     """Runs the other worker now and then, as if it was started with wrong settings."""
-    stretches = ["beside", "alone"]  # each once, even in a short campaign
+    stretches = list(campaign.scale.stretches)  # each once, even in a short campaign
     while stretches or not over.is_set():
-        await asyncio.sleep(chance.uniform(0, 3))
-        stretch = stretches.pop() if stretches else chance.choice(["beside", "alone"])
-        away = campaign.workers if stretch == "alone" else []
-        campaign.stretches[stretch] += 1
-        async with alone([*away, campaign.other]):
-            for worker in away:
-                worker.kill()
-                campaign.kills["worker"] += 1
-            await campaign.other.begin()
-            await pause(chance.uniform(3, 9), over)
-            campaign.other.kill()
-            for worker in away:
-                await worker.begin()
+        await asyncio.sleep(chance.uniform(0, 3) * campaign.scale.pace)
+        stretch = stretches.pop() if stretches else chance.choice(campaign.scale.stretches)
+        await run_the_other(campaign, stretch, chance.uniform(3, 9), over)
+
+
+async def run_the_other(
+    campaign: Campaign, stretch: Stretch, seconds: float, over: asyncio.Event
+) -> None:
+    """Runs the worker with the other gateway for some seconds, or until `over` is set."""
+    away = campaign.workers if stretch == "alone" else []
+    campaign.stretches[stretch] += 1
+    async with alone([*away, campaign.other]):
+        for worker in away:
+            worker.kill()
+            campaign.kills["worker"] += 1
+        await campaign.other.begin()
+        await try_again(campaign, campaign.under_way)
+        await pause(seconds * campaign.scale.pace, over)
+        campaign.other.kill()
+        for worker in away:
+            await worker.begin()
+        await try_again(campaign, campaign.under_way)
+
+
+async def try_again(campaign: Campaign, cases: Sequence[Case]) -> None:
+    """Has payments tried again now, as an operator does once the right worker is back.
+
+    Their next attempt may be a minute away, and would meet the wrong worker again.
+    """
+    for case in list(cases):
+        with suppress(RPCError):  # no activity is pending
+            await campaign.client.workflow_service.reset_activity(
+                ResetActivityRequest(
+                    namespace=campaign.client.namespace,
+                    execution=WorkflowExecutionName(workflow_id=workflow_id(case.name)),
+                    match_all=True,
+                ),
+                timeout=timedelta(seconds=5),
+            )
 
 
 async def poison(campaign: Campaign) -> None:
@@ -648,7 +712,7 @@ async def pay_while_notices_hang(campaign: Campaign) -> None:
     Tries up to three times, because a busy machine may take so long that notices are given up.
     """
     hook = campaign.hook
-    number = PAYMENTS_AT_ONCE + 3
+    number = campaign.scale.payments_at_once + 3
     cases = [
         a_case(random.Random(n), n, "while notices hang", prefix="H") for n in range(1, number + 1)
     ]
@@ -658,7 +722,7 @@ async def pay_while_notices_hang(campaign: Campaign) -> None:
         )
 
     async def all_slots_are_taken() -> bool:
-        return hook.hanging >= NOTICES_AT_ONCE and hook.seconds_unchanged > 0.5
+        return hook.hanging >= min(number, NOTICES_AT_ONCE) and hook.seconds_unchanged > 0.5
 
     for case in cases[:3]:
         await eventually(all_slots_are_taken, 60)
@@ -670,7 +734,6 @@ async def pay_while_notices_hang(campaign: Campaign) -> None:
             break
     else:
         campaign.problems.append(f"no line was paid before one of {hook.most} notices was given up")
-    hook.only_hangs = False
 
 
 async def be_foreign(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
@@ -682,7 +745,7 @@ async def be_foreign(campaign: Campaign, chance: random.Random, over: asyncio.Ev
         number = campaign.troubles.total() + 1
         await make_trouble(campaign.client, trouble, number, names, chance)
         campaign.troubles[trouble] += 1
-        await asyncio.sleep(chance.uniform(0.2, 3))
+        await asyncio.sleep(chance.uniform(0.2, 3) * campaign.scale.pace)
 
 
 async def watch(campaign: Campaign, chance: random.Random, over: asyncio.Event) -> None:
@@ -820,43 +883,50 @@ async def check(campaign: Campaign) -> None:
 
 
 async def pay_the_rest(campaign: Campaign) -> None:
-    """Runs the right workers, and then the other one, until each workflow is closed."""
+    """Runs the right workers, and then if need be the other one, until each workflow is closed."""
+    left = campaign.cases
     for payers in (campaign.workers, [campaign.other]):
+        if not left:
+            break
         for payer in payers:
             if not payer.runs:
                 payer.kill()
                 await payer.begin()
         # Killed payments are retried after their timeout, refused ones after at most a minute.
         end = time.monotonic() + 6 * ACTIVITY_SECONDS + len(campaign.cases)
-        for case in campaign.cases:
-            with suppress(TimeoutError):  # those still open are reported later
-                left = max(1, end - time.monotonic())
-                await is_done(campaign, case, payers[0].gateway, left)
+        waiting, left = left, []
+        for case in waiting:
+            campaign.unclosed = [case]
+            await try_again(campaign, [case])
+            seconds = max(1, end - time.monotonic())
+            if not await is_closed(campaign, case, payers[0].gateway, seconds):
+                left.append(case)  # those that are open even in the end are reported later
         # Anything paid later would be missing in the comparison.
         ends = await asyncio.gather(*(payer.end() for payer in payers), return_exceptions=True)
         campaign.problems += [f"a worker was asked to end: {end}" for end in ends if end != 0]
 
 
-async def is_done(campaign: Campaign, case: Case, gateway: str, bound: float) -> None:
-    """Waits until an invoice is closed, or is known to belong to another gateway."""
+async def is_closed(campaign: Campaign, case: Case, gateway: str, bound: float) -> bool:
+    """Waits until an invoice is closed, or is known to belong to another gateway (False)."""
+
+    async def end() -> str | None:
+        belongs_to = await gateway_of(campaign, case)
+        return belongs_to if belongs_to not in ("unknown", gateway) else None
+
+    with suppress(TimeoutError):
+        return await eventually(end, bound) == "closed"
+    return False
+
+
+async def gateway_of(campaign: Campaign, case: Case) -> str:
+    """The gateway to which an open invoice is bound, `closed` or `unknown`."""
     handle = campaign.client.get_workflow_handle(workflow_id(case.name))
-
-    async def is_closed_or_bound() -> bool:
+    with suppress(RPCError):  # the service is busy
         if (await handle.describe()).status != WorkflowExecutionStatus.RUNNING:
-            return True
+            return "closed"
         history = [event async for event in handle.fetch_history_events()]
-        return bound_to(history) not in (None, gateway)
-
-    # As an operator does once the right worker is back, to avoid waiting for the next attempt.
-    with suppress(RPCError):  # no activity is pending
-        await campaign.client.workflow_service.reset_activity(
-            ResetActivityRequest(
-                namespace=campaign.client.namespace,
-                execution=WorkflowExecutionName(workflow_id=workflow_id(case.name)),
-                match_all=True,
-            )
-        )
-    await eventually(is_closed_or_bound, bound)
+        return bound_to(history) or "unknown"
+    return "unknown"
 
 
 def bound_to(history: list[HistoryEvent]) -> str | None:
@@ -1050,9 +1120,7 @@ async def run(
     seed: int,
     ledger: str = "sqlite",
     gateway: str = "simulated",
-    users: int = USERS,
-    hosts: int = HOSTS,
-    last_seconds: float = LAST_SECONDS,
+    scale: Scale = LONG,
 ) -> Campaign:
     """Runs a campaign with its data in `directory`. `problems` has the discrepancies found.
 
@@ -1069,15 +1137,17 @@ async def run(
         service = Service(directory)
         stack.callback(service.kill)
         client = await service.start()
-        workers, other = make_workers(service, directory, database, stripe, hook, gateway)
+        workers, other = make_workers(
+            service, directory, database, stripe, hook, gateway, scale.payments_at_once
+        )
         campaign = Campaign(
             seed=seed,
-            users=users,
+            scale=scale,
             service=service,
             client=client,
             workers=workers,
             other=other,
-            hosts=make_hosts(service, directory, hosts),
+            hosts=make_hosts(service, directory, scale.hosts),
             cases=make_cases(chance, invoices),
             database=database,
             stripe=stripe,
@@ -1087,38 +1157,46 @@ async def run(
             stack.callback(worker.kill)
         await poison(campaign)
         await workers[0].begin()
-        await pay_while_notices_hang(campaign)
+        if scale.notices_hang:
+            await pay_while_notices_hang(campaign)
+        hook.only_hangs = False
         for worker in workers[1:]:
             await worker.begin()
         for side in (print_progress(campaign), measure(campaign)):
             stack.callback(asyncio.create_task(side).cancel)
         async with foreign_worker(client):
-            await use_and_kill(campaign, last_seconds)
+            await use_and_kill(campaign)
             await check(campaign)
         campaign.seconds = time.monotonic() - campaign.began
     return campaign
 
 
-async def use_and_kill(campaign: Campaign, last_seconds: float) -> None:
+async def use_and_kill(campaign: Campaign) -> None:
     """Runs the users and the faults until the users are done. At the end everything is up."""
-    over = asyncio.Event()
+    over, done = asyncio.Event(), asyncio.Event()
     async with AsyncExitStack() as stack:
         for host in campaign.hosts:
             await stack.enter_async_context(host)
         async with asyncio.TaskGroup() as tasks:
             users = tasks.create_task(all_users(campaign))
             users.add_done_callback(lambda _: over.set())
+            users.add_done_callback(lambda _: done.set())
             async with asyncio.TaskGroup() as faults:
                 for fault in (kill_at_random, lay_faults, change_gateways, be_foreign, watch):
                     # With its own random numbers, so that the plan doesn't depend on the order.
                     own = random.Random(f"{campaign.seed}/{fault.__name__}")
                     faults.create_task(fault(campaign, own, over))
                 await campaign.all_begun.wait()
-                await pause(last_seconds, over)
+                await pause(campaign.scale.last_seconds, over)
                 over.set()
-            if not users.done():  # some may wait for an invoice that belongs to the other gateway
-                async with campaign.other.lock:
-                    await campaign.other.begin()
+            while not done.is_set():
+                await pause(TURN_SECONDS * campaign.scale.pace, done)
+                # Some users may wait for invoices that belong to the other gateway. Beside the
+                # right workers, that would get only some of the attempts, which are a minute apart.
+                if campaign.other.gateway in [
+                    await gateway_of(campaign, case) for case in list(campaign.under_way)
+                ]:
+                    await run_the_other(campaign, "alone", TURN_SECONDS, done)
 
 
 def make_hosts(service: Service, directory: Path, number: int) -> list[RawClient]:
@@ -1142,6 +1220,7 @@ def make_workers(
     stripe: StripeStandIn,
     hook: HangingHook,
     gateway: str,
+    payments_at_once: int,
 ) -> tuple[list[Payer], Payer]:
     """One worker, or two that share a database; and the worker with the other gateway.
 
@@ -1152,6 +1231,7 @@ def make_workers(
         "INVOICE_NOTIFY_URL": hook.url,
         "INVOICE_TWO_PEOPLE_OVER": TWO_PEOPLE_OVER,
         "STRIPE_API_BASE": stripe.url,
+        "PAYMENTS_AT_ONCE": str(payments_at_once),
     }
     if database:
         settings["PAYMENT_LEDGER_URL"] = database.url()
@@ -1165,10 +1245,12 @@ def make_workers(
 
 async def print_progress(campaign: Campaign) -> None:
     while True:
+        waits = [f"{case.name} {case.course}" for case in campaign.under_way or campaign.unclosed]
         print(
             f"{time.monotonic() - campaign.began:5.0f} s: {campaign.decided} invoices decided,"
             f" {sum(campaign.outcomes.values())} compared, {campaign.kills.total()} kills,"
-            f" {campaign.faults.total()} faults, {campaign.repeated} calls repeated",
+            f" {campaign.faults.total()} faults, {campaign.repeated} calls repeated"
+            f"; waits for: {', '.join(waits) or 'none'}",
             flush=True,
         )
         await asyncio.sleep(PROGRESS_SECONDS)

@@ -284,19 +284,26 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 LONGEST = [
-    "faults/test_campaign_with_stripe.py",
-    "faults/test_killed_processes.py",
+    "service/test_secrets.py",
     "hosts/test_card_in_a_browser.py",
     "faults/test_dev_server.py",
+    "faults/test_campaign_with_stripe.py",
+    "service/test_two_people.py",
     "faults/test_campaign.py",
-    "service/test_without_a_worker.py",
-    "service/test_secrets.py",
-    "faults/test_shared_ledger.py",
-    "faults/test_largest_invoices.py",
-    "service/test_late_decisions.py",
-    "service/test_other_clients.py",
-    "service/test_tutorial.py",
+    "faults/test_killed_processes.py",
     "hosts/test_inspector.py",
+    "service/test_audit.py",
+    "service/test_without_a_worker.py",
+    "service/test_other_clients.py",
+    "service/test_late_decisions.py",
+    "service/test_deciding.py",
+    "faults/test_largest_invoices.py",
+    "faults/test_shared_ledger.py",
+    "hosts/test_card.py",
+    "service/test_tutorial.py",
+    "service/test_traces.py",
+    "faults/test_misbehaving_hooks.py",
+    "hosts/test_two_users.py",
 ]
 """The files that take longer than 20 s, the longest first."""
 

@@ -102,7 +102,7 @@ async def eventually(check: Callable[[], Any], bound: float = 20) -> Any:
 
     Fails after `bound` seconds.
     """
-    pause = 0.02
+    pause = 0.05
     async with asyncio.timeout(bound):
         while True:
             found = check()
@@ -112,7 +112,7 @@ async def eventually(check: Callable[[], Any], bound: float = 20) -> Any:
                 return found
             await asyncio.sleep(pause)
             # A check may be a call to a service, and frequent calls would slow the service down.
-            pause = min(pause * 1.25, 0.5)
+            pause = min(pause * 1.5, 0.5)
 
 
 def environment(address: str, **more: str) -> dict[str, str]:

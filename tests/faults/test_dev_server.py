@@ -14,15 +14,18 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fastmcp import Client as McpClient
 from temporalio.api.namespace.v1 import UpdateNamespaceInfo
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest, UpdateNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
+import activities
 import audit
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
+from payments.simulated import SimulatedGateway
 from reports import SEARCH_ATTRIBUTES
 from startup import StartupError
 from support import (
@@ -35,9 +38,9 @@ from support import (
     connect,
     eventually,
     free_port,
-    mcp,
     paid,
     refused_start,
+    workflows_only,
 )
 from temporal_service import dev_server
 
@@ -114,16 +117,37 @@ async def submit(embedded: Embedded, **fields: object) -> Invoice:
     return await Desk(await connect(embedded.address)).submit(**fields)
 
 
-async def test_waiting_invoices_survive_the_service_with_its_worker(embedded: Embedded) -> None:
+async def test_waiting_invoices_survive_the_service_with_its_worker_and_move_to_another_port(
+    embedded: Embedded,
+) -> None:
     worker = await embedded.worker().start()
     invoice = await submit(embedded, id="INV-002")
     assert await worker.end() == 0
     assert await embedded.has_no_server()
     assert "Traceback" not in worker.log.read_text()
 
-    await embedded.worker().start()
-    assert await approved(embedded, invoice)
-    assert len(paid(embedded.data, invoice)) == 2
+    other = Embedded(embedded.data)
+    try:
+        worker = await with_hangup(other.worker())
+        assert await approved(other, invoice)
+        assert len(paid(embedded.data, invoice)) == 2
+        # A closed terminal ends both.
+        assert await worker.end(HANGUP) == 0
+        assert await other.has_no_server()
+    finally:
+        other.kill()
+
+
+HANGUP = signal.SIGTERM if sys.platform == "win32" else signal.SIGHUP  # Windows has none
+
+
+async def with_hangup(worker: Worker) -> Worker:
+    """Starts a worker as from a terminal: under nohup, the tests and what they start ignore it."""
+    ours = signal.signal(HANGUP, signal.SIG_DFL)
+    try:
+        return await worker.start()
+    finally:
+        signal.signal(HANGUP, ours)
 
 
 FOLDER = "what? #1 100%41 Счета 請求書 ü"
@@ -199,25 +223,16 @@ def here(unconfigured: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Embed
     return use
 
 
-async def test_a_service_found_running_remembers_them_for_a_year_too(
+async def test_a_service_found_running_remembers_them_too_and_gets_the_search_attributes_it_lacks(
     embedded: Embedded, service: Service, here: Callable[[Embedded], None]
 ) -> None:
     service.port, service.address = embedded.port, embedded.address
     client = await service.start()
     assert await retention_days(client) == 1
-    here(embedded)
-    async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
-        assert await retention_days(client) == 365
-
-
-async def test_a_service_found_running_gets_the_search_attributes_that_it_lacks(
-    embedded: Embedded, service: Service, here: Callable[[Embedded], None]
-) -> None:
-    service.port, service.address = embedded.port, embedded.address
-    client = await service.start()
     await dev_server._register(client, SEARCH_ATTRIBUTES[:1])  # as an earlier version did
     here(embedded)
     async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
+        assert await retention_days(client) == 365
         listed = await client.operator_service.list_search_attributes(
             ListSearchAttributesRequest(namespace=client.namespace)
         )
@@ -292,21 +307,14 @@ async def test_a_directory_has_no_second_service_on_another_port(running: Embedd
     assert not other.servers()
 
 
-async def test_a_directory_moves_to_another_port_once_its_service_has_ended(
-    embedded: Embedded,
+async def test_the_tools_find_the_service_on_its_port(
+    running: Embedded, configure: Callable[[dict[str, str]], None]
 ) -> None:
-    assert await (await embedded.worker().start()).end() == 0
-    other = Embedded(embedded.data)
-    try:
-        await other.worker().start()
-        assert await other.client()
-    finally:
-        other.kill()
+    import invoice_server
 
-
-async def test_the_tools_find_the_service_on_its_port(running: Embedded) -> None:
-    async with mcp("", env=running.ports) as client:
-        assert "can't be reached" not in await Tools(client)("list_invoices")
+    configure(running.ports)
+    async with McpClient(invoice_server.mcp) as host:
+        assert "can't be reached" not in await Tools(host)("list_invoices")
 
 
 async def test_a_worker_of_another_directory_joins_the_service_that_is_configured(
@@ -456,17 +464,6 @@ async def test_no_web_page_can_decide_on_or_start_an_invoice(running: Embedded) 
     assert await handle.query("get_status") == "Awaiting approval"
 
 
-async def test_a_service_left_behind_by_a_killed_worker_is_used(
-    embedded: Embedded, here: Callable[[Embedded], None]
-) -> None:
-    (await embedded.worker().start()).kill()
-    [server] = embedded.servers()
-    here(embedded)
-    async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
-        assert embedded.servers() == [server]
-    assert embedded.servers() == [server]
-
-
 @unix
 @pytest.mark.slow
 async def test_a_service_that_hangs_ends_with_its_worker(embedded: Embedded) -> None:
@@ -482,7 +479,9 @@ async def test_a_service_that_hangs_ends_with_its_worker(embedded: Embedded) -> 
     assert "Traceback" not in worker.log.read_text()
 
 
-async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> None:
+async def test_its_service_is_started_again_when_it_ends_and_used_when_its_worker_is_killed(
+    embedded: Embedded, here: Callable[[Embedded], None]
+) -> None:
     worker = await embedded.worker().start()
     invoice = await submit(embedded)
     [server] = embedded.servers()
@@ -496,6 +495,13 @@ async def test_its_service_is_started_again_when_it_ends(embedded: Embedded) -> 
     await eventually(lambda: approved(embedded, invoice), 40)
     assert "ended; starting it" in worker.log.read_text()
     assert log.read_text().startswith(log_before)
+
+    worker.kill()
+    [left_behind] = embedded.servers()
+    here(embedded)
+    async with dev_server.connect_or_start(embedded.data, SEARCH_ATTRIBUTES):
+        assert embedded.servers() == [left_behind]
+    assert embedded.servers() == [left_behind]
 
 
 async def test_workers_started_at_once_share_a_service_even_after_its_owner_ends(
@@ -563,18 +569,6 @@ async def test_ctrl_c_during_the_start_leaves_no_server(seconds: float, embedded
 
 
 @unix
-async def test_a_closed_terminal_ends_worker_and_server(embedded: Embedded) -> None:
-    # Under nohup the tests ignore the signal, and what they start would too.
-    ours = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    try:
-        worker = await embedded.worker().start()
-    finally:
-        signal.signal(signal.SIGHUP, ours)
-    assert await worker.end(signal.SIGHUP) == 0
-    assert await embedded.has_no_server()
-
-
-@unix
 async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> None:
     worker = embedded.worker()
     worker.command.insert(0, "nohup")
@@ -584,10 +578,14 @@ async def test_nohup_keeps_them_when_the_terminal_closes(embedded: Embedded) -> 
     assert await approved(embedded, await submit(embedded))
 
 
-async def test_the_start_reports_the_open_invoices(namespace: Namespace, tmp_path: Path) -> None:
+async def test_the_start_reports_the_open_invoices(
+    namespace: Namespace, tmp_path: Path, ledger: SQLiteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payments = (SimulatedGateway(tmp_path), ledger)
+    monkeypatch.setattr(activities, "open_payments", lambda: payments)
     (tmp_path / "gateway-down").touch()
     desk = Desk(await namespace.connect())
-    async with Worker(namespace.address, tmp_path):
+    async with workflows_only(desk.temporal):
         paying, *_ = await asyncio.gather(*(desk.submit() for _ in range(3)))
         await desk.approve(paying)
         await desk.until(paying, "paying")

@@ -26,55 +26,38 @@ async def test_an_invoice_waits_for_the_worker_with_its_ledger(
         assert len(paid(tmp_path / "own", invoice)) == 2
 
 
-async def test_an_invoice_waits_for_the_worker_with_its_gateway(
+async def test_invoices_wait_for_the_worker_with_their_gateway(
     namespace: Namespace, tmp_path: Path
 ) -> None:
     """The worker is restarted without the setting that names the gateway."""
-    desk = Desk(await namespace.connect())
-    with StripeStandIn() as stand_in:
-        settings = stand_in.settings
-        async with Worker(namespace.address, tmp_path, **settings) as stripe:
-            invoice = await desk.submit(**TERMS)
-            await desk.until(invoice, "waiting")
-            await stripe.end()
-            async with Worker(namespace.address, tmp_path) as simulated:
-                await desk.approve(invoice)
-                text = (await desk.once(invoice, lambda status: status.retry)).to_text()
-                assert "Line 1 is being retried" in text
-                assert (
-                    "the invoice is paid through stripe test, and this worker pays through sim"
-                    in text
-                )
-                assert "start a worker with the PAYMENT_GATEWAY" in text
-                assert not paid(tmp_path, invoice)
-                await simulated.end()
-                async with Worker(namespace.address, tmp_path, **settings) as stripe:
-                    await desk.until(invoice, "completed")
-                    assert len(stand_in.charged(invoice.id)) == 2
-
-
-async def test_an_invoice_submitted_while_the_ledger_is_away_waits_for_the_worker_with_its_gateway(
-    namespace: Namespace, tmp_path: Path
-) -> None:
     desk, data = Desk(await namespace.connect()), tmp_path
     with StripeStandIn() as stand_in:
         settings = {**stand_in.settings, "STRIPE_API_KEY": "sk_live_ok"}
         async with Worker(namespace.address, data, **settings) as stripe:
-            (data / "payments.db").rename(data / "away.db")
             invoice = await desk.submit(**TERMS)
-            text = (await desk.until(invoice, "waiting")).to_text()
+            await desk.until(invoice, "waiting")
+            (data / "payments.db").rename(data / "away.db")
+            while_away = await desk.submit(**TERMS)
+            text = (await desk.until(while_away, "waiting")).to_text()
             assert "it isn't known whether any of it was paid" in text
             await stripe.end()
         (data / "away.db").rename(data / "payments.db")
         async with Worker(namespace.address, data) as simulated:
-            await desk.approve(invoice)
-            text = (await desk.once(invoice, lambda status: status.retry)).to_text()
-            assert "the invoice is paid through stripe live, and this worker pays through" in text
-            assert not paid(data, invoice)
+            for waiting in (invoice, while_away):
+                await desk.approve(waiting)
+                text = (await desk.once(waiting, lambda status: status.retry)).to_text()
+                assert (
+                    "the invoice is paid through stripe live, and this worker pays through sim"
+                    in text
+                )
+                assert "start a worker with the PAYMENT_GATEWAY" in text
+                assert not paid(data, waiting)
+            assert "Line 1 is being retried" in (await desk.status(invoice)).to_text()
             await simulated.end()
         async with Worker(namespace.address, data, **settings):
-            await desk.until(invoice, "completed")
-            assert len(stand_in.charged(invoice.id)) == 2
+            for waiting in (invoice, while_away):
+                await desk.until(waiting, "completed")
+                assert len(stand_in.charged(waiting.id)) == 2
 
 
 async def test_an_invoice_submitted_while_the_ledger_is_away_is_taken_and_paid_later(

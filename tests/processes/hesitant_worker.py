@@ -1,4 +1,7 @@
-"""A worker that pauses after each payment, so that a kill often comes before the ledger has it."""
+"""A worker that pauses after each payment, so that a kill often comes before the ledger has it.
+
+It pays `PAYMENTS_AT_ONCE` lines at once, from its environment.
+"""
 
 import os
 import random
@@ -27,5 +30,6 @@ def open_hesitant_payments() -> tuple[PaymentGateway, Ledger]:
 
 
 if __name__ == "__main__":
+    worker.PAYMENTS_AT_ONCE = int(os.environ["PAYMENTS_AT_ONCE"])
     activities.open_payments = open_hesitant_payments
     os._exit(worker.main())
