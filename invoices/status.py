@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     Field,
     ValidationError,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from invoices.invoice import Invoice, iso_date
+from invoices.invoice import FromOthers, Invoice, iso_date
 from invoices.wording import (
     capitalized,
     describe_bill,
@@ -188,7 +187,7 @@ READ_AT_ONCE = timedelta(seconds=2)
 """A decision that a running worker reads is at most this old, if the clocks agree."""
 
 
-class DecisionDetails(BaseModel):
+class DecisionDetails(FromOthers):
     """What a signal says about a decision, besides approve or reject. Each field is optional."""
 
     by: Annotated[str | None, Field(max_length=MAX_NAME)] = None
@@ -236,7 +235,7 @@ class Decision(DecisionDetails):
         return f"{verb} {_by_whom(self.by, self.at, self.reason)}"
 
 
-class Cancellation(BaseModel):
+class Cancellation(FromOthers):
     """A request to Temporal to cancel an invoice's run. The name and the reason are the sender's
     word.
     """
@@ -273,7 +272,7 @@ def _by_whom(name: str | None, at: datetime, reason: str | None) -> str:
     return f"by {by} on {format_utc(at)}{because}"
 
 
-class Progress(BaseModel):
+class Progress(FromOthers):
     """An invoice's progress. Amounts are decimal strings, times are UTC."""
 
     state: State

@@ -246,6 +246,23 @@ def test_who_is_charged_and_how_is_text_of_255_characters_at_most(field: str) ->
     assert refusal(**{field: 5}).startswith(f"{field}: must be a valid string")
 
 
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("lines[0].item", {"lines": [line(item="a\0b")]}),
+        ("customer", {"customer": "\0"}),
+        ("payment_method", {"payment_method": "pm\0"}),
+    ],
+)
+def test_what_a_new_invoices_payments_have_is_text_that_a_ledger_can_store(
+    field: str, fields: dict[str, Any]
+) -> None:
+    assert refusal(**fields) == f"{field}: must be text without NUL or half characters"
+    # A run has it in its content, and says so when a worker reads it.
+    assert as_started(**fields).content == as_started(BEFORE_1_1, **fields).content
+    assert invoice(supplier="a\0b", lines=[line(description="\0", note="\0")], note="\0")
+
+
 BILL = {
     "supplier": "Northwind Web Ltd",
     "supplier_reference": "2026-4711",

@@ -16,7 +16,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
 import activities
-from invoices.invoice import BEFORE_1_1, Invoice
+from invoices.invoice import AS_STARTED, BEFORE_1_1, Invoice
 from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
 from invoices.paid_earlier import PaidEarlier
 from payments.gateway import (
@@ -539,6 +539,46 @@ async def test_the_activity_refuses_text_that_no_ledger_can_store(
     error = await refused(activities.process_payment, {"item": item, "amount": "5.00"})
     assert "item: must be text without NUL" in error.message
     assert error.non_retryable
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("lines[0].item", {"lines": [{"item": "s3cret\0", "amount": "5.00"}]}),
+        ("customer", {"customer": "s3cret\0"}),
+        ("payment_method", {"payment_method": "s3cret\0"}),
+    ],
+)
+@pytest.mark.parametrize("context", [AS_STARTED, BEFORE_1_1])
+async def test_a_run_with_text_that_no_ledger_can_store_is_told_so_by_the_activities(
+    field: str, fields: dict[str, Any], context: str, opened: SQLiteLedger
+) -> None:
+    content = {**an_entry("INV-1", "5.00"), **fields}
+    invoice = Invoice.model_validate_json(json.dumps(content), context=context)
+    terms = Terms.of(invoice, None, None)
+    question = LedgerQuestion.about(invoice, terms).to_json()
+    request = PaymentRequest.of_line(invoice.lines[0], terms, 1).to_json()
+    for error in (
+        await refused(activities.payments_made, question, is_local=True),
+        await refused(activities.process_payment, request),
+        await refused(activities.payment_outcome, request),
+    ):
+        assert error.type == "InvalidInvoice"
+        assert error.non_retryable
+        name = field.removeprefix("lines[0].")
+        assert error.message.endswith(f"{name}: must be text without NUL or half characters")
+        # Temporal keeps the cause's text too.
+        assert "s3cret" not in f"{error.message} {error.__cause__}"
+    assert not states(opened)
+
+
+async def test_an_odd_item_that_1_0_has_paid_is_reported(
+    opened: SQLiteLedger, gateway: SimulatedGateway
+) -> None:
+    pay_once(gateway, opened, replace(PAYMENT, item="a\0b"))
+    answer = await an_activity().run(activities.payments_made, an_entry("INV-1", "19.99"))
+    [line] = LedgerAnswer.model_validate(answer).lines or []
+    assert (line.line, line.item) == (1, "a\0b")
 
 
 async def test_an_invoice_of_another_ledger_is_not_paid(
