@@ -256,7 +256,7 @@ class InvoiceWorkflow:
         if (answer := _read_answer(found)) is None:
             raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
-        if self.decisions.learn_rule(answer.required_approvals):
+        if self.decisions.learn_rule(answer):
             self._judge()
             self.report.make_rule_known(self.progress)
         if answer.lines is None:  # the ledger is away

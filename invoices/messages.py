@@ -143,7 +143,8 @@ class PaidLine(PricedLine):
 class LedgerAnswer(FromOthers):
     """What `payments_made` answers: the worker's ledger and gateway, and what is paid.
 
-    Without `ledger` and `lines` where the ledger was away at the run's first question.
+    Without `ledger` and `lines` where the ledger was away at the run's first question. With
+    `required_approvals` alone where the invoice belongs to a different ledger or gateway.
     """
 
     ledger: str | None = None
@@ -157,6 +158,11 @@ class LedgerAnswer(FromOthers):
     """Whether this worker sends notices."""
     required_approvals: RequiredApprovals | None = None
     """What this worker's limit requires for the invoice, if anything."""
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether the invoice belongs to a different ledger or gateway from this worker's."""
+        return self.gateway is None and self.lines is None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude_defaults=True)

@@ -16,6 +16,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
 import activities
+from invoices.approvals import TwoPeopleRule
 from invoices.invoice import AS_STARTED, BEFORE_1_1, Invoice
 from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
 from invoices.paid_earlier import PaidEarlier
@@ -902,3 +903,25 @@ async def test_a_runs_first_question_is_refused_where_another_gateway_has_begun(
     monkeypatch.setattr(activities, "open_payments", lambda: (OtherProvider(), opened))
     error = await refused(activities.payments_made, an_entry("INV-1", "5.00"), is_local=True)
     assert error.type == "WrongGateway"
+
+
+@pytest.mark.parametrize("wrong", ["ledger", "gateway"])
+async def test_a_runs_first_question_is_told_of_two_people_by_the_wrong_worker_too(
+    wrong: str, opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = an_entry("INV-1", "5.00")
+    if wrong == "ledger":
+        question["ledger"] = "0123456789abcdef" * 2
+    else:
+        begin(provider, opened, "begun")
+    first = an_activity(is_local=True)
+    error = await refused(activities.payments_made, question, is_local=True)
+    assert error.type == f"Wrong{wrong.capitalize()}"
+    rule = TwoPeopleRule.parse("4.99")
+    monkeypatch.setattr(activities, "two_people_rule", lambda: rule)
+    monkeypatch.setenv("INVOICE_NOTIFY_URL", "http://127.0.0.1:9/")
+    answer = await first.run(activities.payments_made, question)
+    assert answer == {"required_approvals": "two_people"}
+    assert LedgerAnswer.model_validate(answer).is_of_another
+    error = await refused(activities.payments_made, question)  # before paying
+    assert error.type == f"Wrong{wrong.capitalize()}"
