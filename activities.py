@@ -434,8 +434,9 @@ def _gateway_of(terms: Terms) -> set[str]:
 
 def _expect_ledger(ledger: Ledger, terms: Terms) -> None:
     if terms.ledger not in (None, ledger.id):
+        named = sanitized(str(terms.ledger)[:8])
         raise WrongLedger(
-            f"the invoice belongs to the payment ledger {str(terms.ledger)[:8]}, and this worker"
+            f"the invoice belongs to the payment ledger {named}, and this worker"
             f" keeps {ledger.id[:8]} in {ledger.name}: start a worker with the data directory"
             " or PAYMENT_LEDGER_URL that the invoice began with"
         )

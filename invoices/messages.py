@@ -43,6 +43,7 @@ Currency = Annotated[
 OptionalText = Annotated[
     Text | None, BeforeValidator(lambda value: None if value is None else str(value))
 ]
+Name = Annotated[str, AfterValidator(storable)]
 Amount = Annotated[Decimal, BeforeValidator(_exact)]
 
 
@@ -147,8 +148,8 @@ class LedgerAnswer(FromOthers):
     `required_approvals` alone where the invoice belongs to a different ledger or gateway.
     """
 
-    ledger: str | None = None
-    gateway: str | None = None
+    ledger: Name | None = None
+    gateway: Name | None = None
     """None from a worker before 1.2."""
     lines: list[PaidLine] | None = None
     declined: dict[int, int] | None = None

@@ -1,6 +1,7 @@
 """An invoice's progress: its state, the decision on it and what has been paid."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
@@ -14,7 +15,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from invoices.invoice import FromOthers, Invoice, iso_date
+from invoices.invoice import FromOthers, Invoice, iso_date, storable
 from invoices.wording import (
     capitalized,
     describe_bill,
@@ -185,6 +186,16 @@ MAX_NAME = 200
 MAX_REASON = 1000
 READ_AT_ONCE = timedelta(seconds=2)
 """A decision that a running worker reads is at most this old, if the clocks agree."""
+
+
+def text_in_memo(value: object) -> str | None:
+    """A text that a run's starter wrote into the memo, cut; None for anything else.
+
+    A memo that repeated half a character couldn't be read. In a signal, pydantic refuses it.
+    """
+    with suppress(ValueError):
+        return storable(value[:MAX_NAME]) if isinstance(value, str) else None
+    return None
 
 
 class DecisionDetails(FromOthers):
@@ -521,7 +532,7 @@ class RunProgress(Progress):
     def of(cls, invoice: Invoice, submitted_by: object = None) -> Self:
         """`submitted_by` is what its starter says, which can be anything."""
         return cls(
-            submitted_by=submitted_by[:MAX_NAME] if isinstance(submitted_by, str) else None,
+            submitted_by=text_in_memo(submitted_by),
             state="waiting",
             status=AWAITING_APPROVAL,
             line_count=len(invoice.lines),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
@@ -594,6 +595,22 @@ async def test_an_invoice_of_another_ledger_is_not_paid(
     assert not payments(tmp_path)
     await an_activity().run(activities.process_payment, {**line, "ledger": opened.id})
     assert payments(tmp_path)
+
+
+async def test_a_ledger_that_another_client_names_is_sanitized(opened: SQLiteLedger) -> None:
+    line = {"item": "Hosting", "amount": "19.99", "ledger": "\x1b[2J\nPaid"}
+    error = await refused(activities.process_payment, line)
+    assert "the payment ledger \ufffd(2J Pai, and" in error.message
+
+
+@pytest.mark.parametrize("odd", ["a\0", "\ud800", 5])
+@pytest.mark.parametrize("field", ["ledger", "gateway"])
+def test_an_answer_names_a_ledger_and_a_gateway_that_a_memo_can_have(
+    field: str, odd: object
+) -> None:
+    """Another client can complete the activity."""
+    with pytest.raises(ValidationError):
+        LedgerAnswer.model_validate({field: odd})
 
 
 @pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
