@@ -627,6 +627,16 @@ def test_pay_on_is_a_day_or_a_time_with_its_offset(pay_on: object) -> None:
     assert str(as_started.rule_of_pay_on(NOW)).startswith("must be a date such as")
 
 
+@pytest.mark.parametrize("offset", ["+09:99", "-00:60"])
+def test_a_new_pay_ons_offset_has_at_most_59_minutes(offset: str) -> None:
+    pay_on = f"2026-12-15T09:00{offset}"
+    assert refusal(pay_on=pay_on).startswith("pay_on: must be a date such as 2026-12-15, or a time")
+    # Runs that have begun with one go on.
+    read = as_started(pay_on=pay_on)
+    assert read.pay_at == datetime.fromisoformat(pay_on)
+    assert read.rule_of_pay_on(NOW) is None
+
+
 def test_pay_on_is_at_most_a_year_ahead() -> None:
     too_late = invoice(pay_on="2027-12-03")
     assert too_late.rule_of_pay_on(NOW) == "must be at most 366 days ahead"
