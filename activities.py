@@ -140,7 +140,9 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
 
     Takes the JSON of a `LedgerQuestion`, and returns that of a `LedgerAnswer`. A run's first
     question is a local activity. It is answered within 2 s even if the ledger is unavailable,
-    because the answer names the gateway, and the run is bound to that from its start.
+    because the answer names the gateway, and the run is bound to that from its start. If the
+    invoice belongs to a different ledger or gateway, it is answered only that two people must
+    approve, if they must.
 
     Raises:
         ApplicationError: of one of these types. Not retried: `InvalidInvoice`, if this worker's
@@ -157,9 +159,9 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
         question = LedgerQuestion.model_validate(invoice)
         total = sum((line.amount for line in question.lines), Decimal(0))
         answer.required_approvals = two_people_rule().required_for(total, question.currency)
-        _expect_ledger(ledger, question)
         seconds = FIRST_ANSWER_SECONDS if info.is_local else PAYMENT_SECONDS
         try:
+            _expect_ledger(ledger, question)
             async with asyncio.timeout(seconds):
                 begun_through = await _ask(ledger.providers, question.id)
                 expect_gateway(gateway, begun_through | _gateway_of(question))
@@ -171,6 +173,12 @@ async def payments_made(invoice: dict[str, Any]) -> dict[str, Any]:
                     until = info.current_attempt_scheduled_time
                     settling = (settled_entries, gateway, ledger, question.id, until)
                     entries = await _within(PAYMENT_SECONDS, _PAYING, *settling)
+        except (WrongLedger, WrongGateway) as error:
+            # That one approval is enough, only the right worker can say.
+            if not (info.is_local and answer.required_approvals):
+                raise
+            activity.logger.warning("%s: asked again before paying: %s", question.id, error)
+            return LedgerAnswer(required_approvals=answer.required_approvals).to_json()
         except (GatewayUnavailable, TimeoutError) as error:
             reason = str(error) or f"the payment ledger gave no answer in {seconds} s"
             if not info.is_local:
@@ -426,8 +434,9 @@ def _gateway_of(terms: Terms) -> set[str]:
 
 def _expect_ledger(ledger: Ledger, terms: Terms) -> None:
     if terms.ledger not in (None, ledger.id):
+        named = sanitized(str(terms.ledger)[:8])
         raise WrongLedger(
-            f"the invoice belongs to the payment ledger {str(terms.ledger)[:8]}, and this worker"
+            f"the invoice belongs to the payment ledger {named}, and this worker"
             f" keeps {ledger.id[:8]} in {ledger.name}: start a worker with the data directory"
             " or PAYMENT_LEDGER_URL that the invoice began with"
         )

@@ -10,6 +10,7 @@ from temporalio.common import RawValue, RetryPolicy
 with workflow.unsafe.imports_passed_through():
     from activities import decision_in_time
     from invoices.approvals import Judgement, can_matter, judge
+    from invoices.messages import LedgerAnswer
     from invoices.status import Decision, RequiredApprovals, RunProgress
 
 
@@ -38,13 +39,16 @@ class ReceivedDecisions:
             progress.first_approval = self.judgement.first
             progress.decision = self.judgement.decision
 
-    def learn_rule(self, required: RequiredApprovals | None) -> bool:
-        """Takes over what the first worker that answers requires. True if it is two people."""
+    def learn_rule(self, answer: LedgerAnswer) -> bool:
+        """Takes over what the first worker that answers requires. True if it is two people.
+
+        If it has a different ledger or gateway, that holds only until the right one answers.
+        """
         if self.is_rule_known:
             return False
-        self.is_rule_known = True
-        self.required = required
-        return required is not None
+        self.is_rule_known = not answer.is_of_another
+        self.required = answer.required_approvals
+        return self.required is not None
 
     def receive(
         self, approved: bool, payload: RawValue, deadline: datetime, outcome: bool | None

@@ -48,6 +48,7 @@ with workflow.unsafe.imports_passed_through():
         approval_deadline,
         describe_failure,
         failure_message,
+        text_in_memo,
     )
     from invoices.wording import describe_payment, describe_validation_errors, format_day
     from reports import RunReport, find_cancellation, report_invalid
@@ -177,8 +178,7 @@ class InvoiceWorkflow:
             return
         # The client passes on the ledger of the previous run. It isn't reported as this run's own,
         # because anyone can write a memo.
-        if isinstance(ledger := workflow.memo_value("ledger", None), str):
-            self.expected_ledger = ledger
+        self.expected_ledger = text_in_memo(workflow.memo_value("ledger", None))
         try:
             found = await workflow.execute_local_activity(
                 payments_made,
@@ -256,7 +256,7 @@ class InvoiceWorkflow:
         if (answer := _read_answer(found)) is None:
             raise self._fail_with("PaymentFailed", "what was paid earlier can't be read")
         self.progress.gateway, self.report.sends_notices = answer.gateway, answer.notify
-        if self.decisions.learn_rule(answer.required_approvals):
+        if self.decisions.learn_rule(answer):
             self._judge()
             self.report.make_rule_known(self.progress)
         if answer.lines is None:  # the ledger is away

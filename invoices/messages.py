@@ -1,16 +1,17 @@
 """What the workflow and its activities send each other, as JSON.
 
-The tutorial's workflow sends less, and other clients may send anything: each activity validates.
+The tutorial's workflow sends less, and other clients may send anything: each activity validates,
+and its failure ends the run. The workflow doesn't: an error there would only fail its tasks, again
+and again.
 """
 
-import re
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from invoices.invoice import Invoice, LineItem
+from invoices.invoice import FromOthers, Invoice, LineItem, storable
 from invoices.status import RequiredApprovals
 from invoices.wording import format_money, sanitized_quote
 
@@ -19,12 +20,6 @@ MAX_TERM = 1000
 may have any number, and no provider takes such a one."""
 MAX_AMOUNT = 40
 """Characters of an amount."""
-
-
-def _storable(text: str) -> str:
-    if re.search("[\0\ud800-\udfff]", text):  # which a ledger can't store
-        raise PydanticCustomError("text", "must be text without NUL or half characters")
-    return text
 
 
 def _exact(value: Any) -> Decimal:
@@ -39,7 +34,7 @@ def _exact(value: Any) -> Decimal:
     raise PydanticCustomError("amount", "must be a number, not negative")
 
 
-Text = Annotated[str, BeforeValidator(str), AfterValidator(_storable)]
+Text = Annotated[str, BeforeValidator(str), AfterValidator(storable)]
 Currency = Annotated[
     str,
     Field(pattern="^[A-Z]{3}$"),
@@ -48,10 +43,11 @@ Currency = Annotated[
 OptionalText = Annotated[
     Text | None, BeforeValidator(lambda value: None if value is None else str(value))
 ]
+Name = Annotated[str, AfterValidator(storable)]
 Amount = Annotated[Decimal, BeforeValidator(_exact)]
 
 
-class LineToPay(BaseModel):
+class LineToPay(FromOthers):
     """What a line of an invoice says to whoever pays it."""
 
     item: Text = "Unknown"
@@ -67,7 +63,7 @@ class PricedLine(LineToPay):
         return f"{sanitized_quote(self.item)} for {format_money(self.amount, self.currency)}"
 
 
-class Terms(BaseModel):
+class Terms(FromOthers):
     """What an invoice says for all of its lines, and what its run is bound to."""
 
     currency: Currency = "USD"
@@ -87,10 +83,10 @@ class Terms(BaseModel):
         escaped to ASCII, and more than 2 MiB of that is never sent.
         """
         customer, payment_method = (
-            None if value is None or len(str(value)) > MAX_TERM else value
+            None if value is None or len(text := str(value)) > MAX_TERM else text
             for value in (invoice.customer, invoice.payment_method)
         )
-        return cls(
+        return cls.model_construct(
             currency=invoice.currency,
             customer=customer,
             payment_method=payment_method,
@@ -111,7 +107,9 @@ class PaymentRequest(PricedLine, Terms):
 
     @classmethod
     def of_line(cls, line: LineItem, terms: Terms, attempt: int | None) -> "PaymentRequest":
-        return cls(item=line.item, amount=line.amount, ledger_attempt=attempt, **terms.model_dump())
+        return cls.model_construct(
+            item=line.item, amount=line.amount, ledger_attempt=attempt, **terms.model_dump()
+        )
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -125,8 +123,10 @@ class LedgerQuestion(Terms):
 
     @classmethod
     def about(cls, invoice: Invoice, terms: Terms) -> "LedgerQuestion":
-        lines = [LineToPay(item=line.item, amount=line.amount) for line in invoice.lines]
-        return cls(id=invoice.id, lines=lines, **terms.model_dump())
+        lines = [
+            LineToPay.model_construct(item=line.item, amount=line.amount) for line in invoice.lines
+        ]
+        return cls.model_construct(id=invoice.id, lines=lines, **terms.model_dump())
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -135,18 +135,21 @@ class LedgerQuestion(Terms):
 class PaidLine(PricedLine):
     """A line that is paid according to the ledger."""
 
+    item: str = "Unknown"
+    """Version 1.0 also paid for what isn't a `Text`."""
     line: Annotated[int, Field(ge=1)]
     """Its number in the invoice, counted from 1."""
 
 
-class LedgerAnswer(BaseModel):
+class LedgerAnswer(FromOthers):
     """What `payments_made` answers: the worker's ledger and gateway, and what is paid.
 
-    Without `ledger` and `lines` where the ledger was away at the run's first question.
+    Without `ledger` and `lines` where the ledger was away at the run's first question. With
+    `required_approvals` alone where the invoice belongs to a different ledger or gateway.
     """
 
-    ledger: str | None = None
-    gateway: str | None = None
+    ledger: Name | None = None
+    gateway: Name | None = None
     """None from a worker before 1.2."""
     lines: list[PaidLine] | None = None
     declined: dict[int, int] | None = None
@@ -156,6 +159,11 @@ class LedgerAnswer(BaseModel):
     """Whether this worker sends notices."""
     required_approvals: RequiredApprovals | None = None
     """What this worker's limit requires for the invoice, if anything."""
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether the invoice belongs to a different ledger or gateway from this worker's."""
+        return self.gateway is None and self.lines is None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude_defaults=True)

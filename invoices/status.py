@@ -1,6 +1,7 @@
 """An invoice's progress: its state, the decision on it and what has been paid."""
 
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
@@ -8,14 +9,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
     Field,
     ValidationError,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from invoices.invoice import Invoice, iso_date
+from invoices.invoice import FromOthers, Invoice, iso_date, storable
 from invoices.wording import (
     capitalized,
     describe_bill,
@@ -188,7 +188,17 @@ READ_AT_ONCE = timedelta(seconds=2)
 """A decision that a running worker reads is at most this old, if the clocks agree."""
 
 
-class DecisionDetails(BaseModel):
+def text_in_memo(value: object) -> str | None:
+    """A text that a run's starter wrote into the memo, cut; None for anything else.
+
+    A memo that repeated half a character couldn't be read. In a signal, pydantic refuses it.
+    """
+    with suppress(ValueError):
+        return storable(value[:MAX_NAME]) if isinstance(value, str) else None
+    return None
+
+
+class DecisionDetails(FromOthers):
     """What a signal says about a decision, besides approve or reject. Each field is optional."""
 
     by: Annotated[str | None, Field(max_length=MAX_NAME)] = None
@@ -236,7 +246,7 @@ class Decision(DecisionDetails):
         return f"{verb} {_by_whom(self.by, self.at, self.reason)}"
 
 
-class Cancellation(BaseModel):
+class Cancellation(FromOthers):
     """A request to Temporal to cancel an invoice's run. The name and the reason are the sender's
     word.
     """
@@ -273,7 +283,7 @@ def _by_whom(name: str | None, at: datetime, reason: str | None) -> str:
     return f"by {by} on {format_utc(at)}{because}"
 
 
-class Progress(BaseModel):
+class Progress(FromOthers):
     """An invoice's progress. Amounts are decimal strings, times are UTC."""
 
     state: State
@@ -522,7 +532,7 @@ class RunProgress(Progress):
     def of(cls, invoice: Invoice, submitted_by: object = None) -> Self:
         """`submitted_by` is what its starter says, which can be anything."""
         return cls(
-            submitted_by=submitted_by[:MAX_NAME] if isinstance(submitted_by, str) else None,
+            submitted_by=text_in_memo(submitted_by),
             state="waiting",
             status=AWAITING_APPROVAL,
             line_count=len(invoice.lines),

@@ -162,6 +162,8 @@ REFUSED: dict[str, Any] = {
     "fields without end": json.dumps(one(**{f"{n:x}": [] for n in range(95_000)})),
     "nested too deeply": json.dumps(one(note=1)).replace("1}", "[" * 230 + "]" * 230 + "}"),
     "lone surrogate": json.dumps(one(note="surrogate")).replace("surrogate", r"\ud800"),
+    "NUL in an item": one(lines=[{"item": "a\0b", "amount": 1}]),
+    "NUL in a customer": one(customer="cus\0"),
     "NaN": json.dumps(one(note=1)).replace("1}", "NaN}"),
     "brackets": "[" * 100_000,
     "NaN in lines": line_string("NaN"),
@@ -329,6 +331,37 @@ async def test_workflow_started_with_nonsense_fails_at_once(
         raise
     assert isinstance(caught.value.cause, ApplicationError)
     assert caught.value.cause.type == "InvalidInvoice"
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("lines(1).item", {"lines": [*lines(1), {"item": "s3cret\0", "amount": 1}]}),
+        ("customer", {"customer": "s3cret\0"}),
+        ("payment_method", {"payment_method": "s3cret\0"}),
+    ],
+)
+async def test_workflow_started_with_text_that_no_ledger_can_store_fails_at_once(
+    field: str, fields: dict[str, Any], client: Client, tools: Tools, worker: Worker
+) -> None:
+    invoice = an_invoice(**fields)
+    handle = await start(client, invoice["id"], invoice)
+    try:
+        with pytest.raises(WorkflowFailureError) as caught:
+            await asyncio.wait_for(handle.result(), 30)
+    except TimeoutError:
+        await handle.terminate()
+        raise
+    assert isinstance(caught.value.cause, ApplicationError)
+    assert caught.value.cause.type == "InvalidInvoice"
+    rule = f"Invalid invoice: {field}: must be text without NUL or half characters"
+    assert caught.value.cause.message == rule
+    assert rule in await tools("get_invoice_status", invoice_id=invoice["id"])
+    # The first event has the content.
+    events = (await handle.fetch_history()).events[1:]
+    assert "s3cret" not in str(events) + worker.log.read_text()
+    # Its id can be used again.
+    await tools("process_invoice", invoice_data=an_invoice(id=invoice["id"]))
 
 
 async def test_workflow_under_another_id_than_the_invoices_fails(

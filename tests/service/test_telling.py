@@ -98,6 +98,18 @@ async def test_another_clients_name_for_the_submitter_is_quoted_or_left_out(
     await tools("cancel_invoice", invoice_id=invoice["id"])
 
 
+@pytest.mark.parametrize("name", ["submitted_by", "ledger"])
+async def test_half_a_character_in_another_clients_memo_is_left_out(
+    name: str, tools: Tools, client: Client
+) -> None:
+    invoice = an_invoice()
+    await Desk(client).start(invoice, memo={name: "\ud800x"})
+    await tools("approve_invoice", invoice_id=invoice["id"])
+    status = await tools.until(invoice, "completed")
+    assert "Paid: 2 of 2 lines" in status["message"]
+    assert "Submitted by" not in status["message"]
+
+
 async def test_a_paying_invoice_shows_its_progress_and_who_approved(tools: Tools) -> None:
     invoice = await tools.submit(payment_interval_seconds=1.5)
     await tools("approve_invoice", invoice_id=invoice["id"], reason="as agreed")

@@ -31,6 +31,7 @@ from support import (
     an_invoice,
     eventually,
     paid,
+    payments,
     tools_in_memory,
     workflows_only,
 )
@@ -287,6 +288,39 @@ async def test_the_submitter_may_be_excluded(namespace: Namespace, tmp_path: Pat
             assert (await desk.approve(invoice)).outcome == "approved_first"
         with acting(BOB):
             await desk.pay(invoice)
+
+
+async def test_a_worker_with_another_ledger_holds_to_its_limit(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    """And the worker with the invoice's ledger to its own."""
+    desk = Desk(await namespace.connect())
+    limit = {"INVOICE_TWO_PEOPLE_OVER": "1000"}
+    own, other = tmp_path / "own", tmp_path / "other"
+    async with Worker(namespace.address, own, INVOICE_DECLINE_OVER="3000"):
+        rejected, approved = [await desk.submit_and_approve() for _ in range(2)]
+        for invoice in (rejected, approved):
+            await desk.until(invoice, "failed")
+    async with Worker(namespace.address, other, **limit):
+        for invoice in (rejected, approved):
+            with acting(SUE):
+                status = await desk.client.submit(invoice)
+                assert (status.state, status.required_approvals) == ("waiting", "two_people")
+                status = await desk.approve(invoice)
+            assert (status.state, status.outcome) == ("waiting", "approved_first")
+        status = await desk.reject(rejected)
+        assert (status.state, status.outcome) == ("rejected", "rejected")
+        with acting(ANN):
+            assert (await desk.approve(approved)).outcome == "approved"
+        await desk.once(approved, lambda status: status.state == "paying" and status.retry)
+    async with Worker(namespace.address, own, **limit, INVOICE_SUBMITTER_MAY_APPROVE="no"):
+        status = await desk.until(approved, "waiting", bound=40)
+        assert status.required_approvals == "two_other_people"
+        assert status.first_approval
+        assert status.first_approval.by == ANN
+        with acting(BOB):
+            await desk.pay(approved)
+    assert not payments(other)
 
 
 # Approvals that are read later.

@@ -246,6 +246,23 @@ def test_who_is_charged_and_how_is_text_of_255_characters_at_most(field: str) ->
     assert refusal(**{field: 5}).startswith(f"{field}: must be a valid string")
 
 
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("lines[0].item", {"lines": [line(item="a\0b")]}),
+        ("customer", {"customer": "\0"}),
+        ("payment_method", {"payment_method": "pm\0"}),
+    ],
+)
+def test_what_a_new_invoices_payments_have_is_text_that_a_ledger_can_store(
+    field: str, fields: dict[str, Any]
+) -> None:
+    assert refusal(**fields) == f"{field}: must be text without NUL or half characters"
+    # A run has it in its content, and says so when a worker reads it.
+    assert as_started(**fields).content == as_started(BEFORE_1_1, **fields).content
+    assert invoice(supplier="a\0b", lines=[line(description="\0", note="\0")], note="\0")
+
+
 BILL = {
     "supplier": "Northwind Web Ltd",
     "supplier_reference": "2026-4711",
@@ -608,6 +625,16 @@ def test_pay_on_is_a_day_or_a_time_with_its_offset(pay_on: object) -> None:
     assert as_started.pay_at is None
     assert json.loads(as_started.to_json())["pay_on"] == pay_on
     assert str(as_started.rule_of_pay_on(NOW)).startswith("must be a date such as")
+
+
+@pytest.mark.parametrize("offset", ["+09:99", "-00:60"])
+def test_a_new_pay_ons_offset_has_at_most_59_minutes(offset: str) -> None:
+    pay_on = f"2026-12-15T09:00{offset}"
+    assert refusal(pay_on=pay_on).startswith("pay_on: must be a date such as 2026-12-15, or a time")
+    # Runs that have begun with one go on.
+    read = as_started(pay_on=pay_on)
+    assert read.pay_at == datetime.fromisoformat(pay_on)
+    assert read.rule_of_pay_on(NOW) is None
 
 
 def test_pay_on_is_at_most_a_year_ahead() -> None:

@@ -10,6 +10,7 @@ from temporalio.api.common.v1 import Payload, Payloads
 import audit
 from invoice_runs import TrustedMemos
 from invoices.messages import PaymentRequest
+from invoices.status import text_in_memo
 from odd_payloads import ODD, payload
 from temporal_service.executions import Execution, Memo
 from temporal_service.payloads import LenientPayloadConverter
@@ -32,6 +33,23 @@ def test_a_memo_from_before_the_workflows_is_not_believed(
     trusted = TrustedMemos()
     trusted.add("invoice-1", "run", "then")
     assert trusted.has_memo_of(an_execution(**memo)) == is_believed
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("ann@desk1", "ann@desk1"),
+        ("é" * 10**6, "é" * 200),
+        ("\ud800x", None),
+        ("x\udfff", None),
+        ("a\0", None),
+        (5, None),
+        (None, None),
+        ({"by": "ann"}, None),
+    ],
+)
+def test_a_starters_memo_gives_a_text_or_nothing(value: object, text: str | None) -> None:
+    assert text_in_memo(value) == text
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)

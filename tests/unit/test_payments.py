@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from temporalio.activity import ActivityCancellationDetails
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
 import activities
-from invoices.invoice import BEFORE_1_1, Invoice
+from invoices.approvals import TwoPeopleRule
+from invoices.invoice import AS_STARTED, BEFORE_1_1, Invoice
 from invoices.messages import LedgerAnswer, LedgerQuestion, PaymentRequest, Terms
 from invoices.paid_earlier import PaidEarlier
 from payments.gateway import (
@@ -541,6 +543,46 @@ async def test_the_activity_refuses_text_that_no_ledger_can_store(
     assert error.non_retryable
 
 
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("lines[0].item", {"lines": [{"item": "s3cret\0", "amount": "5.00"}]}),
+        ("customer", {"customer": "s3cret\0"}),
+        ("payment_method", {"payment_method": "s3cret\0"}),
+    ],
+)
+@pytest.mark.parametrize("context", [AS_STARTED, BEFORE_1_1])
+async def test_a_run_with_text_that_no_ledger_can_store_is_told_so_by_the_activities(
+    field: str, fields: dict[str, Any], context: str, opened: SQLiteLedger
+) -> None:
+    content = {**an_entry("INV-1", "5.00"), **fields}
+    invoice = Invoice.model_validate_json(json.dumps(content), context=context)
+    terms = Terms.of(invoice, None, None)
+    question = LedgerQuestion.about(invoice, terms).to_json()
+    request = PaymentRequest.of_line(invoice.lines[0], terms, 1).to_json()
+    for error in (
+        await refused(activities.payments_made, question, is_local=True),
+        await refused(activities.process_payment, request),
+        await refused(activities.payment_outcome, request),
+    ):
+        assert error.type == "InvalidInvoice"
+        assert error.non_retryable
+        name = field.removeprefix("lines[0].")
+        assert error.message.endswith(f"{name}: must be text without NUL or half characters")
+        # Temporal keeps the cause's text too.
+        assert "s3cret" not in f"{error.message} {error.__cause__}"
+    assert not states(opened)
+
+
+async def test_an_odd_item_that_1_0_has_paid_is_reported(
+    opened: SQLiteLedger, gateway: SimulatedGateway
+) -> None:
+    pay_once(gateway, opened, replace(PAYMENT, item="a\0b"))
+    answer = await an_activity().run(activities.payments_made, an_entry("INV-1", "19.99"))
+    [line] = LedgerAnswer.model_validate(answer).lines or []
+    assert (line.line, line.item) == (1, "a\0b")
+
+
 async def test_an_invoice_of_another_ledger_is_not_paid(
     opened: SQLiteLedger, tmp_path: Path
 ) -> None:
@@ -553,6 +595,22 @@ async def test_an_invoice_of_another_ledger_is_not_paid(
     assert not payments(tmp_path)
     await an_activity().run(activities.process_payment, {**line, "ledger": opened.id})
     assert payments(tmp_path)
+
+
+async def test_a_ledger_that_another_client_names_is_sanitized(opened: SQLiteLedger) -> None:
+    line = {"item": "Hosting", "amount": "19.99", "ledger": "\x1b[2J\nPaid"}
+    error = await refused(activities.process_payment, line)
+    assert "the payment ledger \ufffd(2J Pai, and" in error.message
+
+
+@pytest.mark.parametrize("odd", ["a\0", "\ud800", 5])
+@pytest.mark.parametrize("field", ["ledger", "gateway"])
+def test_an_answer_names_a_ledger_and_a_gateway_that_a_memo_can_have(
+    field: str, odd: object
+) -> None:
+    """Another client can complete the activity."""
+    with pytest.raises(ValidationError):
+        LedgerAnswer.model_validate({field: odd})
 
 
 @pytest.mark.parametrize("activity", [activities.process_payment, activities.payments_made])
@@ -862,3 +920,25 @@ async def test_a_runs_first_question_is_refused_where_another_gateway_has_begun(
     monkeypatch.setattr(activities, "open_payments", lambda: (OtherProvider(), opened))
     error = await refused(activities.payments_made, an_entry("INV-1", "5.00"), is_local=True)
     assert error.type == "WrongGateway"
+
+
+@pytest.mark.parametrize("wrong", ["ledger", "gateway"])
+async def test_a_runs_first_question_is_told_of_two_people_by_the_wrong_worker_too(
+    wrong: str, opened: SQLiteLedger, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = an_entry("INV-1", "5.00")
+    if wrong == "ledger":
+        question["ledger"] = "0123456789abcdef" * 2
+    else:
+        begin(provider, opened, "begun")
+    first = an_activity(is_local=True)
+    error = await refused(activities.payments_made, question, is_local=True)
+    assert error.type == f"Wrong{wrong.capitalize()}"
+    rule = TwoPeopleRule.parse("4.99")
+    monkeypatch.setattr(activities, "two_people_rule", lambda: rule)
+    monkeypatch.setenv("INVOICE_NOTIFY_URL", "http://127.0.0.1:9/")
+    answer = await first.run(activities.payments_made, question)
+    assert answer == {"required_approvals": "two_people"}
+    assert LedgerAnswer.model_validate(answer).is_of_another
+    error = await refused(activities.payments_made, question)  # before paying
+    assert error.type == f"Wrong{wrong.capitalize()}"
