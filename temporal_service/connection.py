@@ -37,7 +37,10 @@ MAX_NAME = 200
 
 
 def whoami() -> str:
-    """`user@host` of this process. The operating system names the user, not the environment."""
+    """`user@host` of this process. The operating system names the user, not the environment.
+
+    What can't be decoded in it becomes `?`, because a signal with half characters can't be read.
+    """
     if sys.platform == "win32":
         user = os.getlogin()
     else:
@@ -47,7 +50,7 @@ def whoami() -> str:
             user = pwd.getpwuid(os.geteuid()).pw_name
         except KeyError:  # in some containers, the user id has no name
             user = str(os.geteuid())
-    return f"{user}@{platform.node()}"[:MAX_NAME]
+    return f"{user}@{platform.node()}"[:MAX_NAME].encode(errors="replace").decode()
 
 
 def service_port() -> int:

@@ -1,5 +1,6 @@
 """An unusable Temporal configuration is reported before anything is sent."""
 
+import platform
 import re
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ from temporal_service.connection import (
     connect,
     connect_config,
     describe_connection_error,
+    whoami,
 )
 
 
@@ -147,3 +149,8 @@ async def test_a_setting_that_the_sdk_refuses_is_blamed_and_not_the_service(
             await connect(connect_config())
     assert blamed in str(refusal.value)
     assert "can't be reached" not in str(refusal.value)
+
+
+def test_a_name_that_is_not_text_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "desk\udcff")
+    assert whoami().endswith("@desk?")
