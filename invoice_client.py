@@ -264,6 +264,13 @@ class InvoiceClient:
                 return with_outcome(run.status, approve=True)
         if not run.is_open:
             return with_outcome(run.status, approve=approve)
+        if run.status.state == "waiting" and not run.is_up_to_date:
+            # Decisions may be kept, after which this one can't matter. Then it isn't sent.
+            known = await self.runs.status_with_unread(run)
+            if not known.can_change(self.name, approve=approve):
+                answer = await self.runs.ask_worker(invoice_id, run.id)
+                known = await self.runs.status_with_answer(run, answer)
+                return with_outcome(known, approve=approve)
         if submissions:
             await self._expect_content_was_seen(run, total, code, await submissions)
         request = uuid4().hex

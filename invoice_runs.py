@@ -27,6 +27,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistoryEv
 from temporalio.service import RPCError, RPCStatusCode
 
 from invoices.answers import InvoiceStatus, Retry
+from invoices.approvals import that_matter
 from invoices.invoice import (
     AS_STARTED,
     BEFORE_1_1,
@@ -178,6 +179,13 @@ class InvoiceRun:
         execution = self.description
         may_have_unread = execution.has_pending_workflow_task or execution.is_paused
         return self.has_own_memo and not may_have_unread
+
+    @property
+    def is_rule_known(self) -> bool:
+        """Whether a worker has told whose approvals it needs: with its gateway or its ledger."""
+        told = self.progress
+        is_told = told and (told.gateway or told.ledger or told.required_approvals)
+        return bool(self.has_own_memo and is_told)
 
     @property
     def ledger(self) -> str | None:
@@ -424,16 +432,15 @@ class InvoiceRuns:
         self, run: InvoiceRun, answer: WorkerAnswer | None
     ) -> InvoiceStatus:
         """The status of an open run, updated with a worker's answer about it."""
-        kept: Decision | None = None
-        is_known = True
+        unread: list[Decision] | None = []
         if run.description.is_paused:  # a worker's answer wouldn't have what the run was sent
             answer = None
         if answer is None:  # meanwhile a worker may have failed to process it, or completed it
-            reading = in_background(self._kept_decision(run))
+            reading = in_background(self._unread_decisions(run))
             run = await self.get_run(run.status.invoice_id, run.id)
             if not run.is_open:
                 return run.status
-            kept, is_known = await reading
+            unread = await reading
         progress: Progress = run.progress or run.status
         if isinstance(answer, RunProgress):
             progress = answer
@@ -446,32 +453,26 @@ class InvoiceRuns:
         )
         # The workflow reports its cancellation only when it ends.
         cancellation = status.cancellation or run.status.cancellation
-        unknown = None if is_known else True
-        return status.model_copy(
-            update={
-                "cancellation": cancellation,
-                "kept_decision": kept,
-                "kept_decision_unknown": unknown,
-            }
-        )
+        status = status.model_copy(update={"cancellation": cancellation})
+        return _with_unread(run, status, unread)
 
-    async def _kept_decision(self, run: InvoiceRun) -> tuple[Decision | None, bool]:
-        """The decision that a worker will take when it runs: the first that no worker has read.
+    async def status_with_unread(self, run: InvoiceRun) -> InvoiceStatus:
+        """The status of an open run with the decisions that no worker has read, so without one."""
+        return _with_unread(run, run.status, await self._unread_decisions(run))
 
-        Returns:
-            The decision, if there is one, and whether that is known.
-        """
+    async def _unread_decisions(self, run: InvoiceRun) -> list[Decision] | None:
+        """The decisions that a worker will take when it runs; None if that isn't known."""
         status = run.status
         if status.state != "waiting" or status.decision:
-            return None, True
+            return []
         id = run.description.id
         events = await events_back_to(
             self.temporal, id, run.id, lambda event: event.event_type == _TASK_COMPLETED
         )
         read = partial(events_back_to, self.temporal, id)
         if events is None or not await date_by_originals(events, read):
-            return None, False
-        return first_unread_decision(events, status.deadline), True
+            return None
+        return unread_decisions(events, status.deadline)
 
     async def _with_cancellation(
         self, execution: Execution, status: InvoiceStatus
@@ -782,28 +783,35 @@ def _read_own_invoice(content: bytes, id: str) -> Invoice | None:
     return invoice if invoice and workflow_id(invoice.id) == id else None
 
 
-def first_unread_decision(
-    latest: Sequence[HistoryEvent], deadline: datetime | None
-) -> Decision | None:
-    """The first decision that was received after the last completed workflow task, in time.
+def _with_unread(
+    run: InvoiceRun, status: InvoiceStatus, unread: list[Decision] | None
+) -> InvoiceStatus:
+    if unread is None:
+        return status.model_copy(update={"kept_decision_unknown": True})
+    return status.with_unread(unread, is_rule_known=run.is_rule_known)
+
+
+def unread_decisions(latest: Sequence[HistoryEvent], deadline: datetime | None) -> list[Decision]:
+    """The decisions that were received after the last completed workflow task, in time, of those
+    that can matter. In their order.
 
     Args:
         latest: the last events of the history, newest first.
 
     Returns:
-        None if there is none, or if the events don't reach back far enough.
+        Nothing if the events don't reach back far enough.
     """
-    first = None
+    found: list[Decision] = []
     for event in latest:
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
             at = event.event_time.ToDatetime(UTC)
             if deadline is None or at < deadline:
                 approved = DECISIONS[signal.signal_name]
-                first = Decision.from_signal(approved, first_data(signal.input), at)
+                found.append(Decision.from_signal(approved, first_data(signal.input), at))
         elif event.event_id == 1 or event.event_type == _TASK_COMPLETED:
-            return first
-    return None
+            return that_matter(found[::-1])
+    return []
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:

@@ -6,15 +6,16 @@ The structured content has it unchanged.
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from invoices.approvals import is_same_person, judge
+from invoices.approvals import Judgement, can_matter, is_same_person, is_settled, judge
 from invoices.invoice import is_invoice_id, rule_of_new_id
 from invoices.similar import SimilarInvoice
 from invoices.status import Decision, Progress, describe_name
 from invoices.wording import (
+    capitalized,
     describe_bill,
     format_day,
     format_duration,
@@ -66,8 +67,8 @@ Outcome = Literal[
 
 `approved_first`: by one of two people; nothing is paid before the second has approved.
 `already_approved_first`: by the same person, whose second approval doesn't count.
-`decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs,
-unless an earlier decision is also waiting.
+`decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs, as
+far as the other decisions that are kept allow it.
 `being_cancelled`: a payment in progress finishes first.
 `cancellation_kept`: the Temporal Service has the cancellation, and it takes effect when a worker
 runs.
@@ -91,6 +92,17 @@ class InvoiceStatus(Progress):
         Field(
             description="The decision that takes effect when a worker runs, or once the invoice"
             " isn't paused. Missing if a worker answers."
+        ),
+    ] = None
+    kept_decisions: Annotated[
+        list[Decision] | None,
+        Field(description="All that are kept and can matter, in order, if there is more than one."),
+    ] = None
+    approval_rule_unknown: Annotated[
+        bool | None,
+        Field(
+            description="True if no worker has told yet whether two people must approve it."
+            " `kept_decision` then takes effect if one person is enough."
         ),
     ] = None
     kept_decision_unknown: Annotated[
@@ -180,21 +192,64 @@ class InvoiceStatus(Progress):
 
     @property
     def _keeps_end(self) -> bool:
-        """Whether the decision that is kept will decide, without another."""
-        decisions = [one for one in (self.first_approval, self.kept_decision) if one]
-        judgement = judge(decisions, self.required_approvals, self.submitted_by)
-        return bool(self.kept_decision and judgement.decision)
+        """Whether what is kept decides, whatever else is sent."""
+        if self.approval_rule_unknown:
+            return is_settled(self._made)
+        return bool(self.kept_decision and self.judgement.decision)
+
+    @property
+    def unread_decisions(self) -> list[Decision]:
+        """The decisions that are kept and can matter, in order."""
+        return self.kept_decisions or ([self.kept_decision] if self.kept_decision else [])
+
+    @property
+    def _made(self) -> list[Decision]:
+        first = [self.first_approval] if self.first_approval else []
+        return first + self.unread_decisions
+
+    @property
+    def judgement(self) -> Judgement:
+        """What a worker will make of the first of two approvals and of what is kept. While the rule
+        isn't known, as if one person were enough.
+        """
+        return judge(self._made, self.required_approvals, self.submitted_by)
+
+    def with_unread(self, decisions: list[Decision], *, is_rule_known: bool) -> Self:
+        """The status with decisions that no worker has read, in order, of those that matter.
+
+        Args:
+            is_rule_known: whether a worker has told who must approve it.
+        """
+        with_all = self.model_copy(update={"kept_decisions": decisions})
+        judgement = with_all.judgement
+        kept = judgement.decision or (judgement.first if not self.first_approval else None)
+        update = {
+            "kept_decision": kept,
+            "kept_decisions": decisions if kept and len(decisions) > 1 else None,
+            "approval_rule_unknown": True if kept and not is_rule_known else None,
+        }
+        return self.model_copy(update=update)
+
+    def can_change(self, name: str, *, approve: bool) -> bool:
+        """Whether a decision by this person could change what those made so far mean together."""
+        decision = Decision(approved=approve, by=name, at=self.now)
+        if self.approval_rule_unknown:
+            return can_matter(decision, self._made)
+        judgement = self.judgement
+        then = judge([*self._made, decision], self.required_approvals, self.submitted_by)
+        return (then.decision, then.first) != (judgement.decision, judgement.first)
 
     def is_first_approval_by(self, name: str) -> bool:
         """Whether a second person must approve, and this isn't one."""
-        first = self.first_approval
-        return bool(self.needs_second_person and first and is_same_person(first.by, name))
+        first = self.judgement.first
+        return bool(first and not self.is_decided and is_same_person(first.by, name))
 
     def to_structured(self) -> dict[str, Any]:
         """The structured content, without empty fields and without fields for internal use."""
         of_decision = {"request", "sent_at"}
         kinds = ("first_approval", "decision", "kept_decision")
         inner: dict[str, Any] = dict.fromkeys(kinds, of_decision)
+        inner["kept_decisions"] = {"__all__": of_decision}
         if not self._clock_is_wrong:
             inner["clock_offset_seconds"] = True
         return message_first(self.model_dump(mode="json", exclude_none=True, exclude=inner))
@@ -268,15 +323,44 @@ class InvoiceStatus(Progress):
         """The decision that no worker has read yet, as a sentence; empty if there is none."""
         if self.kept_decision is None:
             return ""
+        unread = self.unread_decisions
+        is_one = len(unread) == 1
+        effect = "" if self.cancellation else f" and takes effect {self.continues}"
+        what = f"A decision is kept{effect}" if is_one else "Decisions are kept, in this order"
+        told = f"{what}: {'; '.join(map(str, unread))}."
         if self.cancellation:
-            return f"A decision is kept: {self.kept_decision}."
-        passed = (
-            "It was made before the deadline, which has passed." if self.is_past_deadline else ""
-        )
+            return told
+        if self.is_past_deadline:
+            made = "It was" if is_one else "They were"
+            told += f" {made} made before the deadline, which has passed."
+        return f"{told} {self.effect_of_kept}".rstrip()
+
+    @property
+    def effect_of_kept(self) -> str:
+        """What the kept decisions bring about, as a sentence; empty if a single one decides."""
+        when, effect = capitalized(self.continues), self._effect(self.judgement)
+        of_two = effect
+        unless = ""
+        if self.approval_rule_unknown:
+            of_two = self._effect(judge(self._made, "two_people"))
+            # Whichever of them has submitted it may be excluded for that.
+            of_others = (judge(self._made, "two_other_people", one.by) for one in self._made)
+            if of_two == "is approved" and not all(one.approved for one in of_others):
+                unless = ", unless one of them submitted it and may not approve it"
+        if (of_two, unless) == (effect, ""):
+            is_plain = self._keeps_end and len(self._made) == 1
+            return "" if is_plain else f"{when}, the invoice {effect}."
         return (
-            f"A decision is kept and takes effect {self.continues}: {self.kept_decision}."
-            f" {passed}".rstrip()
+            f"{when}, the invoice {effect} if one person is enough. If two people must approve it,"
+            f" which isn't known yet, it {of_two}{unless}."
         )
+
+    def _effect(self, judgement: Judgement) -> str:
+        if judgement.decision:
+            return "is approved" if judgement.approved else "is rejected"
+        if self.is_past_deadline:
+            return "times out"
+        return "needs a second person" if judgement.first else "needs two people's approval"
 
     @property
     def stopping(self) -> str:

@@ -264,7 +264,7 @@ def decided_otherwise(status: InvoiceStatus, approve: bool) -> InvoiceError:
     """The decision can't take effect: says what the invoice's status is, and what to do now."""
     if next_step := _open_workflow(status) or status.stopping:
         pass
-    elif approve and status.approval_rule:
+    elif approve and status.approval_rule and not status.is_decided:
         next_step = status.approval_rule
     elif approve and status.is_open:
         next_step = "Once it has ended, you can submit it again."
