@@ -134,6 +134,8 @@ class RunStart:
     """The time of its first event, which a reset copies."""
     submitted_at: Any = None
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
+    ledger: str | None = None
+    """The id of the payment ledger that its starter named."""
 
     @property
     def is_small(self) -> bool:
@@ -284,6 +286,8 @@ class InvoiceRuns:
         """The search attributes that the namespace doesn't have, as far as is known."""
         self._last_worker_answer = -inf
         """When a worker last answered, by the monotonic clock."""
+        self._paid_from: dict[str, str | None] = {}
+        """By the id of a run, the payment ledger from which earlier submissions began to pay."""
 
     @property
     def has_recent_answer(self) -> bool:
@@ -524,11 +528,52 @@ class InvoiceRuns:
             return last.ledger
         invoice_id = last.status.invoice_id
         executions = await self.latest_executions(invoice_id, limit + 1)
+        known = [last, *await self._find_runs(invoice_id, executions)]
+        return _paying_ledger(known) or next((run.ledger for run in known if run.ledger), None)
+
+    def note_first_submission(self, run_id: str) -> None:
+        """Remembers that no earlier submission of the invoice began to pay."""
+        keep_latest(self._paid_from, run_id, None, REMEMBERED_RUNS)
+
+    async def with_earlier_ledger(
+        self,
+        run: InvoiceRun,
+        status: InvoiceStatus,
+        limit: int,
+        submissions: Sequence[Execution] | None = None,
+    ) -> InvoiceStatus:
+        """The status, with the ledger from which an earlier submission began to pay if the run
+        isn't bound to it.
+
+        Without `submissions`, it costs no request where the memo of the run's starter is that of a
+        first submission by our client. Another client can copy such a memo.
+
+        Args:
+            limit: of the earlier runs that are looked at.
+            submissions: the latest ones, if they have been read.
+        """
+        first_id = run.start.run_id if run.start else run.id
+        invoice_id = status.invoice_id
+        if submissions is not None or first_id not in self._paid_from:
+            if submissions is None:
+                submissions = await self.latest_executions(invoice_id, limit + 1)
+            earlier = [one for one in submissions if one.run_id not in (run.id, first_id)]
+            ledger = _paying_ledger(await self._find_runs(invoice_id, earlier))
+            keep_latest(self._paid_from, first_id, ledger, REMEMBERED_RUNS)
+        earlier_ledger = self._paid_from[first_id]
+        if earlier_ledger in (None, run.ledger):
+            return status
+        start = run.start or await self.read_start(run.description.id, run.id, content_only=True)
+        if run.ledger is None and start.ledger == earlier_ledger:
+            return status
+        update = dict.fromkeys(_PAID_EARLIER) | {"earlier_ledger": earlier_ledger}
+        return status.model_copy(update=update)
+
+    async def _find_runs(
+        self, invoice_id: str, executions: Sequence[Execution]
+    ) -> list[InvoiceRun]:
         calls = [self._find_run(invoice_id, one.run_id) for one in executions]
-        runs = [last, *(run for run in await gather_bounded(calls) if run)]
-        known = [run for run in runs if run.ledger]
-        paying = [run for run in known if run.has_begun_to_pay]
-        return next((run.ledger for run in paying + known), None)
+        return [run for run in await gather_bounded(calls) if run]
 
     async def _find_run(self, invoice_id: str, run_id: str) -> InvoiceRun | None:
         with suppress(InvoiceError):  # deleted in the meantime
@@ -555,9 +600,13 @@ class InvoiceRuns:
                 # A reset copies this event, with the id of the first run.
                 first_id, content = started.original_execution_run_id, first_data(started.input)
                 started_at = event.event_time.ToDatetime(UTC)
-                start = RunStart(first_id, content, started_at=started_at)
-            elif (memo := _upserted_memo(event)) is not None:
-                return replace(start, has_own_memo=True, submitted_at=memo.get("submitted_at"))
+                memo = Memo(started.memo.fields).read(("digest", "ledger"))
+                ledger = _plain_text(memo.get("ledger"))
+                start = RunStart(first_id, content, started_at=started_at, ledger=ledger)
+                if memo.get("digest") and not ledger:
+                    self.note_first_submission(first_id)
+            elif (own := _upserted_memo(event)) is not None:
+                return replace(start, has_own_memo=True, submitted_at=own.get("submitted_at"))
             if content_only:
                 break
             if number == FIRST_EVENTS:
@@ -726,8 +775,7 @@ class InvoiceRuns:
         # A run that was reset repeats what the ledger had answered before, and may have paid since.
         was_reset = execution.start_time - submitted_at > RESET_AFTER
         if was_reset and not progress.paid_lines:
-            unknown = "paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers"
-            progress = progress.model_copy(update=dict.fromkeys(unknown))
+            progress = progress.model_copy(update=dict.fromkeys(_PAID_EARLIER))
         elif was_reset and progress.paid_lines < (progress.line_count or 0):
             progress = progress.model_copy(update={"more_may_be_paid": True})
         return InvoiceStatus(
@@ -743,6 +791,11 @@ class InvoiceRuns:
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
             clock_offset_seconds=self.clock.offset_seconds,
         )
+
+
+def _paying_ledger(runs: Sequence[InvoiceRun]) -> str | None:
+    """The ledger of the first of these runs that had begun to pay; None if none had."""
+    return next((run.ledger for run in runs if run.ledger and run.has_begun_to_pay), None)
 
 
 async def _validate(start: RunStart, read: Callable[[], T]) -> T:
@@ -941,6 +994,7 @@ def read_retry(execution: Execution) -> Retry | None:
     return None
 
 
+_PAID_EARLIER = ("paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers")
 _TASK_COMPLETED = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
 _NO_ANSWER = (
     RPCStatusCode.NOT_FOUND,  # the call that describes the run reports this

@@ -57,6 +57,7 @@ from invoices.refusals import (
     expect_before_deadline,
     expect_may_approve,
     expect_not_cancelled,
+    expect_one_ledger,
 )
 from invoices.status import State
 from invoices.wording import describe_validation_errors
@@ -288,6 +289,7 @@ async def approve_invoice(
             return _already("approved", with_outcome(run.status, approve=True))
         expect_not_cancelled(run.status, approve=True)
         expect_before_deadline(run.status, approve=True)
+        expect_one_ledger(run.status)
     if not host_asks:
         return _asked_on_card(run.status)
     answer = await ask_person(ctx, ApprovalView.of(invoice, run.status, reason), run.id)

@@ -132,6 +132,8 @@ def _why_undecidable(status: InvoiceStatus, name: str) -> str | None:
         return "Approved by you; needs a second person"
     if status.kept_decision and not status.can_change(name, approve=True):
         return "A decision is kept"
+    if status.earlier_ledger:
+        return "Earlier payments are in another ledger"
     return "The deadline has passed" if status.is_past_deadline else None
 
 

@@ -112,6 +112,13 @@ class InvoiceStatus(Progress):
             " were sent."
         ),
     ] = None
+    earlier_ledger: Annotated[
+        str | None,
+        Field(
+            description="The payment ledger from which an earlier submission began to pay, if this"
+            " one isn't bound to it. Then it can't be approved."
+        ),
+    ] = None
     retry: Retry | None = None
     closed_at: datetime | None = None
     worker_answers: Annotated[
@@ -262,13 +269,26 @@ class InvoiceStatus(Progress):
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
         submitted = "" if self.outcome == "started" else self.submitted
-        about = [self.bill, *self._details(), submitted, self._worker(), self.clock]
-        return " ".join(filter(None, about))
+        about = [self.bill, self.two_ledgers, *self._details(), submitted, self._worker()]
+        return " ".join(filter(None, [*about, self.clock]))
 
     @property
     def details_without_bill(self) -> str:
         """The same without whose bill it is and who submitted it."""
-        return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
+        about = [self.two_ledgers, *self._details(), self._worker(), self.clock]
+        return " ".join(filter(None, about))
+
+    @property
+    def two_ledgers(self) -> str:
+        """That it could be paid from a second payment ledger, and what to do, in sentences."""
+        if self.earlier_ledger is None:
+            return ""
+        return (
+            f"An earlier submission began to pay it from the payment ledger"
+            f" {sanitized(self.earlier_ledger, 8)}, to which this one isn't bound, so lines that"
+            " are paid there could be paid again. Cancel this submission and submit the invoice"
+            " again: the new one is bound to that ledger."
+        )
 
     def _details(self) -> list[str]:
         match self.state:
