@@ -300,9 +300,7 @@ class InvoiceStatus(Progress):
             case "waiting" if self.cancellation:
                 return [self.caution, self.paid, self.stopping]
             case "waiting":
-                is_new = self.outcome == "started" and self.paid_earlier_lines is None
-                amounts = f"{self.amounts}." if is_new else self.paid
-                about = [self.caution, amounts, self.similarity, self.payment_date]
+                about = [self.caution, self._amounts(), self.similarity, self.payment_date]
                 return [*about, self.approvals, self._deadline()]
             case "scheduled":
                 return [self.paid, self.payment_date, self.stopping, self.decided]
@@ -324,6 +322,15 @@ class InvoiceStatus(Progress):
                 ]
             case _:
                 return [self.paid, self.decided]
+
+    def _amounts(self) -> str:
+        """What a waiting invoice is for, and what was paid earlier, as far as that was asked."""
+        if self.outcome != "started" or self.paid_earlier_lines is not None:
+            return self.paid
+        if self.worker_answers is not None:
+            return f"{self.amounts}."
+        unchecked = "No worker has checked it yet. If it can't be paid, its status says why."
+        return f"{self.amounts}. {unchecked}"
 
     @property
     def payment_date(self) -> str:
