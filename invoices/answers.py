@@ -397,7 +397,8 @@ class InvoiceStatus(Progress):
         if self.worker_answers is False:
             when = f"The cancellation is kept and takes effect {self.continues}."
         elif self.state == "paying":
-            when = "The line that is being paid is finished first, and no other is started."
+            # It may also have been cancelled just before its payment would have begun.
+            when = "If a payment is in progress, it finishes first. No other is started."
         else:
             when = ""
         return f"Cancellation requested {self.cancellation}. {when}".rstrip()
