@@ -757,6 +757,14 @@ class InvoiceRuns:
             return _converter.from_payloads(result.payloads[:1])[0] if result.payloads else None
         return None
 
+    def _later_start(self, execution: Execution, progress: Progress) -> datetime | None:
+        """When a run starts that its starter has delayed or scheduled; None if it has started."""
+        has_started = isinstance(progress, RunProgress) and progress.submitted_at is not None
+        if execution.close_time or execution.has_pending_workflow_task or has_started:
+            return None
+        at = execution.execution_time
+        return at if at and at > max(self.clock.now, execution.start_time) else None
+
     def _make_status(
         self,
         execution: Execution,
@@ -786,6 +794,7 @@ class InvoiceRuns:
             deadline=deadline,
             closed_at=execution.close_time,
             paused=execution.is_paused or None,
+            starts_at=self._later_start(execution, progress),
             retry=read_retry(execution),
             worker_answers=worker_answers,
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
@@ -978,17 +987,20 @@ def _time_of(run_id: str) -> datetime | None:
 
 
 def read_retry(execution: Execution) -> Retry | None:
-    """The payment that an open run is retrying, if the run was described and has one."""
+    """The payment that an open run is retrying, or that is paused, if the run was described and has
+    one.
+    """
     raw = execution.raw_description if execution.close_time is None else None
     for pending in raw.pending_activities if raw else []:
-        if pending.attempt > 1:
-            scheduled = pending.HasField("next_attempt_schedule_time")
+        if pending.attempt > 1 or pending.paused:
+            scheduled = pending.HasField("next_attempt_schedule_time") and not pending.paused
             return Retry(
                 line=line_number(pending.activity_id),
                 attempt=pending.attempt,
                 next_attempt_at=(
                     pending.next_attempt_schedule_time.ToDatetime(UTC) if scheduled else None
                 ),
+                paused=pending.paused or None,
                 last_error=pending.last_failure.message,
             )
     return None

@@ -31,7 +31,7 @@ CLOCK_TOLERANCE_SECONDS = 3
 
 
 class Retry(BaseModel):
-    """A payment that is being retried."""
+    """A payment that is being retried, or was paused in Temporal."""
 
     line: Annotated[
         int | None,
@@ -39,12 +39,20 @@ class Retry(BaseModel):
     ] = None
     attempt: Annotated[int, Field(description="The number of the current or next attempt.")]
     next_attempt_at: datetime | None = None
+    paused: Annotated[
+        bool | None, Field(description="True if it is paused in Temporal and not retried.")
+    ] = None
     last_error: str
 
     @property
     def what(self) -> str:
         """`line 2`, or `the payment ledger`."""
         return f"line {self.line}" if self.line else "the payment ledger"
+
+    def __str__(self) -> str:
+        """`line 2 is being retried, attempt 3`."""
+        how = "is paused in Temporal" if self.paused else "is being retried"
+        return f"{self.what} {how}, attempt {self.attempt}"
 
 
 Outcome = Literal[
@@ -127,6 +135,10 @@ class InvoiceStatus(Progress):
     paused: Annotated[
         bool | None,
         Field(description="True if it is paused in Temporal, or in a status that isn't known."),
+    ] = None
+    starts_at: Annotated[
+        datetime | None,
+        Field(description="When its workflow starts, if that has been delayed or scheduled."),
     ] = None
     worker_failures: Annotated[
         int | None, Field(description="How often a worker failed to process this invoice.")
@@ -428,11 +440,10 @@ class InvoiceStatus(Progress):
             return ""
         next_attempt_at = self.retry.next_attempt_at
         at = f" at {format_utc(next_attempt_at)}" if next_attempt_at else ""
-        what = self.retry.what
-        return (
-            f"{what[0].upper()}{what[1:]} is being retried, attempt {self.retry.attempt}{at};"
-            f" last error: {sanitized(self.retry.last_error, 300)}."
-        )
+        error = sanitized(self.retry.last_error, 300)
+        because = f"; last error: {error}" if error or not self.retry.paused else ""
+        until = " It continues once that is unpaused." if self.retry.paused else ""
+        return f"{capitalized(str(self.retry))}{at}{because}.{until}"
 
     def _worker(self) -> str:
         if self.worker_answers is not False:
@@ -453,6 +464,11 @@ class InvoiceStatus(Progress):
         """Why nothing happens now to an open invoice about which no worker has answered."""
         if self.paused:
             return "The invoice is paused in Temporal, or in a status that isn't known"
+        if self.starts_at:
+            return (
+                "Its workflow hasn't started, because its starter gave it a delay or a schedule,"
+                f" until {format_utc(self.starts_at)}"
+            )
         if self.worker_failures:
             return "A worker tried to process this invoice and failed; its log says why"
         return "No worker answers now"
@@ -460,7 +476,9 @@ class InvoiceStatus(Progress):
     @property
     def continues(self) -> str:
         """When an open invoice continues about which no worker has answered."""
-        return "once it is unpaused in Temporal" if self.paused else "when a worker runs"
+        if self.paused:
+            return "once it is unpaused in Temporal"
+        return "once its workflow starts" if self.starts_at else "when a worker runs"
 
     @property
     def _clock_is_wrong(self) -> bool:
@@ -509,7 +527,7 @@ class InvoiceStatus(Progress):
                 paid += f", {self.at_most}{left} to pay"
             yield paid
         if self.retry:
-            yield f"{self.retry.what} is being retried, attempt {self.retry.attempt}"
+            yield str(self.retry)
         if self.paused:
             yield "paused in Temporal, or in a status that isn't known"
 

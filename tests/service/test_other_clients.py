@@ -676,3 +676,27 @@ async def test_the_audit_works_beside_odd_runs(poisoned: Poisoned) -> None:
     rows = {row["invoice_id"] for row in csv.DictReader(io.StringIO(out.decode(), newline=""))}
     assert {invoice["id"] for invoice in poisoned.invoices} <= rows
     assert set(poisoned.strangers) <= rows
+
+
+async def test_a_start_that_another_client_delayed_is_told_as_such(
+    client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.5)
+    desk = Desk(client)
+    delayed, scheduled = an_invoice(), an_invoice()
+    await desk.start(delayed, start_delay=timedelta(hours=1))
+    await desk.start(scheduled, cron_schedule="0 0 1 1 *")
+    for invoice in (delayed, scheduled):
+        status = await desk.status(invoice)
+        assert status.starts_at
+        text = status.to_text()
+        assert "Its workflow hasn't started, because its starter gave it a delay or a sch" in text
+        assert "The invoice continues once its workflow starts." in text
+        assert "worker runs" not in text
+        if invoice is scheduled:
+            assert (await desk.approve(invoice)).outcome == "decision_kept"
+            kept = "A decision is kept and takes effect once its workflow starts: approved by"
+            assert kept in (await desk.status(invoice)).to_text()
+        await desk.handle(invoice).terminate()
+    normal = await desk.submit()
+    assert (await desk.status(normal)).starts_at is None

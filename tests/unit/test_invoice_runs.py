@@ -128,6 +128,17 @@ async def test_a_retry_is_reported_without_a_worker(runs: InvoiceRuns) -> None:
     assert (run.status.retry.line, run.status.retry.attempt) == (2, 3)
 
 
+async def test_a_paused_payment_is_not_called_retried(runs: InvoiceRuns) -> None:
+    for attempt in (1, 3):
+        pending = PendingActivityInfo(activity_id="line-2", attempt=attempt, paused=True)
+        execution = an_execution(pending_activities=[pending])
+        status = (await found(runs, execution, progress_in("paying"))).status
+        told = f"ine 2 is paused in Temporal, attempt {attempt}"
+        assert f"L{told}. It continues once that is unpaused." in status.to_text()
+        assert f"l{told}" in status.to_line()
+        assert "retried" not in status.to_text() + status.to_line()
+
+
 @pytest.mark.parametrize(("was_reset", "is_known"), [(False, True), (True, False)])
 async def test_what_a_run_paid_before_it_was_reset_is_not_known(
     was_reset: bool, is_known: bool, runs: InvoiceRuns
