@@ -7,6 +7,7 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -46,6 +47,7 @@ from invoices.refusals import (
     expect_before_deadline,
     expect_may_approve,
     expect_not_cancelled,
+    expect_one_ledger,
     expect_total,
     failed_at_start,
     id_in_use_by_invoice,
@@ -162,6 +164,7 @@ class InvoiceClient:
             raise being_closed(status)
         if run.progress.digest != invoice.digest:
             raise id_in_use_by_invoice(status)
+        status = await self._with_earlier_ledger(run, status)
         return status.model_copy(update={"outcome": "already_in_process"})
 
     async def _start(
@@ -192,6 +195,8 @@ class InvoiceClient:
         run_id = handle.result_run_id or ""
         self.runs.trusted_memos.add_own(handle.id, run_id)
         self.runs.remembered_starts.add(run_id, invoice, len(content))
+        if policy == WorkflowIDReusePolicy.REJECT_DUPLICATE:
+            self.runs.note_first_submission(run_id)
         return Started(run_id, CallTimes(sent, datetime.now(UTC)))
 
     async def _started(
@@ -264,14 +269,31 @@ class InvoiceClient:
                 return with_outcome(run.status, approve=True)
         if not run.is_open:
             return with_outcome(run.status, approve=approve)
-        if submissions:
-            await self._expect_content_was_seen(run, total, code, await submissions)
+        if settled := await self._settled(run, approve=approve):
+            return with_outcome(settled, approve=approve)
+        if approve:
+            known = await submissions if submissions else None
+            if known is not None:
+                await self._expect_content_was_seen(run, total, code, known)
+            expect_one_ledger(await self._with_earlier_ledger(run, run.status, known))
         request = uuid4().hex
         details = DecisionDetails(
             by=self.name, reason=reason, request=request, sent_at=run.status.now
         )
         status = await self._send(run, details, request, approve=approve)
         return with_outcome(status, approve=approve, request=request)
+
+    async def _settled(self, run: InvoiceRun, *, approve: bool) -> InvoiceStatus | None:
+        """The status of an open run if other decisions are kept after which this one can't matter,
+        so that it needn't be sent.
+        """
+        if run.status.state != "waiting" or run.is_up_to_date:
+            return None
+        status = await self.runs.status_with_unread(run)
+        if status.can_change(self.name, approve=approve):
+            return None
+        answer = await self.runs.ask_worker(status.invoice_id, run.id)
+        return await self.runs.status_with_answer(run, answer)
 
     async def _send(
         self, run: InvoiceRun, details: DecisionDetails, request: str, *, approve: bool
@@ -412,6 +434,7 @@ class InvoiceClient:
                 if run.is_open and (asking or not run.is_up_to_date):
                     answer = await (asking or self.runs.ask_worker(invoice_id))
                     status = await self.runs.status_with_answer(run, answer)
+                status = await self._with_earlier_ledger(run, status)
                 return StatusWithContent.of(await similar.add_to(status), invoice)
         finally:
             if asking:
@@ -450,7 +473,21 @@ class InvoiceClient:
             if status.paid_earlier_lines is None or not run.is_up_to_date:
                 answer = await self.runs.ask_worker(invoice_id, run.id)
                 status = await self.runs.status_with_answer(run, answer)
+            status = await self._with_earlier_ledger(run, status)
             return replace(run, status=await similar.add_to(status)), invoice
+
+    async def _with_earlier_ledger(
+        self,
+        run: InvoiceRun,
+        status: InvoiceStatus,
+        submissions: Sequence[Execution] | None = None,
+    ) -> InvoiceStatus:
+        """The status of a run, and if it is open and another ledger than its own has payments of an
+        earlier submission, with that ledger.
+        """
+        if not status.is_open:
+            return status
+        return await self.runs.with_earlier_ledger(run, status, EARLIER_RUNS, submissions)
 
     async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
         invoice = await self.runs.content(run)

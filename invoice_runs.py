@@ -27,6 +27,7 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHistoryEv
 from temporalio.service import RPCError, RPCStatusCode
 
 from invoices.answers import InvoiceStatus, Retry
+from invoices.approvals import that_matter
 from invoices.invoice import (
     AS_STARTED,
     BEFORE_1_1,
@@ -133,6 +134,8 @@ class RunStart:
     """The time of its first event, which a reset copies."""
     submitted_at: Any = None
     """From the workflow's first memo. A starter can't know it: the service sets the time."""
+    ledger: str | None = None
+    """The id of the payment ledger that its starter named."""
 
     @property
     def is_small(self) -> bool:
@@ -178,6 +181,13 @@ class InvoiceRun:
         execution = self.description
         may_have_unread = execution.has_pending_workflow_task or execution.is_paused
         return self.has_own_memo and not may_have_unread
+
+    @property
+    def is_rule_known(self) -> bool:
+        """Whether a worker has told whose approvals it needs: with its gateway or its ledger."""
+        told = self.progress
+        is_told = told and (told.gateway or told.ledger or told.required_approvals)
+        return bool(self.has_own_memo and is_told)
 
     @property
     def ledger(self) -> str | None:
@@ -276,6 +286,8 @@ class InvoiceRuns:
         """The search attributes that the namespace doesn't have, as far as is known."""
         self._last_worker_answer = -inf
         """When a worker last answered, by the monotonic clock."""
+        self._paid_from: dict[str, str | None] = {}
+        """By the id of a run, the payment ledger from which earlier submissions began to pay."""
 
     @property
     def has_recent_answer(self) -> bool:
@@ -424,16 +436,15 @@ class InvoiceRuns:
         self, run: InvoiceRun, answer: WorkerAnswer | None
     ) -> InvoiceStatus:
         """The status of an open run, updated with a worker's answer about it."""
-        kept: Decision | None = None
-        is_known = True
+        unread: list[Decision] | None = []
         if run.description.is_paused:  # a worker's answer wouldn't have what the run was sent
             answer = None
         if answer is None:  # meanwhile a worker may have failed to process it, or completed it
-            reading = in_background(self._kept_decision(run))
+            reading = in_background(self._unread_decisions(run))
             run = await self.get_run(run.status.invoice_id, run.id)
             if not run.is_open:
                 return run.status
-            kept, is_known = await reading
+            unread = await reading
         progress: Progress = run.progress or run.status
         if isinstance(answer, RunProgress):
             progress = answer
@@ -446,32 +457,26 @@ class InvoiceRuns:
         )
         # The workflow reports its cancellation only when it ends.
         cancellation = status.cancellation or run.status.cancellation
-        unknown = None if is_known else True
-        return status.model_copy(
-            update={
-                "cancellation": cancellation,
-                "kept_decision": kept,
-                "kept_decision_unknown": unknown,
-            }
-        )
+        status = status.model_copy(update={"cancellation": cancellation})
+        return _with_unread(run, status, unread)
 
-    async def _kept_decision(self, run: InvoiceRun) -> tuple[Decision | None, bool]:
-        """The decision that a worker will take when it runs: the first that no worker has read.
+    async def status_with_unread(self, run: InvoiceRun) -> InvoiceStatus:
+        """The status of an open run with the decisions that no worker has read, so without one."""
+        return _with_unread(run, run.status, await self._unread_decisions(run))
 
-        Returns:
-            The decision, if there is one, and whether that is known.
-        """
+    async def _unread_decisions(self, run: InvoiceRun) -> list[Decision] | None:
+        """The decisions that a worker will take when it runs; None if that isn't known."""
         status = run.status
         if status.state != "waiting" or status.decision:
-            return None, True
+            return []
         id = run.description.id
         events = await events_back_to(
             self.temporal, id, run.id, lambda event: event.event_type == _TASK_COMPLETED
         )
         read = partial(events_back_to, self.temporal, id)
         if events is None or not await date_by_originals(events, read):
-            return None, False
-        return first_unread_decision(events, status.deadline), True
+            return None
+        return unread_decisions(events, status.deadline)
 
     async def _with_cancellation(
         self, execution: Execution, status: InvoiceStatus
@@ -523,11 +528,52 @@ class InvoiceRuns:
             return last.ledger
         invoice_id = last.status.invoice_id
         executions = await self.latest_executions(invoice_id, limit + 1)
+        known = [last, *await self._find_runs(invoice_id, executions)]
+        return _paying_ledger(known) or next((run.ledger for run in known if run.ledger), None)
+
+    def note_first_submission(self, run_id: str) -> None:
+        """Remembers that no earlier submission of the invoice began to pay."""
+        keep_latest(self._paid_from, run_id, None, REMEMBERED_RUNS)
+
+    async def with_earlier_ledger(
+        self,
+        run: InvoiceRun,
+        status: InvoiceStatus,
+        limit: int,
+        submissions: Sequence[Execution] | None = None,
+    ) -> InvoiceStatus:
+        """The status, with the ledger from which an earlier submission began to pay if the run
+        isn't bound to it.
+
+        Without `submissions`, it costs no request where the memo of the run's starter is that of a
+        first submission by our client. Another client can copy such a memo.
+
+        Args:
+            limit: of the earlier runs that are looked at.
+            submissions: the latest ones, if they have been read.
+        """
+        first_id = run.start.run_id if run.start else run.id
+        invoice_id = status.invoice_id
+        if submissions is not None or first_id not in self._paid_from:
+            if submissions is None:
+                submissions = await self.latest_executions(invoice_id, limit + 1)
+            earlier = [one for one in submissions if one.run_id not in (run.id, first_id)]
+            ledger = _paying_ledger(await self._find_runs(invoice_id, earlier))
+            keep_latest(self._paid_from, first_id, ledger, REMEMBERED_RUNS)
+        earlier_ledger = self._paid_from[first_id]
+        if earlier_ledger in (None, run.ledger):
+            return status
+        start = run.start or await self.read_start(run.description.id, run.id, content_only=True)
+        if run.ledger is None and start.ledger == earlier_ledger:
+            return status
+        update = dict.fromkeys(_PAID_EARLIER) | {"earlier_ledger": earlier_ledger}
+        return status.model_copy(update=update)
+
+    async def _find_runs(
+        self, invoice_id: str, executions: Sequence[Execution]
+    ) -> list[InvoiceRun]:
         calls = [self._find_run(invoice_id, one.run_id) for one in executions]
-        runs = [last, *(run for run in await gather_bounded(calls) if run)]
-        known = [run for run in runs if run.ledger]
-        paying = [run for run in known if run.has_begun_to_pay]
-        return next((run.ledger for run in paying + known), None)
+        return [run for run in await gather_bounded(calls) if run]
 
     async def _find_run(self, invoice_id: str, run_id: str) -> InvoiceRun | None:
         with suppress(InvoiceError):  # deleted in the meantime
@@ -554,9 +600,13 @@ class InvoiceRuns:
                 # A reset copies this event, with the id of the first run.
                 first_id, content = started.original_execution_run_id, first_data(started.input)
                 started_at = event.event_time.ToDatetime(UTC)
-                start = RunStart(first_id, content, started_at=started_at)
-            elif (memo := _upserted_memo(event)) is not None:
-                return replace(start, has_own_memo=True, submitted_at=memo.get("submitted_at"))
+                memo = Memo(started.memo.fields).read(("digest", "ledger"))
+                ledger = _plain_text(memo.get("ledger"))
+                start = RunStart(first_id, content, started_at=started_at, ledger=ledger)
+                if memo.get("digest") and not ledger:
+                    self.note_first_submission(first_id)
+            elif (own := _upserted_memo(event)) is not None:
+                return replace(start, has_own_memo=True, submitted_at=own.get("submitted_at"))
             if content_only:
                 break
             if number == FIRST_EVENTS:
@@ -707,6 +757,14 @@ class InvoiceRuns:
             return _converter.from_payloads(result.payloads[:1])[0] if result.payloads else None
         return None
 
+    def _later_start(self, execution: Execution, progress: Progress) -> datetime | None:
+        """When a run starts that its starter has delayed or scheduled; None if it has started."""
+        has_started = isinstance(progress, RunProgress) and progress.submitted_at is not None
+        if execution.close_time or execution.has_pending_workflow_task or has_started:
+            return None
+        at = execution.execution_time
+        return at if at and at > max(self.clock.now, execution.start_time) else None
+
     def _make_status(
         self,
         execution: Execution,
@@ -725,8 +783,7 @@ class InvoiceRuns:
         # A run that was reset repeats what the ledger had answered before, and may have paid since.
         was_reset = execution.start_time - submitted_at > RESET_AFTER
         if was_reset and not progress.paid_lines:
-            unknown = "paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers"
-            progress = progress.model_copy(update=dict.fromkeys(unknown))
+            progress = progress.model_copy(update=dict.fromkeys(_PAID_EARLIER))
         elif was_reset and progress.paid_lines < (progress.line_count or 0):
             progress = progress.model_copy(update={"more_may_be_paid": True})
         return InvoiceStatus(
@@ -737,11 +794,17 @@ class InvoiceRuns:
             deadline=deadline,
             closed_at=execution.close_time,
             paused=execution.is_paused or None,
+            starts_at=self._later_start(execution, progress),
             retry=read_retry(execution),
             worker_answers=worker_answers,
             worker_failures=attempt - 1 if worker_answers is False and attempt > 1 else None,
             clock_offset_seconds=self.clock.offset_seconds,
         )
+
+
+def _paying_ledger(runs: Sequence[InvoiceRun]) -> str | None:
+    """The ledger of the first of these runs that had begun to pay; None if none had."""
+    return next((run.ledger for run in runs if run.ledger and run.has_begun_to_pay), None)
 
 
 async def _validate(start: RunStart, read: Callable[[], T]) -> T:
@@ -782,28 +845,35 @@ def _read_own_invoice(content: bytes, id: str) -> Invoice | None:
     return invoice if invoice and workflow_id(invoice.id) == id else None
 
 
-def first_unread_decision(
-    latest: Sequence[HistoryEvent], deadline: datetime | None
-) -> Decision | None:
-    """The first decision that was received after the last completed workflow task, in time.
+def _with_unread(
+    run: InvoiceRun, status: InvoiceStatus, unread: list[Decision] | None
+) -> InvoiceStatus:
+    if unread is None:
+        return status.model_copy(update={"kept_decision_unknown": True})
+    return status.with_unread(unread, is_rule_known=run.is_rule_known)
+
+
+def unread_decisions(latest: Sequence[HistoryEvent], deadline: datetime | None) -> list[Decision]:
+    """The decisions that were received after the last completed workflow task, in time, of those
+    that can matter. In their order.
 
     Args:
         latest: the last events of the history, newest first.
 
     Returns:
-        None if there is none, or if the events don't reach back far enough.
+        Nothing if the events don't reach back far enough.
     """
-    first = None
+    found: list[Decision] = []
     for event in latest:
         signal = event.workflow_execution_signaled_event_attributes
         if signal.signal_name in DECISIONS:
             at = event.event_time.ToDatetime(UTC)
             if deadline is None or at < deadline:
                 approved = DECISIONS[signal.signal_name]
-                first = Decision.from_signal(approved, first_data(signal.input), at)
+                found.append(Decision.from_signal(approved, first_data(signal.input), at))
         elif event.event_id == 1 or event.event_type == _TASK_COMPLETED:
-            return first
-    return None
+            return that_matter(found[::-1])
+    return []
 
 
 def _upserted_memo(event: HistoryEvent) -> dict[str, Any] | None:
@@ -919,22 +989,26 @@ def _time_of(run_id: str) -> datetime | None:
 
 
 def read_retry(execution: Execution) -> Retry | None:
-    """The payment that an open run is retrying, if the run was described and has one."""
+    """The payment that an open run is retrying, or that is paused, if the run was described and has
+    one.
+    """
     raw = execution.raw_description if execution.close_time is None else None
     for pending in raw.pending_activities if raw else []:
-        if pending.attempt > 1:
-            scheduled = pending.HasField("next_attempt_schedule_time")
+        if pending.attempt > 1 or pending.paused:
+            scheduled = pending.HasField("next_attempt_schedule_time") and not pending.paused
             return Retry(
                 line=line_number(pending.activity_id),
                 attempt=pending.attempt,
                 next_attempt_at=(
                     pending.next_attempt_schedule_time.ToDatetime(UTC) if scheduled else None
                 ),
+                paused=pending.paused or None,
                 last_error=pending.last_failure.message,
             )
     return None
 
 
+_PAID_EARLIER = ("paid_earlier_lines", "paid_earlier_amount", "paid_earlier_numbers")
 _TASK_COMPLETED = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
 _NO_ANSWER = (
     RPCStatusCode.NOT_FOUND,  # the call that describes the run reports this

@@ -57,6 +57,7 @@ from invoices.refusals import (
     expect_before_deadline,
     expect_may_approve,
     expect_not_cancelled,
+    expect_one_ledger,
 )
 from invoices.status import State
 from invoices.wording import describe_validation_errors
@@ -282,11 +283,13 @@ async def approve_invoice(
             invoice_id, total, to_be_shown=not ctx.input_responses
         )
         # Past this point, nothing is sent until the person has answered.
-        if run.status.is_decided or run.status.is_first_approval_by(client.name):
+        if not run.status.is_decided:
+            expect_may_approve(run.status, client.name)
+        if run.status.is_decided or not run.status.can_change(client.name, approve=True):
             return _already("approved", with_outcome(run.status, approve=True))
-        expect_may_approve(run.status, client.name)
         expect_not_cancelled(run.status, approve=True)
         expect_before_deadline(run.status, approve=True)
+        expect_one_ledger(run.status)
     if not host_asks:
         return _asked_on_card(run.status)
     answer = await ask_person(ctx, ApprovalView.of(invoice, run.status, reason), run.id)
@@ -493,13 +496,15 @@ async def _decide(
         return _already(verb, status)
     text = f"Sent {noun} signal for invoice {invoice_id}."
     if status.outcome == "decision_kept":
-        unless = "" if status.kept_decision else ", unless an earlier decision is also waiting"
-        return _answer(
-            f"{text} {status.why_kept}: the decision is kept and takes effect"
-            f" {status.continues}{unless}."
-            f" {status.clock}".rstrip(),
-            status,
-        )
+        if status.kept_decisions:
+            kept = f"the decision is kept. {status.kept}"
+            if not approve and status.kept_decision and status.kept_decision.approved:
+                kept += " To stop it in any case, call cancel_invoice."
+        else:
+            unless = "" if status.kept_decision else ", unless an earlier decision is also waiting"
+            kept = f"the decision is kept and takes effect {status.continues}{unless}."
+            kept = f"{kept} {status.effect_of_kept if status.kept_decision else ''}".rstrip()
+        return _answer(f"{text} {status.why_kept}: {kept} {status.clock}".rstrip(), status)
     if status.outcome == "approved_first":
         text += " Approved by you; needs a second person. Nothing is paid yet."
     return _answer(f"{text} {status.to_text()}", status)

@@ -87,6 +87,8 @@ class InvoiceCard(BaseModel):
     state: State
     can_be_decided: bool
     why_undecidable: str | None
+    is_approval_kept: bool
+    """Whether an approval is kept, after which a rejection may not count."""
     paid_lines: int
     details: str
 
@@ -114,6 +116,7 @@ class InvoiceCard(BaseModel):
             state=status.state,
             can_be_decided=is_asked,
             why_undecidable=why_undecidable if status.state == "waiting" else None,
+            is_approval_kept=bool(status.kept_decision and status.kept_decision.approved),
             paid_lines=status.paid_lines,
             details=_details(view, status, name),
         )
@@ -127,6 +130,10 @@ def _why_undecidable(status: InvoiceStatus, name: str) -> str | None:
         return "A decision is kept" if status.kept_decision else "Decided"
     if status.is_first_approval_by(name):
         return "Approved by you; needs a second person"
+    if status.kept_decision and not status.can_change(name, approve=True):
+        return "A decision is kept"
+    if status.earlier_ledger:
+        return "Earlier payments are in another ledger"
     return "The deadline has passed" if status.is_past_deadline else None
 
 

@@ -6,15 +6,16 @@ The structured content has it unchanged.
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from invoices.approvals import is_same_person, judge
+from invoices.approvals import Judgement, can_matter, is_same_person, is_settled, judge
 from invoices.invoice import is_invoice_id, rule_of_new_id
 from invoices.similar import SimilarInvoice
 from invoices.status import Decision, Progress, describe_name
 from invoices.wording import (
+    capitalized,
     describe_bill,
     format_day,
     format_duration,
@@ -30,7 +31,7 @@ CLOCK_TOLERANCE_SECONDS = 3
 
 
 class Retry(BaseModel):
-    """A payment that is being retried."""
+    """A payment that is being retried, or was paused in Temporal."""
 
     line: Annotated[
         int | None,
@@ -38,12 +39,20 @@ class Retry(BaseModel):
     ] = None
     attempt: Annotated[int, Field(description="The number of the current or next attempt.")]
     next_attempt_at: datetime | None = None
+    paused: Annotated[
+        bool | None, Field(description="True if it is paused in Temporal and not retried.")
+    ] = None
     last_error: str
 
     @property
     def what(self) -> str:
         """`line 2`, or `the payment ledger`."""
         return f"line {self.line}" if self.line else "the payment ledger"
+
+    def __str__(self) -> str:
+        """`line 2 is being retried, attempt 3`."""
+        how = "is paused in Temporal" if self.paused else "is being retried"
+        return f"{self.what} {how}, attempt {self.attempt}"
 
 
 Outcome = Literal[
@@ -66,8 +75,8 @@ Outcome = Literal[
 
 `approved_first`: by one of two people; nothing is paid before the second has approved.
 `already_approved_first`: by the same person, whose second approval doesn't count.
-`decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs,
-unless an earlier decision is also waiting.
+`decision_kept`: the Temporal Service has the decision, and it takes effect when a worker runs, as
+far as the other decisions that are kept allow it.
 `being_cancelled`: a payment in progress finishes first.
 `cancellation_kept`: the Temporal Service has the cancellation, and it takes effect when a worker
 runs.
@@ -93,11 +102,29 @@ class InvoiceStatus(Progress):
             " isn't paused. Missing if a worker answers."
         ),
     ] = None
+    kept_decisions: Annotated[
+        list[Decision] | None,
+        Field(description="All that are kept and can matter, in order, if there is more than one."),
+    ] = None
+    approval_rule_unknown: Annotated[
+        bool | None,
+        Field(
+            description="True if no worker has told yet whether two people must approve it."
+            " `kept_decision` then takes effect if one person is enough."
+        ),
+    ] = None
     kept_decision_unknown: Annotated[
         bool | None,
         Field(
             description="True if a decision may be kept that isn't known, because too many signals"
             " were sent."
+        ),
+    ] = None
+    earlier_ledger: Annotated[
+        str | None,
+        Field(
+            description="The payment ledger from which an earlier submission began to pay, if this"
+            " one isn't bound to it. Then it can't be approved."
         ),
     ] = None
     retry: Retry | None = None
@@ -108,6 +135,10 @@ class InvoiceStatus(Progress):
     paused: Annotated[
         bool | None,
         Field(description="True if it is paused in Temporal, or in a status that isn't known."),
+    ] = None
+    starts_at: Annotated[
+        datetime | None,
+        Field(description="When its workflow starts, if that has been delayed or scheduled."),
     ] = None
     worker_failures: Annotated[
         int | None, Field(description="How often a worker failed to process this invoice.")
@@ -180,21 +211,64 @@ class InvoiceStatus(Progress):
 
     @property
     def _keeps_end(self) -> bool:
-        """Whether the decision that is kept will decide, without another."""
-        decisions = [one for one in (self.first_approval, self.kept_decision) if one]
-        judgement = judge(decisions, self.required_approvals, self.submitted_by)
-        return bool(self.kept_decision and judgement.decision)
+        """Whether what is kept decides, whatever else is sent."""
+        if self.approval_rule_unknown:
+            return is_settled(self._made)
+        return bool(self.kept_decision and self.judgement.decision)
+
+    @property
+    def unread_decisions(self) -> list[Decision]:
+        """The decisions that are kept and can matter, in order."""
+        return self.kept_decisions or ([self.kept_decision] if self.kept_decision else [])
+
+    @property
+    def _made(self) -> list[Decision]:
+        first = [self.first_approval] if self.first_approval else []
+        return first + self.unread_decisions
+
+    @property
+    def judgement(self) -> Judgement:
+        """What a worker will make of the first of two approvals and of what is kept. While the rule
+        isn't known, as if one person were enough.
+        """
+        return judge(self._made, self.required_approvals, self.submitted_by)
+
+    def with_unread(self, decisions: list[Decision], *, is_rule_known: bool) -> Self:
+        """The status with decisions that no worker has read, in order, of those that matter.
+
+        Args:
+            is_rule_known: whether a worker has told who must approve it.
+        """
+        with_all = self.model_copy(update={"kept_decisions": decisions})
+        judgement = with_all.judgement
+        kept = judgement.decision or (judgement.first if not self.first_approval else None)
+        update = {
+            "kept_decision": kept,
+            "kept_decisions": decisions if kept and len(decisions) > 1 else None,
+            "approval_rule_unknown": True if kept and not is_rule_known else None,
+        }
+        return self.model_copy(update=update)
+
+    def can_change(self, name: str, *, approve: bool) -> bool:
+        """Whether a decision by this person could change what those made so far mean together."""
+        decision = Decision(approved=approve, by=name, at=self.now)
+        if self.approval_rule_unknown:
+            return can_matter(decision, self._made)
+        judgement = self.judgement
+        then = judge([*self._made, decision], self.required_approvals, self.submitted_by)
+        return (then.decision, then.first) != (judgement.decision, judgement.first)
 
     def is_first_approval_by(self, name: str) -> bool:
         """Whether a second person must approve, and this isn't one."""
-        first = self.first_approval
-        return bool(self.needs_second_person and first and is_same_person(first.by, name))
+        first = self.judgement.first
+        return bool(first and not self.is_decided and is_same_person(first.by, name))
 
     def to_structured(self) -> dict[str, Any]:
         """The structured content, without empty fields and without fields for internal use."""
         of_decision = {"request", "sent_at"}
         kinds = ("first_approval", "decision", "kept_decision")
         inner: dict[str, Any] = dict.fromkeys(kinds, of_decision)
+        inner["kept_decisions"] = {"__all__": of_decision}
         if not self._clock_is_wrong:
             inner["clock_offset_seconds"] = True
         return message_first(self.model_dump(mode="json", exclude_none=True, exclude=inner))
@@ -207,13 +281,26 @@ class InvoiceStatus(Progress):
     def details(self) -> str:
         """What a person would want to know next, in sentences."""
         submitted = "" if self.outcome == "started" else self.submitted
-        about = [self.bill, *self._details(), submitted, self._worker(), self.clock]
-        return " ".join(filter(None, about))
+        about = [self.bill, self.two_ledgers, *self._details(), submitted, self._worker()]
+        return " ".join(filter(None, [*about, self.clock]))
 
     @property
     def details_without_bill(self) -> str:
         """The same without whose bill it is and who submitted it."""
-        return " ".join(filter(None, [*self._details(), self._worker(), self.clock]))
+        about = [self.two_ledgers, *self._details(), self._worker(), self.clock]
+        return " ".join(filter(None, about))
+
+    @property
+    def two_ledgers(self) -> str:
+        """That it could be paid from a second payment ledger, and what to do, in sentences."""
+        if self.earlier_ledger is None:
+            return ""
+        return (
+            f"An earlier submission began to pay it from the payment ledger"
+            f" {sanitized(self.earlier_ledger, 8)}, to which this one isn't bound, so lines that"
+            " are paid there could be paid again. Cancel this submission and submit the invoice"
+            " again: the new one is bound to that ledger."
+        )
 
     def _details(self) -> list[str]:
         match self.state:
@@ -225,9 +312,7 @@ class InvoiceStatus(Progress):
             case "waiting" if self.cancellation:
                 return [self.caution, self.paid, self.stopping]
             case "waiting":
-                is_new = self.outcome == "started" and self.paid_earlier_lines is None
-                amounts = f"{self.amounts}." if is_new else self.paid
-                about = [self.caution, amounts, self.similarity, self.payment_date]
+                about = [self.caution, self._amounts(), self.similarity, self.payment_date]
                 return [*about, self.approvals, self._deadline()]
             case "scheduled":
                 return [self.paid, self.payment_date, self.stopping, self.decided]
@@ -250,6 +335,15 @@ class InvoiceStatus(Progress):
             case _:
                 return [self.paid, self.decided]
 
+    def _amounts(self) -> str:
+        """What a waiting invoice is for, and what was paid earlier, as far as that was asked."""
+        if self.outcome != "started" or self.paid_earlier_lines is not None:
+            return self.paid
+        if self.worker_answers is not None:
+            return f"{self.amounts}."
+        unchecked = "No worker has checked it yet. If it can't be paid, its status says why."
+        return f"{self.amounts}. {unchecked}"
+
     @property
     def payment_date(self) -> str:
         """When it is paid, as a sentence; empty if that is past, or as soon as it is approved."""
@@ -268,15 +362,44 @@ class InvoiceStatus(Progress):
         """The decision that no worker has read yet, as a sentence; empty if there is none."""
         if self.kept_decision is None:
             return ""
+        unread = self.unread_decisions
+        is_one = len(unread) == 1
+        effect = "" if self.cancellation else f" and takes effect {self.continues}"
+        what = f"A decision is kept{effect}" if is_one else "Decisions are kept, in this order"
+        told = f"{what}: {'; '.join(map(str, unread))}."
         if self.cancellation:
-            return f"A decision is kept: {self.kept_decision}."
-        passed = (
-            "It was made before the deadline, which has passed." if self.is_past_deadline else ""
-        )
+            return told
+        if self.is_past_deadline:
+            made = "It was" if is_one else "They were"
+            told += f" {made} made before the deadline, which has passed."
+        return f"{told} {self.effect_of_kept}".rstrip()
+
+    @property
+    def effect_of_kept(self) -> str:
+        """What the kept decisions bring about, as a sentence; empty if a single one decides."""
+        when, effect = capitalized(self.continues), self._effect(self.judgement)
+        of_two = effect
+        unless = ""
+        if self.approval_rule_unknown:
+            of_two = self._effect(judge(self._made, "two_people"))
+            # Whichever of them has submitted it may be excluded for that.
+            of_others = (judge(self._made, "two_other_people", one.by) for one in self._made)
+            if of_two == "is approved" and not all(one.approved for one in of_others):
+                unless = ", unless one of them submitted it and may not approve it"
+        if (of_two, unless) == (effect, ""):
+            is_plain = self._keeps_end and len(self._made) == 1
+            return "" if is_plain else f"{when}, the invoice {effect}."
         return (
-            f"A decision is kept and takes effect {self.continues}: {self.kept_decision}."
-            f" {passed}".rstrip()
+            f"{when}, the invoice {effect} if one person is enough. If two people must approve it,"
+            f" which isn't known yet, it {of_two}{unless}."
         )
+
+    def _effect(self, judgement: Judgement) -> str:
+        if judgement.decision:
+            return "is approved" if judgement.approved else "is rejected"
+        if self.is_past_deadline:
+            return "times out"
+        return "needs a second person" if judgement.first else "needs two people's approval"
 
     @property
     def stopping(self) -> str:
@@ -286,7 +409,8 @@ class InvoiceStatus(Progress):
         if self.worker_answers is False:
             when = f"The cancellation is kept and takes effect {self.continues}."
         elif self.state == "paying":
-            when = "The line that is being paid is finished first, and no other is started."
+            # It may also have been cancelled just before its payment would have begun.
+            when = "If a payment is in progress, it finishes first. No other is started."
         else:
             when = ""
         return f"Cancellation requested {self.cancellation}. {when}".rstrip()
@@ -316,11 +440,10 @@ class InvoiceStatus(Progress):
             return ""
         next_attempt_at = self.retry.next_attempt_at
         at = f" at {format_utc(next_attempt_at)}" if next_attempt_at else ""
-        what = self.retry.what
-        return (
-            f"{what[0].upper()}{what[1:]} is being retried, attempt {self.retry.attempt}{at};"
-            f" last error: {sanitized(self.retry.last_error, 300)}."
-        )
+        error = sanitized(self.retry.last_error, 300)
+        because = f"; last error: {error}" if error or not self.retry.paused else ""
+        until = " It continues once that is unpaused." if self.retry.paused else ""
+        return f"{capitalized(str(self.retry))}{at}{because}.{until}"
 
     def _worker(self) -> str:
         if self.worker_answers is not False:
@@ -341,6 +464,11 @@ class InvoiceStatus(Progress):
         """Why nothing happens now to an open invoice about which no worker has answered."""
         if self.paused:
             return "The invoice is paused in Temporal, or in a status that isn't known"
+        if self.starts_at:
+            return (
+                "Its workflow hasn't started, because its starter gave it a delay or a schedule,"
+                f" until {format_utc(self.starts_at)}"
+            )
         if self.worker_failures:
             return "A worker tried to process this invoice and failed; its log says why"
         return "No worker answers now"
@@ -348,7 +476,9 @@ class InvoiceStatus(Progress):
     @property
     def continues(self) -> str:
         """When an open invoice continues about which no worker has answered."""
-        return "once it is unpaused in Temporal" if self.paused else "when a worker runs"
+        if self.paused:
+            return "once it is unpaused in Temporal"
+        return "once its workflow starts" if self.starts_at else "when a worker runs"
 
     @property
     def _clock_is_wrong(self) -> bool:
@@ -397,7 +527,7 @@ class InvoiceStatus(Progress):
                 paid += f", {self.at_most}{left} to pay"
             yield paid
         if self.retry:
-            yield f"{self.retry.what} is being retried, attempt {self.retry.attempt}"
+            yield str(self.retry)
         if self.paused:
             yield "paused in Temporal, or in a status that isn't known"
 

@@ -156,8 +156,8 @@ class ApprovalView:
             paid_earlier=paid_earlier,
             to_pay=f"at most {to_pay}" if is_at_most else to_pay,
             submitted=status.submitted or None,
-            approvals=status.approvals or None,
-            is_first_of_two=bool(status.approval_rule) and not status.first_approval,
+            approvals=" ".join(filter(None, (status.approvals, status.kept))) or None,
+            is_first_of_two=bool(status.approval_rule) and not status.judgement.first,
             payment_date=status.payment_date or _unheeded_date(invoice, status) or None,
             deadline=status.deadline,
             # Show all of it, since the model wrote it. Normalizing can triple its length.

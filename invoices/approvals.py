@@ -117,13 +117,19 @@ def is_same_person(name: str | None, other: str | None) -> bool:
 def can_matter(decision: Decision, earlier: Sequence[Decision]) -> bool:
     """Whether a decision can change what the earlier ones mean, by whatever rule.
 
-    Few can, however many other clients send: not the same person's again, and none after a
-    rejection or the approvals of three people, of whom one at most has submitted the invoice.
+    Few can, however many other clients send: not the same person's again, and none once all is
+    settled.
     """
     known = {(one.approved, person_of(one.by)) for one in earlier}
-    approvers = {person for approved, person in known if approved and person}
-    is_settled = len(approvers) > 2 or any(not approved for approved, _ in known)
-    return not is_settled and (decision.approved, person_of(decision.by)) not in known
+    return not is_settled(earlier) and (decision.approved, person_of(decision.by)) not in known
+
+
+def is_settled(decisions: Sequence[Decision]) -> bool:
+    """Whether no other decision can matter, by whatever rule: after a rejection or the approvals of
+    three people, of whom one at most has submitted the invoice.
+    """
+    approvers = {person_of(one.by) for one in decisions if one.approved} - {""}
+    return len(approvers) > 2 or any(not one.approved for one in decisions)
 
 
 def that_matter(decisions: Sequence[Decision]) -> list[Decision]:

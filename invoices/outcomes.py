@@ -21,15 +21,16 @@ def decision_outcome(
     is_own = decision.request == request if decision else has_effect
     if request and is_own:
         return "approved" if approve else "rejected"
-    kept = status.kept_decision
-    may_be_own = kept is None or kept.request == request or not status.is_decided
+    kept = status.unread_decisions
+    # The history may not show it yet.
+    may_be_own = any(one.request == request for one in kept) or not (kept and status.is_decided)
     if request and status.state == "waiting" and status.worker_answers is False and may_be_own:
         return "decision_kept"
-    first = status.first_approval
+    first = status.judgement.first
     if approve and first and not status.is_decided:
         is_own = request is not None and first.request == request
         return "approved_first" if is_own else "already_approved_first"
-    decision = decision or kept
+    decision = decision or status.kept_decision
     # The decision takes effect once the workflow has asked the ledger, or once a worker runs.
     if status.state == "waiting" and decision and decision.approved == approve:
         has_effect = True

@@ -140,6 +140,15 @@ def expect_may_approve(status: InvoiceStatus, name: str) -> None:
         )
 
 
+def expect_one_ledger(status: InvoiceStatus) -> None:
+    """Raises `InvoiceError` if an earlier submission began to pay from another ledger."""
+    if status.earlier_ledger:
+        raise InvoiceError(
+            f"Invoice {status.invoice_id} can't be approved. {status.two_ledgers} Nothing was"
+            " approved."
+        )
+
+
 def expect_before_deadline(status: InvoiceStatus, approve: bool) -> None:
     """Raises `InvoiceError` for a decision on a waiting invoice whose deadline has passed."""
     if status.deadline and status.is_past_deadline:
@@ -264,7 +273,7 @@ def decided_otherwise(status: InvoiceStatus, approve: bool) -> InvoiceError:
     """The decision can't take effect: says what the invoice's status is, and what to do now."""
     if next_step := _open_workflow(status) or status.stopping:
         pass
-    elif approve and status.approval_rule:
+    elif approve and status.approval_rule and not status.is_decided:
         next_step = status.approval_rule
     elif approve and status.is_open:
         next_step = "Once it has ended, you can submit it again."

@@ -377,7 +377,8 @@ class Progress(FromOthers):
                 return f"{self.amounts}; this submission paid nothing."
             if earlier == 0:
                 return f"{self.amounts}; nothing has been paid."
-            if self.state in ("rejected", "timed_out", "cancelled") and not self.current_line:
+            ends_unpaid = self.state in ("rejected", "timed_out", "cancelled")
+            if (ends_unpaid or self.failure == "InvalidInvoice") and not self.current_line:
                 return (
                     f"{self.amounts}; this submission paid nothing. It isn't known whether an"
                     " earlier one did."

@@ -94,6 +94,12 @@ class Execution:
         return self.close_time is None and self.status is None
 
     @property
+    def execution_time(self) -> datetime | None:
+        """When its first workflow task comes, which its starter may have delayed or scheduled."""
+        raw = self.raw_description
+        return raw.workflow_execution_info.execution_time.ToDatetime(UTC) if raw else None
+
+    @property
     def has_pending_workflow_task(self) -> bool:
         """Whether a worker has yet to process something that the run was sent."""
         raw = self.raw_description

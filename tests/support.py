@@ -10,12 +10,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import cache
 from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
@@ -60,6 +61,16 @@ def free_port() -> int:
         with closing(socket.socket()) as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+ANN, BOB, SUE = "ann@desk1", "bob@desk2", "sue@desk3"
+
+
+@contextmanager
+def acting(name: str) -> Iterator[None]:
+    """What is done here is done by this person."""
+    with patch("invoice_client.whoami", return_value=name):
+        yield
 
 
 AnInvoice = Invoice | dict[str, Any]

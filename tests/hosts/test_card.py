@@ -191,6 +191,7 @@ async def test_a_card_shows_what_is_paid(host: Tools) -> None:
         "state": "waiting",
         "can_be_decided": True,
         "why_undecidable": None,
+        "is_approval_kept": False,
         "paid_lines": 0,
         "details": "",
     }

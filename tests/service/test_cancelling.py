@@ -91,7 +91,7 @@ async def test_a_payment_in_progress_is_finished_first(
         assert (answer["state"], answer["outcome"]) == ("paying", "being_cancelled")
         assert "Now: line 1 of 2" in answer["message"]
         assert f"Cancellation requested by {whoami()} on " in answer["message"]
-        assert "The line that is being paid is finished first" in answer["message"]
+        assert "If a payment is in progress, it finishes first." in answer["message"]
         with pytest.raises(Refused, match="Cancellation requested by"):
             await own_tools("reject_invoice", invoice_id=name)
         again = await own_tools("cancel_invoice", invoice_id=name)

@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
+from fastmcp.apps.config import UI_EXTENSION_ID, UI_MIME_TYPE
+from mcp.client.extension import advertise
 from temporalio.api.command.v1 import (
     Command,
     CompleteWorkflowExecutionCommandAttributes,
@@ -34,6 +37,7 @@ from invoice_client import InvoiceClient
 from invoice_runs import InvoiceRuns
 from invoice_search import InvoiceSearch
 from invoices.invoice import Invoice, workflow_id
+from invoices.refusals import InvoiceError
 from invoices.status import (
     NOT_KNOWN,
     REJECTED_OR_TIMED_OUT,
@@ -52,10 +56,13 @@ from support import (
     environment,
     eventually,
     paid,
+    payments,
     tools_in_memory,
 )
 from worker_here import worker_here
 from workflow import TASK_QUEUE
+
+SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
 
 
 async def start(
@@ -230,6 +237,79 @@ async def test_the_ledger_that_paid_is_carried_on_past_other_clients_runs(
         await InvoiceClient(client).submit(Invoice.model_validate(invoice))
         handle = client.get_workflow_handle(workflow_id(invoice["id"]))
         assert (await (await handle.describe()).memo()).get("ledger") == ledger
+
+
+async def test_no_second_ledger_pays_after_another_clients_start(
+    namespace: Namespace, tmp_path: Path
+) -> None:
+    client = await namespace.connect()
+    desk = Desk(client)
+    lines = [{"item": "Domain", "amount": "10.00"}, {"item": "Server", "amount": "500.00"}]
+    invoice = an_invoice(lines=lines)
+    known = an_invoice(lines=lines)
+    async with Worker(namespace.address, tmp_path / "own", INVOICE_DECLINE_OVER="50"):
+        for one in (invoice, known):
+            await desk.client.submit(Invoice.model_validate(one))
+            await desk.approve(one)
+            await desk.until(one, "failed")
+        await desk.start(known)  # by the same ledger's worker
+        await desk.until(known, "waiting")
+        assert not (await desk.status(known)).earlier_ledger
+        assert (await desk.approve(known)).outcome == "approved"
+    told = "An earlier submission began to pay it from the payment ledger "
+    async with (
+        Worker(namespace.address, tmp_path / "other"),
+        tools_in_memory(namespace.address) as tools,
+        tools_in_memory(namespace.address, extensions=[SHOWS_CARDS]) as card,
+        tools_in_memory(namespace.address, elicitation_handler=Mock()) as asking,
+    ):
+        await desk.start(invoice)
+        await tools.until(invoice, "waiting")
+        status = await tools.status(invoice)
+        assert told in status["message"]
+        assert "it isn't known whether any of it was paid" in status["message"]
+        ledger = (await desk.client.runs.get_run(invoice["id"])).ledger
+        assert status["earlier_ledger"] not in (None, ledger)
+        assert told in await tools("process_invoice", invoice_data=invoice)
+        for approve in (tools, card, asking):
+            with pytest.raises(Refused, match=f"can't be approved. {told}.*Cancel this submission"):
+                await approve("approve_invoice", invoice_id=invoice["id"], total="510.00")
+        shown = await card.client.call_tool("invoice_card", {"invoice_id": invoice["id"]})
+        assert shown.structured_content
+        assert not shown.structured_content["can_be_decided"]
+        run = await desk.client.runs.get_run(invoice["id"])
+        with pytest.raises(InvoiceError, match=told):  # an older card of the same run
+            await desk.approve(invoice, run_id=run.id)
+        # The way out leads out.
+        await tools("cancel_invoice", invoice_id=invoice["id"])
+        await tools.until(invoice, "cancelled")
+    async with Worker(namespace.address, tmp_path / "own"):
+        await desk.client.submit(Invoice.model_validate(invoice))
+        await desk.once(invoice, lambda status: status.paid_earlier_lines == 1)
+        assert not (await desk.status(invoice)).earlier_ledger
+        await desk.pay(invoice)
+    assert not payments(tmp_path / "other")
+
+
+async def test_an_invoice_with_one_submission_costs_no_search_for_earlier_ones(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def searched(*_: Any) -> None:
+        raise AssertionError("earlier submissions were searched")
+
+    async def person(*_: Any) -> dict[str, bool]:
+        return {"approve": True}
+
+    monkeypatch.setattr(InvoiceRuns, "latest_executions", searched)
+    desk = Desk(await namespace.connect())
+    async with (
+        Worker(namespace.address, tmp_path),
+        tools_in_memory(namespace.address, elicitation_handler=person) as tools,
+    ):
+        invoice = await desk.submit()  # as another process does
+        await tools.until({"id": invoice.id}, "waiting")
+        await tools("approve_invoice", invoice_id=invoice.id)
+        await tools.until({"id": invoice.id}, "completed")
 
 
 async def test_what_the_workflow_has_written_is_believed(
@@ -593,3 +673,27 @@ async def test_the_audit_works_beside_odd_runs(poisoned: Poisoned) -> None:
     rows = {row["invoice_id"] for row in csv.DictReader(io.StringIO(out.decode(), newline=""))}
     assert {invoice["id"] for invoice in poisoned.invoices} <= rows
     assert set(poisoned.strangers) <= rows
+
+
+async def test_a_start_that_another_client_delayed_is_told_as_such(
+    client: Client, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 0.5)
+    desk = Desk(client)
+    delayed, scheduled = an_invoice(), an_invoice()
+    await desk.start(delayed, start_delay=timedelta(hours=1))
+    await desk.start(scheduled, cron_schedule="0 0 1 1 *")
+    for invoice in (delayed, scheduled):
+        status = await desk.status(invoice)
+        assert status.starts_at
+        text = status.to_text()
+        assert "Its workflow hasn't started, because its starter gave it a delay or a sch" in text
+        assert "The invoice continues once its workflow starts." in text
+        assert "worker runs" not in text
+        if invoice is scheduled:
+            assert (await desk.approve(invoice)).outcome == "decision_kept"
+            kept = "A decision is kept and takes effect once its workflow starts: approved by"
+            assert kept in (await desk.status(invoice)).to_text()
+        await desk.handle(invoice).terminate()
+    normal = await desk.submit()
+    assert (await desk.status(normal)).starts_at is None

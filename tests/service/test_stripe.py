@@ -14,7 +14,7 @@ from invoice_runs import InvoiceRuns
 from invoices.invoice import Invoice
 from payments.ledger import SQLiteLedger
 from stripe_stand_in import TERMS, Fault, FaultKind, StripeStandIn
-from support import ROOT, Desk, Namespace, an_invoice
+from support import ROOT, Desk, Namespace, Worker, an_invoice, tools_in_memory
 from worker_here import worker_here
 
 
@@ -137,3 +137,21 @@ async def test_an_invoice_without_a_customer_fails_at_its_start_with_stripe(
             await desk.start(invoice)
             text = (await desk.until(invoice, "failed")).to_text()
             assert f"Invalid invoice: {problem}" in text
+            assert "this submission paid nothing" in text
+
+
+async def test_an_answer_that_no_worker_was_asked_for_does_not_promise_that_it_can_be_paid(
+    namespace: Namespace, stand_in: StripeStandIn, tmp_path: Path
+) -> None:
+    async with (
+        Worker(namespace.address, tmp_path, **stand_in.settings),
+        tools_in_memory(namespace.address) as tools,
+    ):
+        checked = await tools("process_invoice", invoice_data=an_invoice(**TERMS))
+        invoice = an_invoice()
+        told = await tools("process_invoice", invoice_data=invoice)
+        caveat = "No worker has checked it yet. If it can't be paid, its status says why."
+        assert caveat in told
+        assert caveat not in checked
+        text = (await tools.until(invoice, "failed"))["message"]
+        assert "Invalid invoice: customer: is required, since Stripe pays" in text

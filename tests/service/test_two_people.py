@@ -1,12 +1,12 @@
 """Above `INVOICE_TWO_PEOPLE_OVER`, two different people must approve an invoice."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, patch
+from unittest.mock import Mock
 
 import pytest
 import temporalio.api.sdk.v1
@@ -24,10 +24,14 @@ from payments.gateway import GatewayUnavailable
 from payments.ledger import SQLiteLedger
 from payments.simulated import SimulatedGateway
 from support import (
+    ANN,
+    BOB,
+    SUE,
     Desk,
     Namespace,
     Tools,
     Worker,
+    acting,
     an_invoice,
     eventually,
     paid,
@@ -37,15 +41,7 @@ from support import (
 )
 from worker_here import worker_here
 
-ANN, BOB, SUE = "ann@desk1", "bob@desk2", "sue@desk3"
 SMALL = [{"item": "Domain", "amount": "9.90"}, {"item": "Server", "amount": "990.10"}]
-
-
-@contextmanager
-def acting(name: str) -> Iterator[None]:
-    """What is done here is done by this person."""
-    with patch("invoice_client.whoami", return_value=name):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ from invoice_runs import (
     SMALL_CONTENT_BYTES,
     InvoiceRun,
     InvoiceRuns,
-    first_unread_decision,
     gather_bounded,
     read_invoice,
+    unread_decisions,
 )
 from invoices.invoice import Invoice
 from invoices.refusals import InvoiceError
@@ -125,6 +125,17 @@ async def test_a_retry_is_reported_without_a_worker(runs: InvoiceRuns) -> None:
     run = await found(runs, execution, progress_in("paying"))
     assert run.status.retry
     assert (run.status.retry.line, run.status.retry.attempt) == (2, 3)
+
+
+async def test_a_paused_payment_is_not_called_retried(runs: InvoiceRuns) -> None:
+    for attempt in (1, 3):
+        pending = PendingActivityInfo(activity_id="line-2", attempt=attempt, paused=True)
+        execution = an_execution(pending_activities=[pending])
+        status = (await found(runs, execution, progress_in("paying"))).status
+        told = f"ine 2 is paused in Temporal, attempt {attempt}"
+        assert f"L{told}. It continues once that is unpaused." in status.to_text()
+        assert f"l{told}" in status.to_line()
+        assert "retried" not in status.to_text() + status.to_line()
 
 
 @pytest.mark.parametrize(("was_reset", "is_known"), [(False, True), (True, False)])
@@ -445,13 +456,29 @@ def test_the_first_decision_that_no_worker_has_read_is_kept(
     events: list[HistoryEvent], expected: tuple[bool, int] | None
 ) -> None:
     latest = [*reversed(events), HistoryEvent(event_id=1)]
-    decision = first_unread_decision(latest, NOON + timedelta(minutes=10))
-    found = decision and (decision.approved, (decision.at - NOON) // timedelta(minutes=1))
-    assert found == expected
+    decisions = unread_decisions(latest, NOON + timedelta(minutes=10))
+    found = [(one.approved, (one.at - NOON) // timedelta(minutes=1)) for one in decisions]
+    assert found[:1] == ([expected] if expected else [])
 
 
 def test_nothing_is_said_where_an_earlier_decision_may_be_kept() -> None:
-    assert first_unread_decision([a_signal(APPROVE, 1)], None) is None
+    assert unread_decisions([a_signal(APPROVE, 1)], None) == []
+
+
+def test_all_unread_decisions_that_can_matter_are_kept_in_their_order() -> None:
+    signals = [
+        a_signal(APPROVE, 1, b'{"by": "ann@x"}'),
+        a_signal(APPROVE, 2, b'{"by": "ann@y"}'),
+        a_signal(APPROVE, 3, b'{"by": "bob@x"}'),
+        a_signal(REJECT, 4),
+        a_signal(APPROVE, 5, b'{"by": "eve@x"}'),
+    ]
+    decisions = unread_decisions([*reversed(signals), COMPLETED_TASK], None)
+    assert [(one.approved, one.by) for one in decisions] == [
+        (True, "ann@x"),
+        (True, "bob@x"),
+        (False, None),
+    ]
 
 
 @pytest.mark.parametrize("run_id", ["a3d1ff0c-2f7b-4b53-9b62-3f3e1d0c5a11", "run-1", ""])

@@ -164,7 +164,7 @@ def test_texts_say_who_cancelled() -> None:
     assert f"Cancelled {told}." in ended.to_text()
     assert f"; cancelled {told}" in ended.to_line()
     paying = a_status("paying", APPROVED_BEFORE, cancellation=CANCELLATION)
-    assert f"Cancellation requested {told}. The line that is being paid is" in paying.to_text()
+    assert f"Cancellation requested {told}. If a payment is in progress, it" in paying.to_text()
     # A cancellation that came too late stopped nothing.
     completed = a_status("completed", APPROVED_BEFORE, cancellation=CANCELLATION)
     assert "ana@desk" not in completed.to_text() + completed.to_line()
