@@ -19,11 +19,11 @@ from support import (
     Namespace,
     Refused,
     Tools,
-    Worker,
     acting,
     paid,
     tools_in_memory,
 )
+from worker_here import worker_here
 
 LIMIT = {"INVOICE_TWO_PEOPLE_OVER": "1000"}
 SHOWS_CARDS = advertise(UI_EXTENSION_ID, {"mimeTypes": [UI_MIME_TYPE]})
@@ -65,7 +65,7 @@ async def test_where_two_people_must_approve_all_kept_decisions_are_judged_toget
 
     with acting(SUE):
         approved, rejected, first, second = [await desk.submit() for _ in range(4)]
-    async with Worker(namespace.address, tmp_path, **LIMIT):
+    async with worker_here(namespace.address, tmp_path, **LIMIT):
         for invoice in (approved, rejected, first, second):
             await desk.once(invoice, has_rule)
     await send(desk, approved, f"+{ANN}", f"+{BOB}")
@@ -105,7 +105,7 @@ async def test_where_two_people_must_approve_all_kept_decisions_are_judged_toget
             answer = await told(tools, "approve_invoice", second)
         assert (answer["outcome"], answer["kept_decision"]["by"]) == ("decision_kept", BOB)
         assert answer["message"].endswith("When a worker runs, the invoice is approved.")
-    async with Worker(namespace.address, tmp_path, **LIMIT):
+    async with worker_here(namespace.address, tmp_path, **LIMIT):
         await desk.until(approved, "completed")
         await desk.until(rejected, "rejected")
         await desk.until(second, "completed")
@@ -159,7 +159,7 @@ async def test_while_the_rule_is_not_known_what_depends_on_it_is_told_and_sent(
             await tools("approve_invoice", invoice_id=certain.id)
         assert DEPENDS not in (await tools.status({"id": certain.id}))["message"]
         assert await signals(desk, certain) == 1
-    async with Worker(namespace.address, tmp_path, **LIMIT):
+    async with worker_here(namespace.address, tmp_path, **LIMIT):
         completed = await desk.until(approved, "completed")
         assert completed.decision
         assert completed.decision.by == BOB
@@ -180,7 +180,7 @@ async def test_the_second_person_is_asked_and_told_what_is_kept(
 
     invoice = await desk.submit()
     if is_rule_known:
-        async with Worker(namespace.address, tmp_path, **LIMIT):
+        async with worker_here(namespace.address, tmp_path, **LIMIT):
             await desk.once(invoice, lambda status: status.required_approvals)
     await send(desk, invoice, f"+{ANN}")
     async with tools_in_memory(namespace.address, elicitation_handler=person) as tools:
@@ -193,7 +193,7 @@ async def test_the_second_person_is_asked_and_told_what_is_kept(
     assert "Decisions are kept, in this order: approved by ann@desk1 on " in text
     [question] = asked
     assert "A decision is kept and takes effect when a worker runs: approved by ann@" in question
-    async with Worker(namespace.address, tmp_path, **LIMIT):
+    async with worker_here(namespace.address, tmp_path, **LIMIT):
         await desk.until(invoice, "completed")
 
 

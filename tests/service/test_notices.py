@@ -58,7 +58,8 @@ async def test_a_notice_whose_id_is_taken_is_logged(namespace: Namespace, tmp_pa
         await desk.pay(invoice)
 
         await eventually(lambda: "a notice isn't sent" in worker.log.read_text())
-        [line] = [one for one in worker.log.read_text().splitlines() if taken in one]
+        # Under load, a task may be tried again.
+        [line, *_] = [one for one in worker.log.read_text().splitlines() if taken in one]
         assert "WARNING" in line
         assert f"{invoice.id}: a notice isn't sent, because another workflow has its id" in line
 

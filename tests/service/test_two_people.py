@@ -293,11 +293,11 @@ async def test_a_worker_with_another_ledger_holds_to_its_limit(
     desk = Desk(await namespace.connect())
     limit = {"INVOICE_TWO_PEOPLE_OVER": "1000"}
     own, other = tmp_path / "own", tmp_path / "other"
-    async with Worker(namespace.address, own, INVOICE_DECLINE_OVER="3000"):
+    async with worker_here(namespace.address, own, INVOICE_DECLINE_OVER="3000"):
         rejected, approved = [await desk.submit_and_approve() for _ in range(2)]
         for invoice in (rejected, approved):
             await desk.until(invoice, "failed")
-    async with Worker(namespace.address, other, **limit):
+    async with worker_here(namespace.address, other, **limit):
         for invoice in (rejected, approved):
             with acting(SUE):
                 status = await desk.client.submit(invoice)
@@ -309,7 +309,7 @@ async def test_a_worker_with_another_ledger_holds_to_its_limit(
         with acting(ANN):
             assert (await desk.approve(approved)).outcome == "approved"
         await desk.once(approved, lambda status: status.state == "paying" and status.retry)
-    async with Worker(namespace.address, own, **limit, INVOICE_SUBMITTER_MAY_APPROVE="no"):
+    async with worker_here(namespace.address, own, **limit, INVOICE_SUBMITTER_MAY_APPROVE="no"):
         status = await desk.until(approved, "waiting", bound=40)
         assert status.required_approvals == "two_other_people"
         assert status.first_approval
