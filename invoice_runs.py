@@ -995,6 +995,10 @@ def read_retry(execution: Execution) -> Retry | None:
     raw = execution.raw_description if execution.close_time is None else None
     for pending in raw.pending_activities if raw else []:
         if pending.attempt > 1 or pending.paused:
+            failure = pending.last_failure
+            # Temporal cuts a long failure, with all of its traces, and puts it into one of its own.
+            if failure.HasField("server_failure_info") and failure.HasField("cause"):
+                failure = failure.cause
             scheduled = pending.HasField("next_attempt_schedule_time") and not pending.paused
             return Retry(
                 line=line_number(pending.activity_id),
@@ -1003,7 +1007,7 @@ def read_retry(execution: Execution) -> Retry | None:
                     pending.next_attempt_schedule_time.ToDatetime(UTC) if scheduled else None
                 ),
                 paused=pending.paused or None,
-                last_error=pending.last_failure.message,
+                last_error=failure.message,
             )
     return None
 

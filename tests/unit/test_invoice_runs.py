@@ -27,6 +27,7 @@ from invoice_runs import (
     InvoiceRuns,
     gather_bounded,
     read_invoice,
+    read_retry,
     unread_decisions,
 )
 from invoices.invoice import Invoice
@@ -125,6 +126,16 @@ async def test_a_retry_is_reported_without_a_worker(runs: InvoiceRuns) -> None:
     run = await found(runs, execution, progress_in("paying"))
     assert run.status.retry
     assert (run.status.retry.line, run.status.retry.attempt) == (2, 3)
+
+
+def test_of_a_failure_that_temporal_has_cut_the_payments_own_words_are_told() -> None:
+    pending = PendingActivityInfo(activity_id="line-1", attempt=2)
+    pending.last_failure.message = "Failure exceeds size limit."
+    pending.last_failure.server_failure_info.SetInParent()
+    pending.last_failure.cause.message = "the payment ledger can't be reached"
+    retry = read_retry(an_execution(pending_activities=[pending]))
+    assert retry
+    assert retry.last_error == "the payment ledger can't be reached"
 
 
 async def test_a_paused_payment_is_not_called_retried(runs: InvoiceRuns) -> None:
