@@ -83,7 +83,11 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 QUERY_SECONDS = 2
-"""A running worker answers a query in milliseconds. Without one there is no answer."""
+"""How long a call waits for a worker at most. A running one answers in milliseconds."""
+LOOKING_SHARE = 1 / 4
+"""For this share of that time a call looks whether a worker that has answered recently has
+processed what the call sent. A busy worker is then asked nothing in addition.
+"""
 PROMPT_SECONDS = 0.15
 """An idle worker answers within this time. After it, the client finds out whether there is one."""
 RECENT_SECONDS = 10
@@ -368,10 +372,11 @@ class InvoiceRuns:
         as it is known that no worker runs.
 
         Args:
-            has_waited: the caller has waited for a worker already, so don't wait as long before
-                finding out whether one runs.
+            has_waited: the caller has called `processed_run` before, so don't wait as long, also
+                before finding out whether a worker runs.
         """
-        asking = in_background(self._answer(workflow_id(invoice_id), run_id))
+        seconds = QUERY_SECONDS * (1 - LOOKING_SHARE if has_waited else 1)
+        asking = in_background(self._answer(workflow_id(invoice_id), run_id, seconds))
         try:
             done, _ = await asyncio.wait(
                 [asking], timeout=PROMPT_SECONDS / 5 if has_waited else PROMPT_SECONDS
@@ -385,10 +390,10 @@ class InvoiceRuns:
             self._last_worker_answer = time.monotonic()
         return answer
 
-    async def _answer(self, id: str, run_id: str | None) -> WorkerAnswer | None:
+    async def _answer(self, id: str, run_id: str | None, seconds: float) -> WorkerAnswer | None:
         answer: WorkerAnswer | None = None
         with suppress(TimeoutError):
-            async with asyncio.timeout(QUERY_SECONDS):
+            async with asyncio.timeout(seconds):
                 answer = await self._query_progress_or_status(id, run_id)
                 while isinstance(answer, RunProgress) and answer.status == PROCESSING:
                     await asyncio.sleep(0.02)  # it has just started and is asking the ledger
@@ -399,10 +404,11 @@ class InvoiceRuns:
         """A run as soon as a worker has processed what the run was just sent.
 
         Its memo is up to date then, and reading it is quicker than a query, which the worker has to
-        answer. None if that takes longer than `PROMPT_SECONDS`, or if the memo doesn't tell.
+        answer. None if that takes longer than a running worker needs, or if the memo doesn't tell.
         """
         pause = 0.003
-        until = time.monotonic() + PROMPT_SECONDS
+        looking = QUERY_SECONDS * LOOKING_SHARE if self.has_recent_answer else PROMPT_SECONDS
+        until = time.monotonic() + looking
         while time.monotonic() < until:
             await asyncio.sleep(pause)
             pause *= 1.3

@@ -357,6 +357,7 @@ async def test_a_worker_that_answers_is_not_asked_again(
 
     monkeypatch.setattr(InvoiceRuns, "ask_worker", asked)
     monkeypatch.setattr(invoice_runs, "PROMPT_SECONDS", 60)
+    monkeypatch.setattr(invoice_runs, "QUERY_SECONDS", 240)
     desk = Desk(client)
     first, second = await desk.submit(), await desk.submit(payment_interval_seconds=3600)
     assert (await desk.reject(first)).outcome == "rejected"
