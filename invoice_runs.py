@@ -82,8 +82,10 @@ from workflow import TASK_QUEUE
 K = TypeVar("K")
 T = TypeVar("T")
 
-QUERY_SECONDS = 2
-"""How long a call waits for a worker at most. A running one answers in milliseconds."""
+QUERY_SECONDS = 1.8
+"""How long a call waits for a worker at most, so that it takes no more than 2 s with its other
+requests. A running worker answers in milliseconds.
+"""
 LOOKING_SHARE = 1 / 4
 """For this share of that time a call looks whether a worker that has answered recently has
 processed what the call sent. A busy worker is then asked nothing in addition.
