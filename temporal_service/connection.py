@@ -210,11 +210,13 @@ def describe_rpc_error(client: Client, error: Exception, *, read_only: bool) -> 
             return describe_connection_error(address, "permission")
         return f"The Temporal Service at {address} refused the call ({error.status.name})."
     if isinstance(error, RPCError | TimeoutError):
+        # It may be well, and what was asked for too much.
+        late = f"The Temporal Service at {address} didn't answer in time"
         if read_only:
-            return f"The Temporal Service at {address} doesn't answer. Make the same call again."
+            return f"{late}. Make the same call again."
         return (
-            f"The Temporal Service at {address} doesn't answer, so it isn't known whether the call"
-            " took effect. Make the same call again: nothing is started, decided or paid twice."
+            f"{late}, so it isn't known whether the call took effect. Make the same call again:"
+            " nothing is started, decided or paid twice."
         )
     if "client connect" in str(error):
         reason = describe_connection_error(address, str(error))

@@ -382,7 +382,7 @@ async def test_only_an_answer_with_a_card_starts_the_cards_clock(
                 await approve(name)
         with monkeypatch.context() as patch:
             patch.setattr(invoice_server, "TOOL_SECONDS", 0)
-            with pytest.raises(Refused, match="doesn't answer"):
+            with pytest.raises(Refused, match="didn't answer in time"):
                 await approve(invoice["id"])
         now += 2 * LOADING_SECONDS
         assert "Nothing is approved" in await approve(invoice["id"])

@@ -196,7 +196,7 @@ async def test_address_that_never_answers_is_named(said: Said) -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         worker, tool = await said({"TEMPORAL_ADDRESS": address})
     assert f"The Temporal Service at {address} can't be reached" in worker
-    assert f"The Temporal Service at {address} doesn't answer" in tool
+    assert f"The Temporal Service at {address} didn't answer in time" in tool
 
 
 async def test_missing_namespace_is_named(said: Said, plain: Settings) -> None:
