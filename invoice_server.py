@@ -496,18 +496,24 @@ async def _decide(
         return _already(verb, status)
     text = f"Sent {noun} signal for invoice {invoice_id}."
     if status.outcome == "decision_kept":
-        if status.kept_decisions:
-            kept = f"the decision is kept. {status.kept}"
-            if not approve and status.kept_decision and status.kept_decision.approved:
-                kept += " To stop it in any case, call cancel_invoice."
-        else:
-            unless = "" if status.kept_decision else ", unless an earlier decision is also waiting"
-            kept = f"the decision is kept and takes effect {status.continues}{unless}."
-            kept = f"{kept} {status.effect_of_kept if status.kept_decision else ''}".rstrip()
+        kept = _told_of_kept(status, approve)
         return _answer(f"{text} {status.why_kept}: {kept} {status.clock}".rstrip(), status)
     if status.outcome == "approved_first":
         text += " Approved by you; needs a second person. Nothing is paid yet."
     return _answer(f"{text} {status.to_text()}", status)
+
+
+def _told_of_kept(status: InvoiceStatus, approve: bool) -> str:
+    """What becomes of a decision that was sent while no worker runs, in sentences."""
+    takes_effect = f"the decision is kept and takes effect {status.continues}"
+    if status.kept_decision is None:
+        return f"{takes_effect}, unless an earlier decision is also waiting."
+    if not status.kept_decisions:
+        return f"{takes_effect}. {status.effect_of_kept}".rstrip()
+    told = f"the decision is kept. {status.kept}"
+    if status.kept_decision.approved and not approve:
+        told += " To stop it in any case, call cancel_invoice."
+    return told
 
 
 def _already(verb: str, status: InvoiceStatus) -> ToolResult:
