@@ -373,6 +373,8 @@ async def _to_its_end(payment: Coroutine[Any, Any, T]) -> T:
 
 
 async def _decisions_received(workflow_id: str, run_id: str) -> list[Decision]:
+    """The decisions in a run's history, in order, dated by when they were first received."""
+
     async def read(run_id: str) -> list[HistoryEvent]:
         run = activity.client().get_workflow_handle(workflow_id, run_id=run_id)
         return [event async for event in run.fetch_history_events()][::-1]

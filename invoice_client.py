@@ -7,7 +7,6 @@ The methods raise `InvoiceError` and whatever the Temporal client raises.
 
 import asyncio
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -164,7 +163,7 @@ class InvoiceClient:
             raise being_closed(status)
         if run.progress.digest != invoice.digest:
             raise id_in_use_by_invoice(status)
-        status = await self._with_earlier_ledger(run, status)
+        status = await self.runs.with_earlier_ledger(run, status, EARLIER_RUNS)
         return status.model_copy(update={"outcome": "already_in_process"})
 
     async def _start(
@@ -275,7 +274,9 @@ class InvoiceClient:
             known = await submissions if submissions else None
             if known is not None:
                 await self._expect_content_was_seen(run, total, code, known)
-            expect_one_ledger(await self._with_earlier_ledger(run, run.status, known))
+            expect_one_ledger(
+                await self.runs.with_earlier_ledger(run, run.status, EARLIER_RUNS, known)
+            )
         request = uuid4().hex
         details = DecisionDetails(
             by=self.name, reason=reason, request=request, sent_at=run.status.now
@@ -434,7 +435,7 @@ class InvoiceClient:
                 if run.is_open and (asking or not run.is_up_to_date):
                     answer = await (asking or self.runs.ask_worker(invoice_id))
                     status = await self.runs.status_with_answer(run, answer)
-                status = await self._with_earlier_ledger(run, status)
+                status = await self.runs.with_earlier_ledger(run, status, EARLIER_RUNS)
                 return StatusWithContent.of(await similar.add_to(status), invoice)
         finally:
             if asking:
@@ -473,21 +474,8 @@ class InvoiceClient:
             if status.paid_earlier_lines is None or not run.is_up_to_date:
                 answer = await self.runs.ask_worker(invoice_id, run.id)
                 status = await self.runs.status_with_answer(run, answer)
-            status = await self._with_earlier_ledger(run, status)
+            status = await self.runs.with_earlier_ledger(run, status, EARLIER_RUNS)
             return replace(run, status=await similar.add_to(status)), invoice
-
-    async def _with_earlier_ledger(
-        self,
-        run: InvoiceRun,
-        status: InvoiceStatus,
-        submissions: Sequence[Execution] | None = None,
-    ) -> InvoiceStatus:
-        """The status of a run, and if it is open and another ledger than its own has payments of an
-        earlier submission, with that ledger.
-        """
-        if not status.is_open:
-            return status
-        return await self.runs.with_earlier_ledger(run, status, EARLIER_RUNS, submissions)
 
     async def _readable_invoice(self, run: InvoiceRun) -> Invoice:
         invoice = await self.runs.content(run)

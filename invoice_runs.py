@@ -550,8 +550,8 @@ class InvoiceRuns:
         limit: int,
         submissions: Sequence[Execution] | None = None,
     ) -> InvoiceStatus:
-        """The status, with the ledger from which an earlier submission began to pay if the run
-        isn't bound to it.
+        """The status, with the ledger from which an earlier submission began to pay if the run is
+        open and isn't bound to it.
 
         Without `submissions`, it costs no request where the memo of the run's starter is that of a
         first submission by our client. Another client can copy such a memo.
@@ -560,6 +560,8 @@ class InvoiceRuns:
             limit: of the earlier runs that are looked at.
             submissions: the latest ones, if they have been read.
         """
+        if not status.is_open:
+            return status
         first_id = run.start.run_id if run.start else run.id
         invoice_id = status.invoice_id
         if submissions is not None or first_id not in self._paid_from:
