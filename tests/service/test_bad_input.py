@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 from temporalio.api.common.v1 import Payload, WorkflowExecution
 from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
-from temporalio.client import Client, WorkflowFailureError
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from temporalio.common import RawValue
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError, RPCStatusCode
@@ -318,19 +318,26 @@ async def start(client: Client, name: str, *arguments: Any, memo: Any = None) ->
     )
 
 
-@pytest.mark.parametrize("arguments", NONSENSE.values(), ids=NONSENSE)
-async def test_workflow_started_with_nonsense_fails_at_once(
-    client: Client, worker: Worker, arguments: list[Any]
-) -> None:
-    handle = await start(client, uuid4().hex, *arguments)
+async def invalid_invoice(handle: WorkflowHandle[Any, Any]) -> ApplicationError:
+    """The failure of a run, which must come at once and be `InvalidInvoice`."""
     try:
         with pytest.raises(WorkflowFailureError) as caught:
             await asyncio.wait_for(handle.result(), 30)
     except TimeoutError:
         await handle.terminate()
         raise
-    assert isinstance(caught.value.cause, ApplicationError)
-    assert caught.value.cause.type == "InvalidInvoice"
+    failure = caught.value.cause
+    assert isinstance(failure, ApplicationError)
+    assert failure.type == "InvalidInvoice"
+    return failure
+
+
+@pytest.mark.parametrize("arguments", NONSENSE.values(), ids=NONSENSE)
+async def test_workflow_started_with_nonsense_fails_at_once(
+    client: Client, worker: Worker, arguments: list[Any]
+) -> None:
+    handle = await start(client, uuid4().hex, *arguments)
+    await invalid_invoice(handle)
 
 
 @pytest.mark.parametrize(
@@ -346,16 +353,9 @@ async def test_workflow_started_with_text_that_no_ledger_can_store_fails_at_once
 ) -> None:
     invoice = an_invoice(**fields)
     handle = await start(client, invoice["id"], invoice)
-    try:
-        with pytest.raises(WorkflowFailureError) as caught:
-            await asyncio.wait_for(handle.result(), 30)
-    except TimeoutError:
-        await handle.terminate()
-        raise
-    assert isinstance(caught.value.cause, ApplicationError)
-    assert caught.value.cause.type == "InvalidInvoice"
+    failure = await invalid_invoice(handle)
     rule = f"Invalid invoice: {field}: must be text without NUL or half characters"
-    assert caught.value.cause.message == rule
+    assert failure.message == rule
     assert rule in await tools("get_invoice_status", invoice_id=invoice["id"])
     # The first event has the content.
     events = (await handle.fetch_history()).events[1:]
